@@ -1,0 +1,1 @@
+"""What a run is: typed configuration and its presets."""

@@ -1,0 +1,104 @@
+"""What a run is trained on: files, synthetic anatomy, and how they are varied."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from configs.section import Section
+
+
+class HeldOut(Section):
+    """The slab of a training volume that is kept for scoring, and the gap that separates it from training.
+
+    Attributes:
+        axis: Voxel axis of the file along which the slab is cut.
+        start: First part of the slab, as a fraction of the axis' extent.
+        stop: End of the slab, as a fraction.
+        gap: Voxels on each side of the slab that neither trains nor is scored.
+    """
+
+    axis: Literal[0, 1, 2] = 1
+    start: float = Field(2 / 3, ge=0, le=1)
+    stop: float = Field(1.0, ge=0, le=1)
+    gap: int = Field(16, ge=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.start >= self.stop:
+            raise ValueError(f"start must be below stop, received {self.start} and {self.stop}")
+        return self
+
+
+class Mixture(Section):
+    """Where training patches come from, in parts of any size.
+
+    Attributes:
+        volumes: The volumes as they are.
+        slices: Through-plane training from the volumes' own sharp planes: a slice, or its likeness in three dimensions,
+            is degraded along one of its in-plane axes. For thick-slice scans without any finer volume.
+        shapes: Synthetic anatomy of random shapes.
+        tissues: Synthetic anatomy of the MNI152 template's tissues.
+    """
+
+    volumes: float = Field(1, ge=0)
+    slices: float = Field(0, ge=0)
+    shapes: float = Field(0, ge=0)
+    tissues: float = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not any(self.parts.values()):
+            raise ValueError("at least one part must be above 0")
+        return self
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The share of each source, by name."""
+        return {"volumes": self.volumes, "slices": self.slices, "shapes": self.shapes, "tissues": self.tissues}
+
+
+class Data(Section):
+    """What is trained on.
+
+    Attributes:
+        volumes: Files. None means the MNI152 T1 template at 1 mm that nilearn carries.
+        mixture: Where patches come from.
+        held_out: The part of the volume that is kept for scoring.
+        validation: Files on which early stopping scores the network; never trained on.
+    """
+
+    volumes: tuple[Path, ...] = ()
+    mixture: Mixture = Mixture()
+    held_out: HeldOut | None = None
+    validation: tuple[Path, ...] = ()
+
+
+class Augmentation(Section):
+    """How what is trained on is varied; each is drawn anew for every piece of anatomy.
+
+    Attributes:
+        gain: Spread of the gain, on the natural logarithm.
+        gamma: Spread of the exponent applied to intensities, on the natural logarithm.
+        bias: Largest relative swing of a smooth bias field.
+        invert: Share of pieces whose contrast is inverted.
+        sharpen: Largest amount of unsharp masking of the volumes; a template is smoother than any brain.
+        blur: The recipe's blur is multiplied by a number drawn between these.
+        noise: Standard deviation of the noise added to the coarse volume is drawn between these, in normalised
+            intensity.
+    """
+
+    gain: float = Field(0.2, ge=0)
+    gamma: float = Field(0.0, ge=0)
+    bias: float = Field(0.0, ge=0, lt=1)
+    invert: float = Field(0.0, ge=0, le=1)
+    sharpen: float = Field(0.0, ge=0)
+    blur: tuple[float, float] = (1.0, 1.0)
+    noise: tuple[float, float] = (0.0, 0.0)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name, (low, high) in {"blur": self.blur, "noise": self.noise}.items():
+            if not 0 <= low <= high:
+                raise ValueError(f"{name} must be a range from low to high, from 0 on, received {low} and {high}")
+        return self

@@ -1,0 +1,89 @@
+"""What turns a fine volume into a coarse one: a typed recipe, stored with every score."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from configs.errors import ConfigError
+
+
+class AxisDegradation(BaseModel):
+    """What happens along one axis; lengths are in fine voxels.
+
+    Args:
+        factor: Fine voxels per coarse voxel, whole or not; sizes are rounded and the field of view is kept.
+        blur_fwhm: Full width at half maximum of a Gaussian applied first; 0 for none.
+        profile: How one coarse voxel gathers fine ones: "box" their mean, "gaussian" a slice profile whose FWHM is the
+            slice thickness, "kspace" all lower spatial frequencies and none above, with the ringing of a scanner.
+        gap: Share of the factor that lies between slices and is not seen; the slice thickness is `factor·(1 − gap)`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    blur_fwhm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    profile: Literal["box", "gaussian", "kspace"] = "box"
+    gap: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Noise(BaseModel):
+    """Noise of the coarse voxels.
+
+    Args:
+        kind: "gaussian" adds; "rician" is the magnitude of a complex signal with noise in both parts.
+        sigma: Standard deviation in the unit of the voxels that are degraded, normalised ones in training and scores.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["gaussian", "rician"] = "gaussian"
+    sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class Degradation(BaseModel):
+    """A recipe from fine to coarse in network axes: depth is the slice axis."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    depth: AxisDegradation = AxisDegradation()
+    height: AxisDegradation = AxisDegradation()
+    width: AxisDegradation = AxisDegradation()
+    noise: Noise = Noise()
+
+    @property
+    def axes(self) -> tuple[AxisDegradation, AxisDegradation, AxisDegradation]:
+        """The three axes in network order."""
+        return self.depth, self.height, self.width
+
+    @property
+    def scale(self) -> tuple[float, float, float]:
+        """Fine voxels per coarse voxel along depth, height and width."""
+        return self.depth.factor, self.height.factor, self.width.factor
+
+    @property
+    def is_isotropic(self) -> bool:
+        """Whether the three axes are degraded alike, so that any of them may serve as the slice axis."""
+        return self.depth == self.height == self.width
+
+
+_HALVED = AxisDegradation(factor=2, blur_fwhm=2)
+
+DEGRADATIONS: dict[str, Degradation] = {
+    recipe.name: recipe
+    for recipe in (
+        Degradation(name="iso2x", depth=_HALVED, height=_HALVED, width=_HALVED),
+        Degradation(name="thick4x", depth=AxisDegradation(factor=4)),
+    )
+}
+
+
+def named_degradation(name: str) -> Degradation:
+    """Return the degradation of that name.
+
+    Raises:
+        ConfigError: No degradation has it.
+    """
+    if name not in DEGRADATIONS:
+        raise ConfigError(f"Cannot degrade by {name!r}: no such degradation. Choose one of {', '.join(DEGRADATIONS)}.")
+    return DEGRADATIONS[name]

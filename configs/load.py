@@ -1,0 +1,157 @@
+"""Read a configuration: a preset's name or a file, with overrides, into a `RunConfig`."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from configs.errors import ConfigError
+from configs.schema import RunConfig
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that stand beside this module."""
+    return sorted(
+        entry.name.removesuffix(".yaml") for entry in files("configs").iterdir() if entry.name.endswith(".yaml")
+    )
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration.
+
+    Args:
+        source: A preset's name or the path of a YAML file.
+        overrides: Each `section.key=value`, the value in YAML.
+
+    Returns:
+        The resolved configuration.
+
+    Raises:
+        ConfigError: The file, a key or a value is wrong; the sentence names it and the remedy.
+    """
+    return _resolved(source, _content(source), overrides)
+
+
+def load_sweep(source: str | Path) -> tuple[dict[str, Any], Callable[[Sequence[str]], RunConfig]]:
+    """Read a configuration with a section `sweep`, which names what is varied.
+
+    Args:
+        source: A preset's name or the path of a YAML file.
+
+    Returns:
+        The section, and what makes the rest, with overrides, into a resolved configuration.
+
+    Raises:
+        ConfigError: The file is wrong, or it has no such section.
+    """
+    content = _content(source)
+    varied = content.pop("sweep", None)
+    if not isinstance(varied, dict):
+        raise ConfigError(
+            f"Cannot sweep by the configuration {source}: it has no section sweep. Add one, such as"
+            " sweep: {training.seed: [0, 1]}."
+        )
+    return varied, lambda overrides: _resolved(source, deepcopy(content), overrides)
+
+
+def _content(source: str | Path) -> dict[str, Any]:
+    path = Path(source)
+    if not path.suffix and str(source) in preset_names():
+        path = Path(str(files("configs").joinpath(f"{source}.yaml")))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(
+            f"Cannot read the configuration {source}: {reason}. "
+            f"Name a YAML file or one of the presets {', '.join(preset_names())}."
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Cannot read the configuration {source}: it is not YAML ({_one_line(error)}).") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"Cannot read the configuration {source}: the file must hold sections, received {content!r}.")
+    return content
+
+
+def _resolved(source: str | Path, content: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
+    for override in overrides:
+        _apply(content, override)
+    try:
+        return RunConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"Cannot use the configuration {source}: {_sentence(error)}") from None
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """A configuration with every default filled in, as YAML that `load_config` reads back to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def flatten(config: BaseModel) -> dict[str, str]:
+    """Every leaf of a configuration as `section.key` and its value in text, for a table or a tracking store."""
+    leaves: dict[str, str] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            leaves[prefix] = str(value)
+
+    walk("", config.model_dump(mode="json"))
+    return leaves
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"Cannot apply --set {override}: the form is section.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Cannot apply --set {override}: the value is not YAML ({_one_line(error)}).") from None
+    *sections, last = key.split(".")
+    place = content
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"Cannot apply --set {override}: {section} holds {inner!r}, not keys.")
+        place = inner
+    place[last] = value
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first problem of a validation error as one sentence."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = _nearest(problem["loc"])
+        return f"it has no key {key}.{f' Did you mean {near}?' if near else ''}"
+    if problem["type"] == "missing":
+        return f"the key {key} is missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    received = "" if problem["type"] == "value_error" else f", received {problem['input']!r}"
+    return f"{f'{key}: ' if key else ''}{message}{received}."
+
+
+def _nearest(location: tuple[int | str, ...]) -> str | None:
+    """The known key nearest to an unknown one, in full."""
+    model: type[BaseModel] = RunConfig
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        candidates = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not sections:
+            return None
+        model = sections[0]
+    near = difflib.get_close_matches(str(location[-1]), model.model_fields, n=1, cutoff=0.5)
+    return ".".join([*(str(part) for part in location[:-1]), near[0]]) if near else None

@@ -1,0 +1,9 @@
+"""What all sections of a configuration have in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of a configuration: it does not change once it is read, and knows all its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

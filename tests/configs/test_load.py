@@ -1,0 +1,78 @@
+import pytest
+import yaml
+
+from configs.errors import ConfigError
+from configs.load import flatten, load_config, preset_names, resolved_yaml
+from configs.schema import RunConfig
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads(name):
+    assert isinstance(load_config(name), RunConfig)
+
+
+def test_a_resolved_configuration_reads_back_to_the_same(tmp_path):
+    config = load_config("demo", ["training.steps=7", "data.volumes=[a.nii.gz]"])
+    path = tmp_path / "resolved.yaml"
+    path.write_text(resolved_yaml(config))
+    assert load_config(path) == config
+
+
+def test_an_override_changes_its_key_alone():
+    changed, preset = load_config("demo", ["training.learning_rate=1e-4"]), load_config("demo")
+    assert changed.training.learning_rate == 1e-4
+    assert changed.model_copy(update={"training": preset.training}) == preset
+
+
+def test_flatten_names_every_leaf():
+    leaves = flatten(load_config("demo"))
+    assert leaves["training.steps"] == str(load_config("demo").training.steps)
+    assert leaves["degradation.name"] == "iso2x"
+
+
+BAD = [
+    ("training: {stpes: 5}", "no key training.stpes. Did you mean training.steps?"),
+    ("trainning: {}", "no key trainning. Did you mean training?"),
+    ("training: {steps: 0}", "training.steps"),
+    ("training: {steps: many}", "received 'many'"),
+    (
+        "training: {batch_size: 3, replicas: 2}",
+        "batch_size must divide by the replicas, received 3 over 2: take a batch_size of 4",
+    ),
+    ("training: {patch: [16, 112, 100]}", "received 100 along width: take 112"),
+    ("data: {held_out: {start: 0.9, stop: 0.2}}", "start must be below stop"),
+    ("degradation: iso3x", "no such degradation"),
+    ("- a list", "the file must hold sections"),
+    ("a: [", "it is not YAML"),
+    ("training: !!python/object/apply:os.system ['true']", "it is not YAML"),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
+def test_a_wrong_configuration_gets_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "run.yaml"
+    content = text if "degradation" in text or text.startswith(("-", "a:")) else f"degradation: iso2x\n{text}"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert sentence in str(error.value)
+    assert "run.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override", ["steps", "=3", "training.steps.deep=3", "training.steps=[", "degradation.name.x=1"]
+)
+def test_a_wrong_override_gets_one_sentence(override):
+    with pytest.raises(ConfigError, match=r"Cannot apply|Cannot use"):
+        load_config("demo", [override])
+
+
+def test_a_missing_file_names_the_presets(tmp_path):
+    with pytest.raises(ConfigError, match="demo"):
+        load_config(tmp_path / "absent.yaml")
+
+
+def test_presets_are_plain_yaml():
+    for name in preset_names():
+        assert yaml.safe_load(resolved_yaml(load_config(name))) is not None
