@@ -1,0 +1,1 @@
+"""What the network is: shapes, layers, losses. Knows no file, no Ray and no MLflow."""

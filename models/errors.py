@@ -1,0 +1,5 @@
+"""The error that arithmetic on shapes raises."""
+
+
+class ShapeError(ValueError):
+    """A shape that cannot be: the sentence says which axis, which rule, and which shapes would do."""

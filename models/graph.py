@@ -1,0 +1,165 @@
+"""A network's architecture as plain data: the layers of a serialised Keras model, in the order in which they compute.
+
+Reads what `model.get_config()` returns or what `config.json` inside a `.keras` file holds, so that a process can plan
+with a network that it never loads. Models nested in the model are written out in place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from models.errors import ShapeError
+
+NESTED = frozenset({"Functional", "Sequential", "Model"})
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call of one layer.
+
+    Args:
+        name: The layer's name, with those of the models around it: "upsampler/stage_1".
+        kind: The Keras class.
+        config: The layer's own configuration.
+        sources: Which nodes it reads, by their place in the graph.
+        channels: Channels of the tensor that it returns.
+        constants: What it is called with beside tensors, such as the 2.0 of `2.0 * tensor`.
+    """
+
+    name: str
+    kind: str
+    config: Mapping[str, Any]
+    sources: tuple[int, ...]
+    channels: int
+    constants: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The nodes of a network with one input and one output, each after those that it reads."""
+
+    nodes: tuple[Node, ...]
+    output: int
+
+
+class _Reader:
+    """Collects nodes while it walks a model and the models inside it."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def model(self, kind: str, config: Mapping[str, Any], inputs: Sequence[int] | None, prefix: str) -> list[int]:
+        """Write out one model; returns the nodes of its outputs. `inputs` is None for the outermost."""
+        if "layers" not in config:
+            raise ShapeError(
+                f"Cannot read the layers of {prefix.rstrip('/') or config.get('name', 'the network')}: a {kind} that is"
+                " no functional or sequential model keeps no list of layers. Build the network with keras.Model(inputs,"
+                " outputs)."
+            )
+        if kind == "Sequential":
+            return self._sequential(config["layers"], inputs, prefix)
+        return self._functional(config, inputs, prefix)
+
+    def _sequential(self, layers: Sequence[Mapping[str, Any]], inputs: Sequence[int] | None, prefix: str) -> list[int]:
+        current = list(inputs or ())
+        for layer in layers:
+            if layer["class_name"] == "InputLayer" and inputs is not None:
+                continue
+            current = self._call(layer, current, (), prefix)
+        return current
+
+    def _functional(self, config: Mapping[str, Any], inputs: Sequence[int] | None, prefix: str) -> list[int]:
+        made: dict[tuple[str, int, int], int] = {}
+        starts = _references(config["input_layers"])
+        if inputs is not None:
+            made = dict(zip(starts, inputs, strict=True))
+        waiting = [(layer, call, index) for layer in config["layers"] for index, call in enumerate(_calls(layer))]
+        while waiting:
+            later = []
+            for layer, call, index in waiting:
+                tensors, constants = _arguments(call)
+                if (layer["name"], index, 0) in made:
+                    continue
+                if not all(tensor in made for tensor in tensors):
+                    later.append((layer, call, index))
+                    continue
+                outputs = self._call(layer, [made[tensor] for tensor in tensors], constants, prefix)
+                made |= {(layer["name"], index, place): node for place, node in enumerate(outputs)}
+            if len(later) == len(waiting):
+                raise ShapeError(f"Cannot order the layers of {config['name']}: {later[0][0]['name']} reads itself.")
+            waiting = later
+        return [made[tensor] for tensor in _references(config["output_layers"])]
+
+    def _call(
+        self, layer: Mapping[str, Any], sources: Sequence[int], constants: tuple[Any, ...], prefix: str
+    ) -> list[int]:
+        config, kind = layer["config"], layer["class_name"]
+        name = layer.get("name") or config.get("name", kind)
+        if kind in NESTED or "layers" in config:
+            return self.model(kind, config, sources, f"{prefix}{name}/")
+        channels = _channels(kind, config, [self.nodes[source].channels for source in sources])
+        self.nodes.append(Node(prefix + name, kind, config, tuple(sources), channels, constants))
+        return [len(self.nodes) - 1]
+
+
+def read_graph(architecture: Mapping[str, Any]) -> Graph:
+    """Read the layer graph of a serialised model.
+
+    Args:
+        architecture: `model.get_config()`, or the parsed `config.json` of a `.keras` file.
+
+    Returns:
+        The graph, nested models written out.
+
+    Raises:
+        ShapeError: The model is no functional or sequential one, or has more than one input or output.
+    """
+    config = architecture.get("config", architecture)
+    kind = architecture.get("class_name") or ("Functional" if "input_layers" in config else "Sequential")
+    reader = _Reader()
+    outputs = reader.model(kind, config, None, "")
+    entries = [node.name for node in reader.nodes if node.kind == "InputLayer"]
+    if len(entries) != 1 or len(outputs) != 1:
+        raise ShapeError(
+            f"Cannot shard {config.get('name', 'the network')}: a network has one input and one output volume, this one"
+            f" has {len(entries)} and {len(outputs)}."
+        )
+    return Graph(tuple(reader.nodes), outputs[0])
+
+
+def _references(spec: Sequence[Any]) -> list[tuple[str, int, int]]:
+    """The (layer, call, tensor) triples of `input_layers` or `output_layers`: a single one is not wrapped in a list."""
+    triples = [spec] if spec and isinstance(spec[0], str) else spec
+    return [(name, call, tensor) for name, call, tensor in triples]
+
+
+def _calls(layer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return layer.get("inbound_nodes") or [{"args": [], "kwargs": {}}]
+
+
+def _arguments(call: Mapping[str, Any]) -> tuple[list[tuple[str, int, int]], tuple[Any, ...]]:
+    """The tensors and the constants that a layer is called with."""
+    tensors: list[tuple[str, int, int]] = []
+    constants: list[Any] = []
+
+    def visit(value: Any) -> None:  # noqa: ANN401 - parsed JSON
+        if isinstance(value, Mapping) and value.get("class_name") == "__keras_tensor__":
+            layer, index, place = value["config"]["keras_history"]
+            tensors.append((layer, index, place))
+        elif isinstance(value, list | tuple):
+            for item in value:
+                visit(item)
+        elif value is not None:
+            constants.append(value)
+
+    visit(call["args"])
+    visit([value for key, value in call["kwargs"].items() if key != "mask"])
+    return tensors, tuple(constants)
+
+
+def _channels(kind: str, config: Mapping[str, Any], sources: Sequence[int]) -> int:
+    if kind == "InputLayer":
+        return int(config["batch_shape"][-1] or 1)
+    if kind == "Concatenate":
+        return sum(sources)
+    return int(config.get("filters") or config.get("units") or max(sources))

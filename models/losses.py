@@ -1,0 +1,142 @@
+"""What training minimises: named errors of a batch of patches, each one number per patch, and their weighted sum."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from models.errors import ShapeError
+
+Matrix = NDArray[np.float32] | None
+SPACE = (1, 2, 3)
+SMOOTH = 1e-3  # of the Charbonnier error, where it turns from square to absolute
+WINDOW = 7  # voxels of the SSIM window along each axis
+
+
+@dataclass(frozen=True, eq=False)
+class PatchDegradation:
+    """The degradation as losses apply it to patches, one matrix per axis or None where the axis stays.
+
+    Args:
+        matrices: From fine to coarse, `[coarse, fine]` each.
+        fine_bases: Orthonormal bases of what the degradation shows, `[fine, rank]` each.
+        seen: Share of each coefficient that a correction restores, float32 `[rank, rank, rank]`; where an axis stays,
+            its size takes the place of the rank.
+    """
+
+    matrices: Sequence[Matrix]
+    fine_bases: Sequence[Matrix]
+    seen: NDArray[np.float32]
+
+    def degrade(self, fine: tf.Tensor) -> tf.Tensor:
+        """Degrade patches `(batch, depth, height, width, 1)` to `(batch, depth, height, width)`, coarse."""
+        return _along(self.matrices, fine[..., 0])
+
+    def unseen(self, error: tf.Tensor) -> tf.Tensor:
+        """What is left of an error after the data consistency correction, of the shape of `error`.
+
+        The correction takes away all that shows in the coarse patch; the network need not spend itself on it.
+        """
+        plain = error[..., 0]
+        shown = _along([None if basis is None else basis.T for basis in self.fine_bases], plain)
+        return (plain - _along(self.fine_bases, shown * self.seen))[..., None]
+
+
+Loss = Callable[[tf.Tensor, tf.Tensor, PatchDegradation | None], tf.Tensor]
+
+
+def l1(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+    """Mean absolute error."""
+    return tf.reduce_mean(tf.abs(output - target), axis=(*SPACE, 4))
+
+
+def l2(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+    """Mean squared error, what PSNR measures."""
+    return tf.reduce_mean(tf.square(output - target), axis=(*SPACE, 4))
+
+
+def charbonnier(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+    """Absolute error with a round bottom (Charbonnier et al., Proc. ICIP, 1994)."""
+    return tf.reduce_mean(tf.sqrt(tf.square(output - target) + SMOOTH**2) - SMOOTH, axis=(*SPACE, 4))
+
+
+def gradient(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+    """Mean absolute error of the differences between neighbours, over the three axes."""
+    error = output - target
+    steps = (error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1], error[:, :, :, 1:] - error[:, :, :, :-1])
+    return tf.add_n([tf.reduce_mean(tf.abs(step), axis=(*SPACE, 4)) for step in steps]) / 3.0
+
+
+def ssim(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+    """One less the structural similarity, data range 1, in uniform windows of 7 voxels inside the patch.
+
+    Source: Wang et al., IEEE Trans. Image Process. 13, 2004.
+    """
+    mean_x, mean_y = _window(target), _window(output)
+    variance_x = _window(target * target) - mean_x**2
+    variance_y = _window(output * output) - mean_y**2
+    covariance = _window(target * output) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
+    )
+    return 1.0 - tf.reduce_mean(similarity, axis=(*SPACE, 4))
+
+
+def consistency(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation | None) -> tf.Tensor:
+    """Mean squared error of the degraded output against the degraded target."""
+    return tf.reduce_mean(tf.square(_known(degradation).degrade(output - target)), axis=SPACE)
+
+
+def unseen(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation | None) -> tf.Tensor:
+    """Mean squared error that the data consistency correction leaves."""
+    return tf.reduce_mean(tf.square(_known(degradation).unseen(output - target)), axis=(*SPACE, 4))
+
+
+LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (l1, l2, charbonnier, gradient, ssim, consistency, unseen)}
+
+
+def weighted(weights: Mapping[str, float], degradation: PatchDegradation | None = None) -> Callable[..., tf.Tensor]:
+    """Make the loss that training minimises.
+
+    Args:
+        weights: By name of a loss.
+        degradation: For `consistency` and `unseen`.
+
+    Returns:
+        A function of targets and outputs, float32 `(batch, depth, height, width, 1)`, to float32 `(batch,)`.
+
+    Raises:
+        ShapeError: No loss has such a name.
+    """
+    unknown = sorted(set(weights) - set(LOSSES))
+    if unknown or not weights:
+        raise ShapeError(
+            f"Cannot train on the loss {', '.join(unknown) or '(none)'}. Choose among {', '.join(LOSSES)}."
+        )
+
+    def loss(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+        return tf.add_n([weight * LOSSES[name](target, output, degradation) for name, weight in weights.items()])
+
+    return loss
+
+
+def _along(matrices: Sequence[Matrix], voxels: tf.Tensor) -> tf.Tensor:
+    """Multiply each axis of `(batch, depth, height, width)` by its matrix."""
+    for matrix, equation in zip(matrices, ("ij,bjyx->biyx", "ij,bzjx->bzix", "ij,bzyj->bzyi"), strict=True):
+        if matrix is not None:
+            voxels = tf.einsum(equation, tf.constant(matrix), voxels)
+    return voxels
+
+
+def _window(voxels: tf.Tensor) -> tf.Tensor:
+    size = [min(WINDOW, extent) for extent in voxels.shape[1:4]]
+    return tf.nn.avg_pool3d(voxels, (1, *size, 1), (1, 1, 1, 1, 1), "VALID")
+
+
+def _known(degradation: PatchDegradation | None) -> PatchDegradation:
+    if degradation is None:
+        raise ShapeError("Cannot compute this loss: it needs the degradation.")
+    return degradation

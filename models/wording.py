@@ -1,0 +1,54 @@
+"""How sizes and axes read in a sentence."""
+
+from collections.abc import Iterable, Sequence
+
+
+def by(values: Sequence[float]) -> str:
+    """Numbers per axis as the command line takes them.
+
+    >>> by((1, 2, 2)), by((3, 3, 3)), by((0.0, 0.5, 0.5))
+    ('1x2x2', '3', '0x0.5x0.5')
+    """
+    texts = [f"{value:g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else "x".join(texts)
+
+
+def shape_text(shape: Iterable[object]) -> str:
+    """Write a shape.
+
+    >>> shape_text((2, 4, 14, 14, 32))
+    '[2, 4, 14, 14, 32]'
+    """
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def options(values: Sequence[int]) -> str:
+    """Ascending whole numbers in words.
+
+    >>> options(range(1)), options([13, 14]), options(range(9, 17))
+    ('0', '13 or 14', '9 to 16')
+    """
+    if len(values) > 2:
+        return f"{values[0]} to {values[-1]}"
+    return " or ".join(map(str, values))
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words with commas and an "and".
+
+    >>> listed(["depth"]), listed(["depth", "height", "width"])
+    ('depth', 'depth, height and width')
+    """
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def grouped(remarks: Iterable[tuple[str, str]]) -> list[str]:
+    """Remarks on axes, the axes that share a remark named together.
+
+    >>> grouped([("depth", "no"), ("height", "yes"), ("width", "yes")])
+    ['depth: no', 'height and width: yes']
+    """
+    axes: dict[str, list[str]] = {}
+    for axis, remark in remarks:
+        axes.setdefault(remark, []).append(axis)
+    return [f"{listed(names)}: {remark}" for remark, names in axes.items()]

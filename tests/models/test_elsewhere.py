@@ -1,0 +1,99 @@
+from itertools import product
+
+import numpy as np
+import pytest
+
+from models.elsewhere import caffe_equivalent, padded_size, torch_equivalent
+from models.forward import output_shape
+from models.stages import Axis, Stage
+from models.weights import from_channels_first, to_channels_first
+from tests.models.scatter import as_tensorflow, as_torch
+from tests.models.sweep import SIZES, geometries, stages
+
+
+def along_width(kernel, stride, dilation):
+    return {"kernel_size": (1, 1, kernel), "strides": (1, 1, stride), "dilation_rate": (1, 1, dilation)}
+
+
+def test_sizes_of_pytorch_and_caffe_are_those_of_the_scatter_reference():
+    for (kernel, stride, dilation), size in product(geometries(), SIZES):
+        axis = Axis(kernel, stride, dilation)
+        x, weights = np.ones((1, 1, 1, size, 1)), np.ones((1, 1, kernel, 1, 1))
+        for pad, added in product(range(axis.span + 1), range(max(stride, dilation))):
+            expected = padded_size(axis, size, pad, added)
+            if expected > 0:
+                made = as_torch(x, weights, (1, 1, stride), (0, 0, pad), (0, 0, added), (1, 1, dilation))
+                assert made.shape[3] == expected
+
+
+def test_caffe_by_formula():
+    for (kernel, stride, dilation), size, pad in product(geometries(), SIZES, range(4)):
+        extent = dilation * (kernel - 1) + 1  # as in Caffe's deconv_layer.cpp
+        assert padded_size(Axis(kernel, stride, dilation), size, pad) == stride * (size - 1) + extent - 2 * pad
+
+
+@pytest.mark.parametrize("equivalent", [torch_equivalent, caffe_equivalent])
+def test_an_equivalent_is_claimed_exactly_where_some_pad_and_output_padding_give_the_same_numbers(equivalent):
+    random = np.random.default_rng(0)
+    for axis, size in product({axis for stage in stages() for axis in stage.axes}, SIZES):
+        geometry = along_width(axis.kernel_size, axis.stride, axis.dilation_rate)
+        added = None if axis.output_padding is None else (0, 0, axis.output_padding)
+        stage = Stage(1, **geometry, padding=axis.padding, output_padding=added)
+        shape = (1, 1, 1, size, 1)
+        x, weights = random.uniform(1, 2, shape), random.uniform(1, 2, stage.weights_shape(1))
+        sizes = output_shape(stage, shape)[1:4]
+        wanted = as_tensorflow(x, weights, stage.strides, sizes, stage.padding, stage.dilation_rate)
+        if not wanted.any():  # one voxel that no tap of a wide dilation reaches: any alignment gives zero
+            continue
+        allowed = range(max(axis.stride, axis.dilation_rate) if equivalent is torch_equivalent else 1)
+        same = [
+            (pad, more)
+            for pad, more in product(range(axis.span), allowed)
+            if padded_size(axis, size, pad, more) == sizes[2]
+            and np.array_equal(
+                as_torch(x, weights, stage.strides, (0, 0, pad), (0, 0, more), stage.dilation_rate), wanted
+            )
+        ]
+        said = equivalent(stage, shape)
+        assert said.equivalent == bool(same) == (said.reason is None), (stage, size)
+        if said.equivalent:
+            assert (said.pad[2], said.output_padding[2]) in same, (stage, size)
+            assert said.output_shape == output_shape(stage, shape)
+
+
+@pytest.mark.parametrize("equivalent", [torch_equivalent, caffe_equivalent])
+def test_where_there_is_no_equivalent_the_cure_gives_the_numbers(equivalent):
+    random = np.random.default_rng(0)
+    for stage in stages():
+        shape = (1, 4, 4, 4, 1)
+        said = equivalent(stage, shape)
+        x, weights = random.uniform(1, 2, shape), random.uniform(1, 2, stage.weights_shape(1))
+        made = as_torch(x, weights, stage.strides, said.pad, said.output_padding, stage.dilation_rate)
+        assert said.output_shape == made.shape
+        sizes = output_shape(stage, shape)[1:4]
+        wanted = as_tensorflow(x, weights, stage.strides, sizes, stage.padding, stage.dilation_rate)
+        for i, name in enumerate(("depth", "height", "width"), start=1):
+            missing = wanted.shape[i] - made.shape[i]
+            assert missing == 0 or name in str(said.reason)
+            assert missing >= -1  # drop the last voxel, or append voxels of bias
+            made = np.delete(made, -1, axis=i) if missing < 0 else made
+            made = np.concatenate([made, np.zeros_like(np.take(made, [0] * missing, axis=i))], axis=i)
+        np.testing.assert_array_equal(made, wanted)
+
+
+def test_kernel_3_stride_2_is_shown_why_caffe_makes_31_of_16():
+    said = caffe_equivalent(Stage(1, (3, 3, 3), (2, 2, 2)), (1, 16, 16, 16, 1))
+    assert not said.equivalent
+    assert said.reason == (
+        "depth, height and width: TensorFlow cuts 0 before and 1 after; take pad 0 and drop the last voxel;"
+        " pad 1 is one voxel short"
+    )
+    assert said.output_shape == (1, 33, 33, 33, 1)
+
+
+def test_weights_change_their_layout_and_nothing_else():
+    weights = np.random.default_rng(0).normal(size=(5, 4, 3, 2, 6))  # in, out, depth, height, width
+    ours = from_channels_first(weights)
+    assert ours.shape == (3, 2, 6, 4, 5)
+    assert ours[2, 1, 3, 0, 4] == weights[4, 0, 2, 1, 3]
+    np.testing.assert_array_equal(to_channels_first(ours), weights)
