@@ -1,0 +1,1 @@
+"""What one worker does: read, degrade, shard, train, restore, stitch, score."""

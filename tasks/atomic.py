@@ -1,0 +1,28 @@
+"""Files that appear whole or not at all."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the place of `path` on success and is removed on an error.
+
+    The name keeps the suffixes of `path`, because writers choose the format by them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Remove what writers of `path` that were killed left beside it."""
+    for torn in path.parent.glob(".*.partial.*"):
+        if torn.name.endswith(f".partial.{path.name}"):
+            torn.unlink(missing_ok=True)

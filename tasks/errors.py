@@ -1,0 +1,5 @@
+"""The error that bad input raises."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used: the sentence names the file, the rule, what was received and the remedy."""

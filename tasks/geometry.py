@@ -1,0 +1,232 @@
+"""Where voxels lie: a grid of voxels in the world, finer and coarser grids over the same field of view, network axes.
+
+Vocabulary: the *outer edges* of a grid are half a voxel beyond the centres of its first and last voxels; the *field of
+view* is the box between them. Voxel `(i, j, k)` has its centre at `affine @ (i, j, k, 1)`, in RAS+ millimetres.
+"""
+
+from dataclasses import dataclass
+from itertools import permutations, product
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import InputError
+
+T = TypeVar("T")
+
+LONGEST = 1_000_000  # voxels along an axis: beyond is a slip of the unit
+FARTHEST = 1e9  # millimetres: a thousand kilometres is as good as infinite
+# Spacings closer than this are equal: such differences come from reconstruction, not from thick slices.
+EQUAL_SPACING = 0.02
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Voxels in the world.
+
+    Args:
+        shape: Voxels along the file axes (i, j, k).
+        affine: 4x4, voxel index → RAS+ millimetres; kept as read-only float64.
+
+    Raises:
+        InputError: A size below 1, or an affine that is not 4x4, not finite or not invertible.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = np.array(self.affine, dtype=np.float64)
+        shape = tuple(int(size) for size in self.shape)
+        if len(shape) != 3 or min(shape) < 1:
+            raise InputError(f"Cannot place a grid: three sizes of at least 1 are needed, received {self.shape}.")
+        if affine.shape != (4, 4) or not (np.abs(affine) < FARTHEST).all():
+            raise InputError(f"Cannot place a grid: the affine must be 4x4 and finite, received {affine.tolist()}.")
+        # The determinant of the directions, not of the affine: spacings of 1e-6 mm are odd but not flat.
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
+            raise InputError(f"Cannot place a grid: the affine is flat, its axes span no volume: {affine.tolist()}.")
+        affine.setflags(write=False)
+        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Millimetres per voxel along (i, j, k): the lengths of the affine's columns."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return i, j, k
+
+    def world(self, voxels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Place voxel coordinates `[n, 3]` in the world: `[n, 3]` RAS+ millimetres."""
+        placed: NDArray[np.float64] = np.asarray(voxels) @ self.affine[:3, :3].T + self.affine[:3, 3]
+        return placed
+
+    def corners(self) -> NDArray[np.float64]:
+        """Return the eight corners of the field of view, `[8, 3]` in RAS+ millimetres, first axis slowest."""
+        return self.world(np.array(list(product(*((-0.5, size - 0.5) for size in self.shape)))))
+
+
+def covering_grid(grid: Grid, shape: tuple[int, int, int]) -> Grid:
+    """Return the grid of another shape over the same field of view.
+
+    With n voxels becoming N, `A' = A·diag(n/N)` and `t' = t + A·((n/N − 1)/2)`: the outer edges stay where they are.
+
+    >>> covering_grid(Grid((4, 4, 4), np.eye(4)), (8, 4, 2)).affine[:3, 3].tolist()
+    [-0.25, 0.0, 0.5]
+    """
+    return Grid(shape, grid.affine @ covering_transform(grid.shape, shape))
+
+
+def covering_transform(shape: tuple[int, int, int], covering: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Return the 4x4 that takes voxel indices of the `covering` shape to indices of `shape`, same field of view."""
+    step = np.divide(shape, covering)
+    transform = np.diag([*step, 1.0])
+    transform[:3, 3] = (step - 1) / 2
+    return transform
+
+
+def scaled_grid(grid: Grid, scale: tuple[float, float, float]) -> Grid:
+    """Return the grid with `scale` times as many voxels per file axis, rounded, over the same field of view.
+
+    Args:
+        grid: Any grid.
+        scale: Target voxels per voxel along (i, j, k); below 1 is coarser.
+
+    Raises:
+        InputError: A scale that is not a positive finite number.
+
+    >>> scaled_grid(Grid((5, 5, 5), np.eye(4)), (2, 1, 0.5)).shape
+    (10, 5, 3)
+    """
+    return covering_grid(grid, scaled_shape(grid.shape, scale))
+
+
+def scaled_shape(shape: tuple[int, int, int], scale: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Return `shape` times `scale`, rounded half up, at least 1 along every axis.
+
+    >>> scaled_shape((5, 7, 1), (0.5, 1.5, 0.25))
+    (3, 11, 1)
+    """
+    if len(scale) != 3 or not np.isfinite(scale).all() or min(scale) <= 0:
+        raise InputError(f"Cannot scale a grid: three positive numbers are needed, received {_numbers(scale)}.")
+    wanted = [size * float(factor) for size, factor in zip(shape, scale, strict=True)]
+    if max(wanted) > LONGEST:
+        raise InputError(
+            f"Cannot scale a grid: no axis may hold more than {LONGEST} voxels, and a scale of {_numbers(scale)} asks "
+            f"for {_numbers(tuple(wanted))}. Choose a smaller scale or a wider spacing."
+        )
+    # Rounding half up with a tolerance: a third of 9 voxels is 3 whatever the last bit says.
+    i, j, k = (max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted)
+    return i, j, k
+
+
+def spaced_grid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
+    """Return the grid whose spacing is nearest to `spacing` (mm along i, j, k) over the same field of view.
+
+    Raises:
+        InputError: A spacing that is not a positive finite number.
+
+    >>> spaced_grid(Grid((10, 10, 10), np.diag([1, 1, 3, 1])), (1, 0.5, 1)).shape
+    (10, 20, 30)
+    """
+    if len(spacing) != 3 or not np.isfinite(spacing).all() or min(spacing) <= 0:
+        raise InputError(f"Cannot space a grid: three positive millimetres are needed, received {_numbers(spacing)}.")
+    i, j, k = (have / wanted for have, wanted in zip(grid.spacing, spacing, strict=True))
+    return scaled_grid(grid, (i, j, k))
+
+
+def orientation(grid: Grid) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+    """Find which world axis each file axis follows most nearly.
+
+    Of the six assignments the one with the largest sum of direction cosines wins, after the shear is taken out by the
+    polar decomposition, so obliquity up to 45° never gives two file axes the same world axis.
+
+    Returns:
+        World axis (0 = left to right, 1 = posterior to anterior, 2 = inferior to superior) of i, j and k; and whether
+        the file axis runs against it.
+    """
+    left, _, right = np.linalg.svd(grid.affine[:3, :3] / grid.spacing)
+    cosines = left @ right
+    best = max(permutations(range(3)), key=lambda worlds: sum(abs(cosines[w, a]) for a, w in enumerate(worlds)))
+    i, j, k = best
+    against = tuple(bool(cosines[world, axis] < 0) for axis, world in enumerate(best))
+    return (i, j, k), (against[0], against[1], against[2])
+
+
+def axis_codes(grid: Grid) -> str:
+    """Name the directions in which i, j and k grow, such as `RAS` or `LPI`.
+
+    >>> axis_codes(Grid((2, 2, 2), np.diag([-1, 1, 1, 1])))
+    'LAS'
+    """
+    worlds, against = orientation(grid)
+    return "".join("RASLPI"[world + 3 * back] for world, back in zip(worlds, against, strict=True))
+
+
+def slice_axis(grid: Grid) -> int:
+    """Return the file axis across the slices: the largest spacing; among equals the one nearest to head-foot.
+
+    A scan of equal spacings has the same slice axis in the world in whatever axis order it is stored.
+
+    >>> slice_axis(Grid((9, 9, 9), np.diag([1, 3, 1, 1]))), slice_axis(Grid((9, 9, 9), np.eye(4)))
+    (1, 2)
+    """
+    widest = max(grid.spacing)
+    worlds, _ = orientation(grid)
+    return max((a for a in range(3) if grid.spacing[a] > widest * (1 - EQUAL_SPACING)), key=lambda axis: worlds[axis])
+
+
+@dataclass(frozen=True)
+class NetworkAxes:
+    """The one place that converts between file axes (i, j, k) and network axes (depth, height, width).
+
+    Depth is the slice axis; height and width are the others, in descending world order (superior, anterior, right), and
+    every axis runs towards superior, anterior or right. So one head gives one network input, in whatever axis order and
+    direction its file stores it; and for the common order RAS the network's array is the file's, without a copy.
+
+    Args:
+        order: The file axis of depth, height and width.
+        flipped: Whether depth, height and width run against their file axis.
+    """
+
+    order: tuple[int, int, int]
+    flipped: tuple[bool, bool, bool]
+
+    def to_network(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """View `[i, j, k]` voxels as `[depth, height, width]`."""
+        return voxels.transpose(self.order)[self._directions()]
+
+    def to_file(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """View `[depth, height, width]` voxels as `[i, j, k]`."""
+        return voxels[self._directions()].transpose(np.argsort(self.order))
+
+    def of_file(self, per_axis: tuple[T, T, T]) -> tuple[T, T, T]:
+        """Reorder one value per file axis (a shape, a scale, a spacing) to network axes."""
+        depth, height, width = (per_axis[axis] for axis in self.order)
+        return depth, height, width
+
+    def of_network(self, per_axis: tuple[T, T, T]) -> tuple[T, T, T]:
+        """Reorder one value per network axis to file axes."""
+        i, j, k = (per_axis[self.order.index(axis)] for axis in range(3))
+        return i, j, k
+
+    def _directions(self) -> tuple[slice, ...]:
+        return tuple(slice(None, None, -1 if back else 1) for back in self.flipped)
+
+
+def network_axes(grid: Grid, depth: int | None = None) -> NetworkAxes:
+    """Find the network axes of a grid.
+
+    Args:
+        grid: Any grid; a target grid has the axes of its input only if `depth` is given.
+        depth: The file axis across the slices; without it `slice_axis(grid)`.
+    """
+    worlds, against = orientation(grid)
+    first = slice_axis(grid) if depth is None else depth
+    second, third = sorted({0, 1, 2} - {first}, key=lambda axis: -worlds[axis])
+    return NetworkAxes((first, second, third), (against[first], against[second], against[third]))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)

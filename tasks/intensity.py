@@ -1,0 +1,81 @@
+"""Intensities as the network sees them: 0 for air, 1 for about the brightest of the head, found robustly and undone."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import InputError
+
+CLIP = 1.5  # of the training and scoring protocol, in normalised intensity
+
+
+@dataclass(frozen=True)
+class Intensity:
+    """The two intensities of a volume that become 0 and 1.
+
+    Args:
+        low: In the unit of the volume; becomes 0.
+        high: In the unit of the volume; becomes 1.
+    """
+
+    low: float
+    high: float
+
+
+def find_intensity(voxels: NDArray[np.float32]) -> Intensity:
+    """Find the intensities of a volume by percentiles of the head, not of the air.
+
+    Without negative values, low is 0 and high the 99.5th percentile of the positive voxels. With negative values (CT,
+    or ringing below 0), low is the 0.5th percentile of all voxels, the head is what lies above
+    the lowest twentieth of the range from there to the 99.9th percentile, and high is the 99.5th percentile of the
+    head. NaN and infinities are left out.
+
+    Raises:
+        InputError: The finite voxels are all equal, or there are none.
+    """
+    finite = voxels[np.isfinite(voxels)]
+    if finite.size == 0 or finite.min() == finite.max():
+        raise InputError("Cannot find the intensity range: the finite voxels are all equal, or there are none.")
+    if finite.min() >= 0:
+        return Intensity(0.0, float(np.percentile(finite[finite > 0], 99.5)))
+    low, top = np.percentile(finite, (0.5, 99.9)).tolist()
+    head = finite[finite > low + (top - low) / 20]
+    high = float(np.percentile(head, 99.5)) if head.size else top
+    return Intensity(low, high) if high > low else Intensity(float(finite.min()), float(finite.max()))
+
+
+def normalise(voxels: NDArray[np.float32], intensity: Intensity, clip: float | None = None) -> NDArray[np.float32]:
+    """Map low to 0 and high to 1.
+
+    Args:
+        voxels: In the unit of the volume, any shape.
+        intensity: From `find_intensity` of the whole volume.
+        clip: Limit to 0..clip; training and scores use `CLIP`.
+
+    >>> normalise(np.array([0, 50, 400], np.float32), Intensity(0, 100), clip=1.5).tolist()
+    [0.0, 0.5, 1.5]
+    """
+    low, span = np.float32(intensity.low), np.float32(intensity.high - intensity.low)
+    normalised = (np.asarray(voxels, np.float32) - low) / span
+    return normalised if clip is None else np.clip(normalised, 0, np.float32(clip))
+
+
+def restore(normalised: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
+    """Undo `normalise` (without clip)."""
+    low, span = np.float32(intensity.low), np.float32(intensity.high - intensity.low)
+    return np.asarray(normalised, np.float32) * span + low
+
+
+def unclip(restored: NDArray[np.float32], resampled: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
+    """Give back to a restored volume what clipping its input took away.
+
+    A network that was trained within 0..clip sees `clip(resampled)` and adds detail to it. What lay outside, vessels or
+    metal above, ringing below, is added again unchanged: `restored + (resampled − clip(resampled))`.
+
+    Args:
+        restored: What the network made of the clipped input, normalised.
+        resampled: The resampled input on the same grid, normalised, not clipped.
+        clip: The limit that was used.
+    """
+    return restored + (resampled - np.clip(resampled, 0, np.float32(clip)))

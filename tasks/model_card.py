@@ -1,0 +1,141 @@
+"""The card of a model: what it was trained for, carried inside its `.keras` file, and what it says of a use."""
+
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from configs.data import Mixture
+from configs.degradation import Degradation
+from configs.schema import RunConfig, StageConfig
+from tasks.errors import InputError
+
+ENTRY = "card.json"  # Keras reads its own entries of the archive and leaves this one alone
+PACKAGES = ("voxlift", "keras", "tensorflow", "tensorflow-cpu", "numpy")
+SCALE_LEEWAY = 1.05  # factors by which a use may depart from the training without a warning
+SPACING_LEEWAY = 1.35
+
+Three = tuple[float, float, float]
+
+
+class TrainingData(BaseModel):
+    """What a model was trained on.
+
+    Args:
+        mixture: Where patches came from.
+        volumes: How many real volumes.
+        spacing: Smallest and largest mm per fine voxel of them; None where only synthetic anatomy trained.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mixture: Mixture
+    volumes: int
+    spacing: tuple[float, float] | None = None
+
+
+class ModelCard(BaseModel):
+    """What a model was trained for.
+
+    Args:
+        degradation: From fine to coarse.
+        scale_range: Least and largest target voxels per voxel along depth, height and width.
+        intensity_rule: How voxels become what the network sees.
+        stages: Of the upsampler, from the latent.
+        latent_filters: Channels of the latent.
+        parameters: Trainable weights.
+        training_data: What it was trained on.
+        steps: Optimizer steps.
+        seed: Of the training.
+        versions: Of the programs.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    degradation: Degradation
+    scale_range: tuple[tuple[float, float], ...]
+    intensity_rule: str = (
+        "0 and the 99.5th percentile of the positive voxels (of the head, where voxels are negative) become 0 and 1;"
+        " clipped to 0..1.5"
+    )
+    stages: tuple[StageConfig, ...]
+    latent_filters: int
+    parameters: int
+    training_data: TrainingData
+    steps: int
+    seed: int
+    versions: dict[str, str]
+
+    def remarks(self, scale: Three, spacing: Three) -> list[str]:
+        """Say where a use leaves what the model was trained for; empty where it does not.
+
+        Args:
+            scale: Target voxels per voxel along depth, height and width.
+            spacing: Target mm per voxel along the same axes.
+        """
+        remarks = []
+        for axis, wanted, (low, high) in zip(("depth", "height", "width"), scale, self.scale_range, strict=True):
+            if not low / SCALE_LEEWAY <= wanted <= high * SCALE_LEEWAY:
+                trained = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+                remarks.append(f"scale {wanted:.3g} along {axis}: the model was trained for {trained}")
+        if self.training_data.spacing is not None:
+            low, high = self.training_data.spacing
+            if min(spacing) < low / SPACING_LEEWAY or max(spacing) > high * SPACING_LEEWAY:
+                remarks.append(
+                    f"target voxels of {' x '.join(f'{size:.3g}' for size in spacing)} mm: the model was trained on"
+                    f" {low:.3g} to {high:.3g} mm"
+                )
+        return remarks
+
+
+def make_card(
+    config: RunConfig, parameters: int, steps: int, volumes: int, spacing: tuple[float, float] | None
+) -> ModelCard:
+    """Make the card of a trained model."""
+    return ModelCard(
+        degradation=config.degradation,
+        scale_range=tuple((factor, factor) for factor in config.degradation.scale),
+        stages=config.network.stages,
+        latent_filters=config.network.latent_filters,
+        parameters=parameters,
+        training_data=TrainingData(mixture=config.data.mixture, volumes=volumes, spacing=spacing),
+        steps=steps,
+        seed=config.training.seed,
+        versions=dict(_versions()),
+    )
+
+
+def add_card(model_path: Path, card: ModelCard) -> None:
+    """Put a card into a `.keras` file that has none."""
+    with zipfile.ZipFile(model_path, "a") as archive:
+        archive.writestr(ENTRY, card.model_dump_json(indent=2))
+
+
+def read_card(archive: zipfile.ZipFile, name: str) -> ModelCard | None:
+    """Read the card of an opened `.keras` file; None where it carries none.
+
+    Raises:
+        InputError: The card is damaged or of a later format.
+    """
+    if ENTRY not in archive.namelist():
+        return None
+    try:
+        return ModelCard.model_validate_json(archive.read(ENTRY))
+    except ValidationError as error:
+        raise InputError(
+            f"Cannot use the model {name}: its card cannot be read ({error.errors()[0]['msg']}). It may come from a"
+            " later version of voxlift."
+        ) from error
+
+
+def _versions() -> list[tuple[str, str]]:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append((package, version(package)))
+        except PackageNotFoundError:
+            continue
+    return found

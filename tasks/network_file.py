@@ -1,0 +1,59 @@
+"""A saved network as the driver holds it: bytes, their digest, and what its layers cost, without loading TensorFlow."""
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from models.cost import Cost
+from models.graph import read_graph
+from models.receptive_field import receptive_field
+from tasks.errors import InputError
+from tasks.model_card import ModelCard, read_card
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """A `.keras` file that was read once: what was planned with is what the workers load.
+
+    Args:
+        name: The file's name, for sentences.
+        content: Its bytes.
+        cost: What the network costs, and its receptive field.
+        card: What it was trained for; None where the file carries no card.
+    """
+
+    name: str
+    content: bytes = field(repr=False)
+    cost: Cost = field(repr=False)
+    card: ModelCard | None = field(default=None, repr=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def read_network(path: Path) -> NetworkFile:
+    """Read a `.keras` file.
+
+    Raises:
+        InputError: The file is missing or no Keras model.
+        ShapeError: The network cannot be sharded: it has a layer without a finite receptive field.
+    """
+    try:
+        content = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            architecture = json.loads(archive.read("config.json"))
+            card = read_card(archive, path.name)
+    except InputError:
+        raise
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"Cannot read the model {path.name}: it is no Keras model ({' '.join(str(error).split())})."
+            " Name a .keras file saved by voxlift."
+        ) from error
+    graph = read_graph(architecture)
+    return NetworkFile(path.name, content, Cost(graph, receptive_field(graph)), card)

@@ -1,0 +1,116 @@
+"""Training as whoever starts it sees it: what it is given, what it reports, and a start that loads TensorFlow late."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import RunConfig
+from tasks.blocks import TrainingVolume
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationVolume:
+    """A volume that early stopping scores the network on, normalised, float32 `[depth, height, width]`.
+
+    Args:
+        coarse: The degraded volume.
+        resampled: It on the fine grid.
+        fine: The truth.
+    """
+
+    coarse: NDArray[np.float32]
+    resampled: NDArray[np.float32]
+    fine: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a training is given.
+
+    Args:
+        config: The run.
+        volumes: Volumes to learn from.
+        validation: Volumes for early stopping.
+        model_path: Where the `.keras` file goes; it appears when it is whole.
+        checkpoints: Folder for checkpoints; None leaves none.
+        resume: Whether to go on from the last checkpoint in that folder, if there is one.
+        start_from: A `.keras` file whose weights training starts from.
+    """
+
+    config: RunConfig
+    volumes: Sequence[TrainingVolume] = field(repr=False)
+    model_path: Path
+    validation: Sequence[ValidationVolume] = field(default=(), repr=False)
+    checkpoints: Path | None = None
+    resume: bool = False
+    start_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One optimizer step that was taken, or told again from the checkpoint that training goes on from.
+
+    Args:
+        step: Number of the step, from 1.
+        loss: Weighted sum of the losses over the batch, on the [0, 1] scale.
+        learning_rate: Of this step.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation on whole volumes.
+
+    Args:
+        step: After this step.
+        psnr: Mean over the volumes, inside the head, in dB.
+        stops: Whether training ends here.
+    """
+
+    step: int
+    psnr: float
+    stops: bool
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What training leaves.
+
+    Args:
+        path: The `.keras` file.
+        parameters: Trainable weights.
+        seconds: From the first patch to the last step, of this start.
+        waiting_share: Share of that time in which the network waited for patches.
+        replicas: Model replicas.
+        device: Kind of device, "GPU" or "CPU".
+        latent_shape: Shape of the latent of one batch, `(batch, depth, height, width, channels)`.
+        steps: Steps taken, those before a resumption included.
+        resumed_from: The step that training went on from; 0 for a fresh start.
+    """
+
+    path: Path
+    parameters: int
+    seconds: float
+    waiting_share: float
+    replicas: int
+    device: str
+    latent_shape: tuple[int, ...]
+    steps: int
+    resumed_from: int
+
+
+TrainingRecord = TrainingStep | Validation | TrainedModel
+
+
+def run_training(job: TrainingJob) -> Iterator[TrainingRecord]:
+    """Train in this process: `tasks.train.train`, imported when it is called."""
+    from tasks.train import train
+
+    return train(job)

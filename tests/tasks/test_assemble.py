@@ -1,0 +1,108 @@
+"""Cores on disk, torn and whole, and the volume put together from them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.degradation import AxisDegradation, Degradation
+from models.cost import Cost
+from models.graph import read_graph
+from models.receptive_field import receptive_field
+from tasks.assemble import Assembly
+from tasks.consistency import explain
+from tasks.degrade import degrade
+from tasks.geometry import NetworkAxes
+from tasks.shard_store import ShardStore, content_key
+from tasks.shards import Shard, ShardPlan, plan_shards
+from tests.networks import small_restorer
+
+GRAPH = read_graph(small_restorer().get_config())
+COST = Cost(GRAPH, receptive_field(GRAPH))
+CORE = Shard(((0, 3), (0, 4), (0, 2)), ((0, 8), (0, 16), (0, 16)))
+
+
+def plan_of(shape):
+    least = plan_shards(shape, COST, 100_000).smallest_bytes // 2**20 + 1
+    return plan_shards(shape, COST, least)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return ShardStore(tmp_path / "store")
+
+
+def test_a_core_comes_back_as_it_was_kept(store):
+    voxels = np.random.default_rng(1).normal(size=(3, 4, 2)).astype(np.float32)
+    assert not store.holds(CORE)
+    store.save(CORE, voxels)
+    assert store.holds(CORE)
+    np.testing.assert_array_equal(store.load(CORE, (3, 4, 2)), voxels)
+    store.clear()
+    assert not store.holds(CORE)
+    store.clear()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b[:0], lambda b: b[:5] + b"?" + b[6:], lambda b: b[:40]]
+)
+def test_a_torn_core_is_not_held(store, damage):
+    store.save(CORE, np.ones((3, 4, 2), np.float32))
+    (path,) = store.folder.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert not store.holds(CORE)
+
+
+def test_the_key_depends_on_content_alone():
+    assert content_key({"a": 1, "b": [2, (3, 4)]}) == content_key({"b": [2, [3, 4]], "a": 1})
+    assert content_key({"a": 1}) != content_key({"a": 2})
+
+
+@given(
+    shape=st.tuples(*[st.integers(1, 150)] * 3),
+    order=st.permutations([0, 1, 2]),
+    flipped=st.tuples(*[st.booleans()] * 3),
+)
+@settings(max_examples=25, deadline=None)
+def test_slabs_put_the_volume_together_in_any_orientation(tmp_path_factory, shape, order, flipped):
+    voxels = np.random.default_rng(4).random(shape, np.float32)  # depth, height, width
+    axes = NetworkAxes(tuple(order), flipped)
+    assembly = Assembly(plan_of(shape), axes, ShardStore(tmp_path_factory.mktemp("store")))
+    for shard in reversed(assembly.in_file_order()):
+        assembly.save(shard, voxels[tuple(slice(*side) for side in shard.core)])
+    asked: list[Shard] = []
+    slabs = list(assembly.slabs(asked.append, slab_voxels=4000))
+    assert all(slab.flags.f_contiguous for slab in slabs)
+    np.testing.assert_array_equal(np.concatenate(slabs, axis=2), axes.to_file(voxels))
+    assert list(dict.fromkeys(asked)) == assembly.in_file_order()
+
+
+def test_the_remainder_is_what_the_restored_volume_lacks(tmp_path):
+    generator = np.random.default_rng(6)
+    fine = generator.random((40, 96, 80), np.float32)
+    axes = NetworkAxes((2, 0, 1), (True, False, True))
+    assembly = Assembly(plan_of(fine.shape), axes, ShardStore(tmp_path))
+    for shard in assembly.plan.shards:
+        assembly.save(shard, fine[tuple(slice(*side) for side in shard.core)])
+    recipe = Degradation(name="mean", depth=AxisDegradation(factor=2), height=AxisDegradation(factor=3, blur_fwhm=2))
+    off = generator.normal(0, 3, (20, 32, 80)).astype(np.float32)
+    np.testing.assert_allclose(assembly.remainder(degrade(fine, recipe) + off, recipe), off, atol=1e-5)
+
+
+@pytest.mark.parametrize("flipped", [(True, False, True), (False, True, False)])
+def test_a_change_by_planes_is_the_whole_change(tmp_path, flipped):
+    axes = NetworkAxes((2, 0, 1), flipped)
+    assembly = Assembly(plan_of((40, 48, 32)), axes, ShardStore(tmp_path))
+    recipe = Degradation(name="mean", depth=AxisDegradation(factor=2), width=AxisDegradation(factor=2))
+    missing = np.random.default_rng(1).normal(0, 0.1, (20, 48, 16)).astype(np.float32)
+    change = explain(missing, (40, 48, 32), recipe)
+    assert change is not None
+    whole = axes.to_file(change.window(slice(None), slice(None), slice(None)))
+    parts = [assembly.change(change, start, start + 10) for start in (0, 10, 20, 30)]
+    np.testing.assert_allclose(np.concatenate(parts, axis=2), whole, atol=1e-6)
+
+
+def test_a_plan_is_plain_data():
+    plan: ShardPlan = plan_of((40, 80, 96))
+    assert "voxels computed per voxel kept" in str(plan)
+    assert plan.core_shape <= plan.read_shape

@@ -1,0 +1,58 @@
+"""What a person gives, and which volumes that means."""
+
+import pytest
+
+from tasks.errors import InputError
+from tasks.inputs import expand_inputs
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.nii.gz", "a.nii", "c.mgz", "notes.md", ".hidden.nii", "pair.hdr", "pair.img", "deep/d.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def names(folder, *given):
+    return [path.relative_to(folder).as_posix() for path in expand_inputs(given)]
+
+
+def test_a_folder_means_its_volumes_and_a_pair_is_one(folder):
+    assert names(folder, folder) == ["a.nii", "b.nii.gz", "c.mgz", "pair.hdr"]
+
+
+def test_a_glob_reaches_down_if_it_is_asked_to(folder):
+    assert names(folder, folder / "*.nii*") == ["a.nii", "b.nii.gz"]
+    assert names(folder, f"{folder}/**/*.nii") == ["a.nii", "deep/d.nii"]
+
+
+def test_files_are_taken_in_order_and_once(folder):
+    given = [folder / name for name in ("c.mgz", "a.nii", "deep/../a.nii", "pair.img", "pair.hdr")]
+    assert names(folder, *given) == ["c.mgz", "a.nii", "pair.img"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "# two of them\nb.nii.gz\n\n  a.nii  \n"),
+        ("list.csv", "subject,path,age\n1,b.nii.gz,30\n2,a.nii,40\n"),
+        ("list.csv", "b.nii.gz\na.nii\n"),
+        ("list.csv", "\ufeffvolume\nb.nii.gz\na.nii\n"),
+        ("list.csv", 'id,Image\n1,"b.nii.gz"\n2,a.nii\n'),
+        ("list.tsv", "filename\tage\nb.nii.gz\t1\na.nii\t2\n"),
+    ],
+)
+def test_a_list_names_paths_beside_itself_in_its_own_order(folder, name, text):
+    (folder / name).write_text(text, encoding="utf-8")
+    assert names(folder, folder / name) == ["b.nii.gz", "a.nii"]
+
+
+def test_a_list_may_name_absolute_paths(folder):
+    (folder / "deep" / "list.txt").write_text(f"{folder}/a.nii\n")
+    assert names(folder, folder / "deep" / "list.txt") == ["a.nii"]
+
+
+def test_nothing_given_is_an_error():
+    with pytest.raises(InputError, match="none were given"):
+        expand_inputs([])

@@ -1,0 +1,53 @@
+"""Names of outputs: BIDS, others, and no two alike."""
+
+from pathlib import Path
+
+import pytest
+
+from tasks.errors import InputError
+from tasks.naming import output_name, output_paths, sidecar_name
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("sub-01_T1w.nii.gz", "sub-01_rec-voxlift_T1w.nii.gz"),
+        ("sub-01_ses-2_task-rest_run-1_bold.nii.gz", "sub-01_ses-2_task-rest_rec-voxlift_run-1_bold.nii.gz"),
+        ("sub-01_acq-lo_ce-gad_T1w.nii", "sub-01_acq-lo_ce-gad_rec-voxlift_T1w.nii"),
+        ("sub-01_space-MNI_desc-preproc_T1w.nii.gz", "sub-01_rec-voxlift_space-MNI_desc-preproc_T1w.nii.gz"),
+        ("sub-01_rec-norm_T1w.nii.gz", "sub-01_rec-normvoxlift_T1w.nii.gz"),
+        ("sub-01_T1w.mgz", "sub-01_rec-voxlift_T1w.nii.gz"),
+        ("sub-01.nii.gz", "sub-01_sr.nii.gz"),
+        ("T1.mgz", "T1_sr.nii.gz"),
+        ("scan.1.2.nii", "scan.1.2_sr.nii"),
+        ("scan.hdr", "scan_sr.nii"),
+        ("scan.img.gz", "scan_sr.nii.gz"),
+        ("scan.nii.bz2", "scan_sr.nii.gz"),
+        ("epi+orig.BRIK.gz", "epi+orig_sr.nii.gz"),
+        ("SCAN.NII.GZ", "SCAN_sr.nii.gz"),
+    ],
+)
+def test_an_output_is_called_after_its_source(source, expected):
+    assert output_name(source) == expected
+
+
+def test_a_sidecar_is_called_after_its_output():
+    assert sidecar_name("sub-01_rec-voxlift_T1w.nii.gz") == "sub-01_rec-voxlift_T1w.json"
+    assert sidecar_name("scan.1_sr.nii") == "scan.1_sr.json"
+
+
+@pytest.mark.parametrize("pair", [("a/x.nii.gz", "b/x.nii.gz"), ("x.nii.gz", "x.mgz"), ("X.nii", "x.nii")])
+def test_two_inputs_for_one_output_are_an_error_before_work(pair, tmp_path):
+    with pytest.raises(InputError, match="2 inputs would become this one file"):
+        output_paths([tmp_path / one for one in pair], tmp_path / "out")
+
+
+def test_an_input_is_not_overwritten(tmp_path):
+    with pytest.raises(InputError, match="overwrite an input"):
+        output_paths([tmp_path / "x.nii", tmp_path / "x_sr.nii"], tmp_path)
+
+
+def test_different_inputs_go_side_by_side():
+    given = [Path("in/a.nii.gz"), Path("in/b.nii.gz"), Path("in/sub-1_T2w.nii.gz")]
+    expected = [Path("out/a_sr.nii.gz"), Path("out/b_sr.nii.gz"), Path("out/sub-1_rec-voxlift_T2w.nii.gz")]
+    assert output_paths(given, Path("out")) == expected

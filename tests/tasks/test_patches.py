@@ -1,0 +1,152 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.load import load_config
+from tasks.blocks import BlockSource, TrainingVolume, block_shape, cut, drawn_recipe, slanted_slice, vary
+from tasks.degrade import degrade
+from tasks.errors import InputError
+from tasks.patches import PatchSource, block_number
+from tasks.resample import resample
+
+PLAIN = ("augmentation.gain=0", "training.patch=[8, 16, 16]")
+
+
+def run(*overrides, degradation="iso2x"):
+    return load_config("demo", [f"degradation={degradation}", *PLAIN, *overrides])
+
+
+def numbered(shape):
+    """A volume in which each voxel knows its place."""
+    return TrainingVolume.of((1 + np.arange(np.prod(shape)).reshape(shape) / np.prod(shape)).astype(np.float32) / 2)
+
+
+def staircase(axis, shape=(64, 72, 80)):
+    """A volume that varies along one axis."""
+    steps = np.linspace(0.1, 1, shape[axis], dtype=np.float32)
+    return TrainingVolume.of(np.broadcast_to(np.expand_dims(steps, [a for a in range(3) if a != axis]), shape))
+
+
+@pytest.mark.parametrize("degradation", ["iso2x", "thick4x"])
+def test_the_input_of_a_block_is_its_target_degraded_and_resampled(degradation):
+    config = run(degradation=degradation)
+    shape = block_shape(config.training.patch, config.degradation)
+    source = BlockSource(
+        [numbered((64, 72, 80))], config.data.mixture, config.degradation, config.augmentation, shape, 3
+    )
+    block = source.draw(4)
+    again = resample(degrade(block.fine, config.degradation), shape)
+    np.testing.assert_allclose(block.resampled, np.clip(again, 0, 1.5), atol=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(index=st.integers(0, 1000))
+def test_patches_begin_where_coarse_voxels_begin(index):
+    config = run(degradation="thick4x")
+    volume = numbered((64, 72, 80))
+    _, target, _ = PatchSource([volume], config).draw(index)
+    shape = block_shape(config.training.patch, config.degradation)
+    source = BlockSource([volume], config.data.mixture, config.degradation, config.augmentation, shape, 0)
+    block = source.draw(block_number(index)).fine
+    depths = np.argwhere(np.isin(block, target))[:, 0]
+    assert depths.min() % 4 == 0
+    assert depths.max() - depths.min() == 7
+
+
+@settings(deadline=None, max_examples=10)
+@given(index=st.integers(0, 1000))
+def test_the_slice_axis_stays_where_it_must(index):
+    _, target, _ = PatchSource([staircase(0)], run(degradation="thick4x")).draw(index)
+    assert (target == target[:, :1, :1]).all()
+    assert len(np.unique(target)) == 8
+
+
+def test_any_axis_may_come_first_when_all_are_alike():
+    source = PatchSource([staircase(0)], run())
+    targets = [source.draw(index)[1] for index in range(64)]
+    varying = {next(axis for axis in range(3) if np.ptp(target, axis=axis).any()) for target in targets}
+    assert varying == {0, 1, 2}
+
+
+def test_a_patch_depends_on_seed_and_index_alone():
+    volumes = [numbered((40, 48, 40)), numbered((16, 16, 16))]
+    forwards, backwards = (PatchSource(volumes, run("training.seed=5")) for _ in range(2))
+    first = [forwards.draw(index)[1] for index in (7, 8, 200)]
+    again = [backwards.draw(index)[1] for index in (200, 8, 7)]
+    for one, other in zip(first, reversed(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not np.array_equal(first[0], first[1])
+    assert not np.array_equal(first[0], PatchSource(volumes, run("training.seed=6")).draw(7)[1])
+
+
+def test_a_volume_smaller_than_a_block_is_continued_by_its_mirror_image():
+    volume = numbered((3, 40, 5))
+    piece = cut(np.random.default_rng(0), volume, (8, 40, 8), np.arange(3))
+    np.testing.assert_array_equal(piece[:3, :, :5], volume.fine)
+    np.testing.assert_array_equal(piece[3:6], piece[2::-1])
+
+
+def test_patches_show_the_head():
+    fine = np.zeros((80, 80, 80), np.float32)
+    fine[40:60, 40:60, 40:60] = 1
+    source = PatchSource([TrainingVolume.of(fine)], run())
+    assert np.mean([source.draw(index)[2] for index in range(64)]) > 0.2
+
+
+def test_a_volume_without_a_head_is_refused():
+    with pytest.raises(InputError, match="shows no head"):
+        TrainingVolume.of(np.zeros((8, 8, 8), np.float32))
+
+
+def test_a_slanted_slice_shows_the_slice_in_its_middle_plane():
+    volume = numbered((9, 60, 70))
+    block = slanted_slice(np.random.default_rng(3), volume, (12, 14, 16))
+    middle = block[:, :, 8]
+    assert any(
+        np.abs(plane[row : row + 12, column : column + 14] - middle).max() < 1e-4
+        for number in range(9)
+        for plane in (volume.fine[number], volume.fine[number].T)
+        for row in range(plane.shape[0] - 11)
+        for column in range(plane.shape[1] - 13)
+        if abs(plane[row, column] - middle[0, 0]) < 1e-4
+    )
+
+
+def test_contrast_varies_as_asked_and_not_otherwise():
+    fine = numbered((8, 8, 8)).fine
+    still = run().augmentation
+    np.testing.assert_array_equal(vary(np.random.default_rng(0), fine, still), fine)
+    inverted = vary(np.random.default_rng(0), fine, still.model_copy(update={"invert": 1.0}))
+    np.testing.assert_allclose(inverted, fine.max() - fine)
+    brighter = vary(np.random.default_rng(0), fine, still.model_copy(update={"gain": 0.5}))
+    np.testing.assert_allclose(brighter / fine, brighter[0, 0, 0] / fine[0, 0, 0], rtol=1e-6)
+    curved = vary(np.random.default_rng(0), fine, still.model_copy(update={"gamma": 0.5}))
+    np.testing.assert_allclose(np.ptp(np.log(curved) / np.log(fine)), 0, atol=1e-4)
+    swung = vary(np.random.default_rng(0), fine, still.model_copy(update={"bias": 0.3})) / fine
+    assert 0.7 <= swung.min() < swung.max() <= 1.3
+
+
+def test_degradations_are_drawn_from_their_range():
+    recipe = run().degradation
+    how = run("augmentation.blur=[0.5, 2]", "augmentation.noise=[0.01, 0.02]").augmentation
+    random = np.random.default_rng(0)
+    drawn = [drawn_recipe(random, recipe, how) for _ in range(50)]
+    blurs = [one.depth.blur_fwhm for one in drawn]
+    assert min(blurs) >= 1
+    assert max(blurs) <= 4
+    assert np.ptp(blurs) > 1
+    assert all(0.01 <= one.noise.sigma <= 0.02 for one in drawn)
+    assert drawn_recipe(random, recipe, run().augmentation) == recipe
+
+
+@pytest.mark.parametrize("source", ["shapes", "tissues", "slices"])
+def test_every_source_gives_patches_without_the_others(source):
+    parts = {"volumes": 0, "slices": 0, "shapes": 0, "tissues": 0, source: 1}
+    config = run(f"data.mixture={parts}".replace("'", ""))
+    volumes = [numbered((40, 48, 40))] if source == "slices" else []
+    given_input, target, _ = PatchSource(volumes, config).draw(0)
+    assert given_input.shape == target.shape == (8, 16, 16, 1)
+    assert np.isfinite(target).all()
+    assert np.ptp(target) > 0
+    assert not np.array_equal(given_input, target)

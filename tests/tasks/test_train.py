@@ -1,0 +1,154 @@
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from tasks.checkpoints import last_checkpoint
+from tasks.consistency import correct
+from tasks.errors import InputError
+from tasks.network_file import read_network
+from tasks.train import build_network, learning_rate_schedule, train
+from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_training_lowers_the_loss_and_leaves_a_model_that_restores(tmp_path):
+    job = small_job(tmp_path, "training.steps=60", "training.learning_rate=5e-3")
+    losses, _, trained = outcome(train(job))
+    assert sorted(losses) == list(range(1, 61))
+    assert np.mean([losses[step] for step in range(41, 61)]) < 0.9 * np.mean([losses[step] for step in range(1, 11)])
+    held = validation_volume(job.config, seed=5)
+    model = keras.saving.load_model(trained.path, compile=False, safe_mode=True)
+    restored = np.asarray(model(held.resampled[None, ..., None]))[0, ..., 0]
+    cubic, network = (
+        correct(estimate, held.coarse, job.config.degradation).voxels for estimate in (held.resampled, restored)
+    )
+    assert np.mean((network - held.fine) ** 2) < np.mean((cubic - held.fine) ** 2)
+    assert trained.latent_shape == (2, 4, 4, 4, 4)
+
+
+@pytest.mark.parametrize("options", [(), ("training.optimizer=adamw", "training.weigh_patches=true")])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path, options):
+    rules = ("training.steps=9", "training.checkpoints={every: 3, keep: 2}", *options)
+    whole = outcome(train(small_job(tmp_path / "whole", *rules)))
+    job = small_job(tmp_path / "broken", *rules, checkpoints=tmp_path / "broken" / "checkpoints")
+    list(islice(train(job), 8))
+    again = outcome(train(replace(job, resume=True)))
+    assert again[2].resumed_from == 6
+    assert again[0] == whole[0]
+    for one, other in zip(weights_of(whole[2]), weights_of(again[2]), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [path.name for path in sorted(job.checkpoints.iterdir())] == ["step-00000006.npz", "step-00000009.npz"]
+
+
+def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(tmp_path):
+    job = small_job(tmp_path, "training.steps=2", "training.checkpoints.every=2", checkpoints=tmp_path / "checkpoints")
+    outcome(train(job))
+    other = small_job(tmp_path, "training.steps=3", checkpoints=job.checkpoints, resume=True)
+    with pytest.raises(InputError, match="written with another configuration"):
+        outcome(train(other))
+    place = job.checkpoints / "step-00000002.npz"
+    place.write_bytes(place.read_bytes()[:200])
+    with pytest.raises(InputError, match="it is no checkpoint"):
+        last_checkpoint(job.checkpoints, job.config)
+
+
+def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_path):
+    job = small_job(
+        tmp_path,
+        "training.steps=40",
+        "training.optimizer=sgd",
+        "training.learning_rate=1e-12",
+        "training.early_stopping={every: 2, patience: 3}",
+        "training.checkpoints.every=4",
+    )
+    job = replace(job, validation=[validation_volume(job.config)], checkpoints=tmp_path / "checkpoints")
+    losses, validations, trained = outcome(train(job))
+    assert [validation.stops for validation in validations] == [False, False, False, True]
+    assert len(losses) == trained.steps == 8
+    again = outcome(train(replace(job, resume=True)))
+    assert again[2].steps == again[2].resumed_from == 8
+    for one, other in zip(weights_of(trained), weights_of(again[2]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_training_may_start_from_given_weights(tmp_path):
+    first = outcome(train(small_job(tmp_path / "first", "training.steps=3")))[2]
+    still = ("training.optimizer=sgd", "training.learning_rate=1e-12", "training.steps=1")
+    second = outcome(train(small_job(tmp_path / "second", *still, start_from=first.path)))[2]
+    for one, other in zip(weights_of(first), weights_of(second), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+def test_the_model_carries_its_card(tmp_path):
+    trained = outcome(train(small_job(tmp_path, "training.steps=1", degradation="thick4x")))[2]
+    card = read_network(trained.path).card
+    assert card is not None
+    assert card.degradation.name == "thick4x"
+    assert card.steps == 1
+    assert card.parameters == trained.parameters
+    assert [stage.filters for stage in card.stages] == [4, 1]
+    assert card.versions["keras"] == keras.__version__
+    assert card.remarks((4.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == []
+    assert card.remarks((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == ["scale 2 along depth: the model was trained for 4"]
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path):
+    training = small_job(tmp_path, "training.steps=20", "training.warmup_steps=5").config.training
+    rates = [float(learning_rate_schedule(training)(step)) for step in range(20)]
+    assert rates[0] == 0
+    assert np.argmax(rates) == 5
+    assert rates[5] == pytest.approx(training.learning_rate)
+    assert (np.diff(rates[5:]) < 0).all()
+    assert rates[-1] < 0.1 * training.learning_rate
+
+
+def test_the_default_network_is_built_from_keras_layers_alone(tmp_path):
+    model = build_network(small_job(tmp_path).config.network)
+    assert {type(layer).__module__.split(".")[0] for layer in model.layers} == {"keras"}
+
+
+REPLICAS = """
+import sys
+from pathlib import Path
+import numpy as np
+from tasks.train import train
+from tests.tasks.small_training import outcome, small_job, weights_of
+
+rules = ("training.steps=20", "training.optimizer=sgd", "training.learning_rate=0.5", "training.batch_size=4",
+         "training.regularisation=1e-3", "training.weigh_patches=true", *sys.argv[2:])
+results = {}
+for replicas in (2, 1):
+    job = small_job(Path(sys.argv[1]) / str(replicas), *rules, f"training.replicas={replicas}")
+    losses, _, trained = outcome(train(job))
+    assert trained.replicas == replicas
+    results[replicas] = losses, weights_of(trained)
+start = small_job(Path(sys.argv[1]), *rules).config.network
+print(max(np.abs(a - b).max() for a, b in zip(results[1][1], results[2][1], strict=True)),
+      max(abs(results[1][0][step] - results[2][0][step]) for step in range(1, 21)),
+      results[1][0][1] - results[1][0][20])
+"""
+
+
+@pytest.mark.parametrize("clip", ["0.05", pytest.param("null", marks=pytest.mark.slow)])
+def test_one_replica_and_two_end_with_the_same_weights(tmp_path, clip):
+    # Logical devices are settled once per process, before TensorFlow touches one.
+    ran = subprocess.run(
+        [sys.executable, "-c", REPLICAS, str(tmp_path), f"training.clip_norm={clip}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    weights, losses, fallen = map(float, ran.stdout.split()[-3:])
+    assert weights < 1e-5
+    assert losses < 1e-5
+    assert fallen > 1e-4

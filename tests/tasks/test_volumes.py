@@ -1,0 +1,172 @@
+"""Volumes: whole or not at all, equal bytes, and one head in fifteen storages."""
+
+import gzip
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import nibabel
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tasks.errors import InputError
+from tasks.geometry import Grid, covering_grid, network_axes, scaled_grid, slice_axis
+from tasks.resample import resample
+from tasks.template import template_path
+from tasks.volumes import open_volume, read_volume, write_slabs, write_volume
+from tests.tasks.images import affine, data_folder, ramp, save
+
+
+def head(shape=(12, 13, 14)):
+    return np.random.default_rng(0).random(shape, dtype=np.float32)
+
+
+def test_a_file_that_is_not_finished_is_not_there(tmp_path):
+    def slabs():
+        yield head((4, 4, 2))
+        raise RuntimeError("the network failed")
+
+    with pytest.raises(RuntimeError, match="the network failed"):
+        write_slabs(tmp_path / "a.nii.gz", slabs(), Grid((4, 4, 4), np.eye(4)))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("slab", [(4, 4, 3), (4, 4, 5), (4, 3, 4)])
+def test_slabs_that_do_not_fill_the_grid_are_not_a_volume(slab, tmp_path):
+    with pytest.raises(ValueError, match="grid of"):
+        write_slabs(tmp_path / "a.nii", [head(slab)], Grid((4, 4, 4), np.eye(4)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_nifti_is_written(tmp_path):
+    with pytest.raises(InputError, match="written as NIfTI"):
+        write_volume(tmp_path / "a.mgz", head(), Grid((12, 13, 14), np.eye(4)))
+
+
+def test_equal_voxels_give_equal_files(tmp_path):
+    voxels = head((80, 90, 70))  # more than one block of the compressor
+    grid = Grid(voxels.shape, affine())
+    write_volume(tmp_path / "a.nii.gz", voxels, grid)
+    write_slabs(tmp_path / "b.nii.gz", np.array_split(voxels, 5, axis=2), grid)
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    raw = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    assert len(raw) == 352 + 4 * voxels.size
+
+
+def test_a_volume_of_no_file_opens_where_it_was_placed(tmp_path):
+    grid = Grid((12, 13, 14), affine(angles=(10, 20, 30)))
+    write_volume(tmp_path / "a.nii.gz", head(), grid)
+    image = nibabel.load(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), head())
+    for form in (image.get_sform(), image.get_qform()):
+        np.testing.assert_allclose(form, grid.affine, atol=1e-5)
+    np.testing.assert_allclose(image.header.get_zooms(), grid.spacing, rtol=1e-6)
+    assert image.header.get_xyzt_units()[0] == "mm"
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2"])
+def test_slabs_are_parts_of_the_whole(name, tmp_path):
+    voxels = head((9, 8, 30))
+    save(tmp_path / name, voxels, affine())
+    scan = open_volume(tmp_path / name)
+    np.testing.assert_array_equal(scan.slab(7, 19), voxels[:, :, 7:19])
+    np.testing.assert_array_equal(scan.slab(2, 3), voxels[:, :, 2:3])
+    np.testing.assert_array_equal(scan.read().voxels, voxels)
+
+
+def test_threads_that_read_at_once_leave_the_warnings_of_the_process_alone(tmp_path):
+    save(tmp_path / "odd.nii", head(), affine(), pixdim=[1, -1, 1.5, 3, 0, 0, 0, 0])
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        remarks = list(pool.map(lambda _: open_volume(tmp_path / "odd.nii").header.remarks, range(200)))
+    assert list(warnings.filters) == before
+    assert len(set(remarks)) == 1
+    assert len(remarks[0]) == 1
+    assert "pixdim" in remarks[0][0]
+
+
+def test_voxels_that_are_no_numbers_are_read_as_air(tmp_path):
+    voxels = ramp(affine(), (9, 8, 7))
+    voxels[3, 4, 5], voxels[0, 0, 0] = np.nan, np.inf
+    save(tmp_path / "a.nii", voxels, affine())
+    found = read_volume(tmp_path / "a.nii").voxels
+    assert found[3, 4, 5] == found[0, 0, 0] == voxels[np.isfinite(voxels)].min().astype(np.float32)
+
+
+def test_the_template_is_found_without_importing_nilearn():
+    volume = read_volume(template_path())
+    assert volume.grid.shape == (197, 233, 189)
+    assert volume.grid.spacing == (1, 1, 1)
+
+
+def test_the_templates_round_trip_through_half_the_resolution(tmp_path):
+    """What the demo does: degraded and restored, the geometry is the template's again."""
+    template = read_volume(template_path())
+    half = scaled_grid(template.grid, (0.5, 0.5, 0.5))
+    write_volume(tmp_path / "coarse.nii.gz", np.zeros(half.shape, np.float32), half, template)
+    coarse = read_volume(tmp_path / "coarse.nii.gz")
+    back = covering_grid(coarse.grid, template.grid.shape)
+    write_volume(tmp_path / "fine.nii.gz", np.zeros(back.shape, np.float32), back, coarse)
+    image, original = nibabel.load(tmp_path / "fine.nii.gz"), nibabel.load(template_path())
+    assert image.shape == original.shape
+    np.testing.assert_allclose(image.affine, original.affine, atol=1e-5)
+    np.testing.assert_allclose(image.header.get_zooms(), original.header.get_zooms(), atol=1e-6)
+
+
+def storages(tmp_path):
+    """One image in fifteen axis orders and directions: the real ones, or made the same way."""
+    folder = data_folder()
+    if folder:
+        return sorted((folder / "orientations").glob("*.nii.gz"))
+    image = nibabel.Nifti1Image(
+        (200 * ndimage.gaussian_filter(head((26, 32, 27)), 2)).astype("u1"), affine((2.4, 2.4, 2.4))
+    )
+    paths = []
+    for axes in (
+        "ALI",
+        "ALS",
+        "ARS",
+        "LAI",
+        "LAS",
+        "LPI",
+        "LPS",
+        "PLI",
+        "PLS",
+        "PRI",
+        "PRS",
+        "RAI",
+        "RAS",
+        "RPI",
+        "RPS",
+    ):
+        turned = nibabel.orientations.axcodes2ornt(axes)
+        paths.append(tmp_path / f"{axes}.nii.gz")
+        nibabel.save(
+            image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), turned)),
+            paths[-1],
+        )
+    return paths
+
+
+def test_one_head_in_fifteen_storages_gives_one_restored_image(tmp_path):
+    """With a lopsided filter in the place of the network, so that a wrong axis or direction shows."""
+    kernel = np.random.default_rng(1).random((3, 3, 3))
+    seen = []
+    for path in storages(tmp_path):
+        volume = read_volume(path)
+        axes = network_axes(volume.grid)
+        grid = scaled_grid(volume.grid, axes.of_network((2, 1, 1)))
+        fine = resample(axes.to_network(volume.voxels), axes.of_file(grid.shape))
+        restored = axes.to_file(ndimage.convolve(fine, kernel / kernel.sum(), mode="nearest"))
+        write_volume(tmp_path / f"{path.name}_sr.nii.gz", restored, grid, volume, dtype="float32")
+        seen.append(nibabel.as_closest_canonical(nibabel.load(tmp_path / f"{path.name}_sr.nii.gz")))
+    assert len(seen) == 15
+    for image in seen[1:]:
+        np.testing.assert_allclose(image.affine, seen[0].affine, atol=1e-3)
+        np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(seen[0].dataobj))
+
+
+def test_the_slice_axis_of_a_thick_scan_is_the_thick_one(tmp_path):
+    folder = data_folder()
+    source = folder / "chris_PD.nii.gz" if folder else save(tmp_path / "thick.nii.gz", head(), affine((0.9, 0.9, 2.4)))
+    assert slice_axis(open_volume(source).grid) == 2
