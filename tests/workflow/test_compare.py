@@ -1,0 +1,134 @@
+"""Runs side by side: what differs, what is best, and that a page of it stands alone."""
+
+import csv
+import io
+import json
+import re
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+import workflow.tracking as tracking
+from tasks.errors import InputError
+from workflow.cli import app
+from workflow.comparison import as_csv, compare
+from workflow.tracking.reading import RunRecord, read_curves, read_runs
+
+
+def run(name, psnr=None, **changes):
+    metrics = {} if psnr is None else {"psnr/restored": psnr, "psnr/cubic": 27.9, "seconds/training": 100 / psnr}
+    known = {
+        "run_id": f"{name}0123",
+        "name": name,
+        "status": "FINISHED",
+        "started": 0,
+        "seconds": 60.0,
+        "parent": None,
+        "parameters": {"training.steps": "300", "training.seed": "0"},
+        "metrics": metrics,
+        "tags": {"degradation": "iso2x"},
+        "inputs": ("abc",),
+    }
+    return RunRecord(**(known | changes))
+
+
+def test_the_best_comes_first_and_what_has_no_score_last():
+    runs = [run("none"), run("good", 31.0), run("best", 31.5), run("poor", 27.0)]
+    found = compare(runs, "psnr")
+    assert found.sorted_by == "psnr/restored"
+    assert [row.name for row in found.rows] == ["best", "good", "poor", "none"]
+    assert [row.name for row in compare(runs, "seconds/training").rows] == ["best", "good", "poor", "none"]
+    assert [row.name for row in compare(runs).rows] == ["none", "good", "best", "poor"]
+
+
+def test_only_what_differs_is_shown():
+    other = {"training.steps": "600", "training.seed": "0", "training.loss": "ssim"}
+    found = compare([run("a", 31.0), run("b", 32.0, parameters=other)])
+    assert found.differing == ("training.loss", "training.steps")
+    assert [dict(row.parameters) for row in found.rows] == [
+        {"training.loss": "", "training.steps": "300"},
+        {"training.loss": "ssim", "training.steps": "600"},
+    ]
+
+
+def test_what_does_not_compare_is_told():
+    runs = [run("a", 31.0), run("b", 30.0, tags={"degradation": "thick4x"}, inputs=("def",), status="KILLED")]
+    text = " ".join(compare(runs).remarks)
+    for part in ("iso2x, thick4x", "different volumes", "1 of 2 runs did not finish"):
+        assert part in text
+    assert compare([run("a", 31.0), run("b", 32.0)]).remarks == ()
+
+
+def test_a_metric_that_no_run_has_is_told():
+    with pytest.raises(InputError, match="There are: psnr/cubic, psnr/restored"):
+        compare([run("a", 31.0)], "psrn")
+    with pytest.raises(InputError, match="there is no run"):
+        compare([])
+
+
+def test_csv_reads_back():
+    runs = [run('a, the "first"', 31.25), run("b", parameters={"training.steps": "600"})]
+    rows = list(csv.DictReader(io.StringIO(as_csv(compare(runs)))))
+    assert [row["name"] for row in rows] == ['a, the "first"', "b"]
+    assert rows[0]["psnr/restored"] == "31.25"
+    assert rows[1]["psnr/restored"] == ""
+    assert rows[1]["training.steps"] == "600"
+
+
+@pytest.fixture(scope="module")
+def recorded(store):
+    for steps in (100, 200):
+        with tracking.recorded_run("compared", f"<b>{steps}</b>") as recorder:
+            recorder.parameters({"training.steps": str(steps), "training.seed": "0"})
+            recorder.metrics({"psnr/restored": 28 + steps / 100, "psnr/cubic": 28, "psnr/trilinear": 27})
+            for step in range(1, 4):
+                recorder.metrics({"train/loss": 1 / step / steps}, step)
+
+
+def test_what_was_recorded_is_compared(recorded, tmp_path, capfd):
+    done = CliRunner().invoke(
+        app, ["compare", "--experiment", "compared", "--sort", "psnr", "--out", str(tmp_path), "--json"]
+    )
+    assert done.exit_code == 0, done.exception
+    found = json.loads(capfd.readouterr().out)
+    assert [row["parameters"] for row in found["rows"]] == [{"training.steps": "200"}, {"training.steps": "100"}]
+    assert found["rows"][0]["scores"] == {"psnr/cubic": 28, "psnr/restored": 30, "psnr/trilinear": 27}
+    assert not any(name.startswith("system/") for name in found["rows"][0]["metrics"])
+    assert {path.name for path in tmp_path.iterdir()} == {"comparison.csv", "comparison.html", "comparison.png"}
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    page = (tmp_path / "comparison.html").read_text()
+    assert "&lt;b&gt;200&lt;/b&gt;" in page
+    assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+
+
+def test_runs_are_found_by_name_or_the_head_of_their_id(recorded):
+    first, second = read_runs("compared")
+    assert read_runs("compared", [second.run_id[:8], first.name]) == [second, first]
+    curve = read_curves([first.run_id], "train/loss")[first.run_id]
+    assert curve == [(1, 1 / 200), (2, 1 / 2 / 200), (3, 1 / 3 / 200)]
+    with pytest.raises(InputError, match="0 runs of the experiment"):
+        read_runs("compared", ["zzz"])
+    with pytest.raises(InputError, match=r"The store has: .*compared"):
+        read_runs("compare")
+
+
+@pytest.mark.slow
+def test_two_hundred_runs_are_compared_in_five_seconds(store):
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+
+    client = MlflowClient(tracking.tracking_uri())
+    experiment = client.create_experiment("many")
+    for number in range(200):
+        run_id = client.create_run(experiment, run_name=f"run {number}").info.run_id
+        parameters = [Param(f"section.key{key}", str(key * (number % 7 if key % 9 == 0 else 1))) for key in range(60)]
+        metrics = [Metric(f"psnr/{name}", 30 + number / 100, 0, 0) for name in ("restored", "cubic", "trilinear")]
+        losses = [Metric("train/loss", 1 / step, 0, step) for step in range(1, 201)]
+        client.log_batch(run_id, params=parameters, metrics=metrics + losses)
+        client.set_terminated(run_id)
+    started = time.perf_counter()
+    found = compare(read_runs("many"), "psnr")
+    assert time.perf_counter() - started < 5
+    assert len(found.rows) == 200
+    assert len(found.differing) == 6

@@ -1,0 +1,189 @@
+"""A crew of real workers, and a stream from one: order, limits, death, silence, errors."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from tasks.errors import InputError
+from workflow.cluster import RemoteWorker, Request, WorkerDiedError, WorkerError, require_room, share, stream
+from workflow.crew import Crew, Job
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+class Doubler:
+    """Doubles numbers; told to, it dies, hangs or raises, once or always."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def __call__(self, number, fate=None, times=0):
+        marks = len(list(self.folder.glob(f"{number}-*")))
+        if marks < times:
+            (self.folder / f"{number}-{marks}").touch()
+            if fate == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fate == "hang":
+                signal.pause()
+            if fate == "refuse":
+                raise InputError(f"Cannot double {number}.")
+            if fate == "break":
+                raise KeyError(number)
+        return 2 * number
+
+
+@pytest.fixture
+def crew(tmp_path):
+    crews = []
+
+    def hire(workers=2, retries=2, patience=30.0, make=Doubler):
+        crews.append(
+            Crew(lambda: RemoteWorker(make, (str(tmp_path),), Request()), workers, retries=retries, patience=patience)
+        )
+        return crews[-1]
+
+    yield hire
+    for each in crews:
+        each.dismiss()
+
+
+def outcomes(crew, *jobs):
+    return {outcome.key: outcome for outcome in crew.work(jobs)}
+
+
+def test_every_job_is_done_once_and_few_are_taken_ahead(crew):
+    taken = []
+
+    def jobs():
+        for number in range(12):
+            taken.append(number)
+            yield Job(number, (number,))
+
+    ahead: list[int] = []
+    done = {}
+    for outcome in crew(2).work(jobs()):
+        ahead.append(len(taken) - len(ahead))
+        done[outcome.key] = outcome.value
+    assert done == {number: 2 * number for number in range(12)}
+    assert max(ahead) <= 2 * Crew.AHEAD
+
+
+def test_what_was_shared_arrives_as_its_value(crew):
+    assert outcomes(crew(1), Job("shared", (share(21),)))["shared"].value == 42
+
+
+def test_no_jobs(crew):
+    assert outcomes(crew(1)) == {}
+
+
+def test_a_killed_worker_is_replaced_and_its_job_tried_again(crew):
+    done = outcomes(crew(1), *(Job(n, (n, "die", 2 if n == 0 else 0)) for n in range(4)))
+    assert {key: outcome.value for key, outcome in done.items()} == {0: 0, 1: 2, 2: 4, 3: 6}
+    # Two deaths, two tries more; one may count for the job before, whose answer died with the process on its way.
+    assert sum(outcome.retries for outcome in done.values()) == 2
+
+
+def test_a_job_that_kills_every_worker_fails_alone(crew):
+    done = outcomes(crew(1, retries=1), Job(1, (1, "die", 9)), Job(2, (2,)))
+    assert isinstance(done[1].error, WorkerDiedError)
+    assert done[1].retries == 1
+    assert done[2].value == 4
+
+
+def test_a_worker_that_does_not_answer_is_replaced(crew):
+    started = time.monotonic()
+    done = outcomes(crew(1, patience=4.0), Job(1, (1, "hang", 1)), Job(2, (2,)))
+    assert (done[1].value, done[1].retries) == (2, 1)
+    assert done[2].value == 4
+    assert time.monotonic() - started < 30
+
+
+def test_wrong_input_is_not_tried_again_and_other_failures_are(crew):
+    done = outcomes(crew(1), Job(1, (1, "refuse", 9)), Job(2, (2, "break", 1)), Job(3, (3, "break", 9)))
+    assert isinstance(done[1].error, InputError)
+    assert str(done[1].error) == "Cannot double 1."
+    assert (done[1].retries, done[2].value, done[2].retries) == (0, 4, 1)
+    assert str(done[3].error) == "KeyError: 3"
+
+
+class Refuser:
+    def __init__(self, _):
+        raise InputError("Cannot load the model head.keras.")
+
+
+class Dier:
+    def __init__(self, _):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_tool_that_cannot_be_made_is_the_error(crew):
+    with pytest.raises(InputError, match=r"^Cannot load the model head\.keras\.$"):
+        outcomes(crew(make=Refuser), Job(1, (1,)))
+
+
+def test_workers_that_die_at_the_start_end_the_work(crew):
+    with pytest.raises(WorkerError, match="Cannot keep a worker alive"):
+        outcomes(crew(1, retries=1, make=Dier), Job(1, (1,)))
+
+
+def test_what_cannot_be_placed_is_refused_before_it_is_asked_for():
+    has = "the cluster has 4 CPUs and 0 GPUs on 1 node, room for 2"
+    with pytest.raises(ConfigError, match=f"3 workers of 2 CPUs and 0 GPUs each: {has}"):
+        require_room(3, Request(cpus=2))
+    with pytest.raises(ConfigError, match="room for 0"):
+        next(stream(count_to, 1, request=Request(gpus=1)))
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(free_port):
+    script = "from workflow.cluster import cluster\nwith cluster(): pass"
+    environment = {**os.environ, "RAY_ADDRESS": f"127.0.0.1:{free_port}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert f"Cannot join the Ray cluster at 127.0.0.1:{free_port}, named by RAY_ADDRESS: " in done.stderr
+
+
+def count_to(number):
+    yield os.environ["CUDA_VISIBLE_DEVICES"]
+    yield from range(number)
+
+
+def refuse_after(number):
+    yield from range(number)
+    raise InputError("Cannot go on.")
+
+
+def die_after(number):
+    yield from range(number)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_stream_yields_what_the_function_yields_with_gpus_hidden():
+    assert list(stream(count_to, 3, request=Request())) == ["-1", 0, 1, 2]
+
+
+def test_errors_and_death_come_out_of_a_stream():
+    told: list[int] = []
+    with pytest.raises(InputError, match=r"^Cannot go on\.$"):
+        told.extend(stream(refuse_after, 2, request=Request()))
+    with pytest.raises(WorkerDiedError):
+        list(stream(die_after, 2, request=Request()))
+
+
+def test_a_stream_that_nobody_listens_to_ends(tmp_path):
+    records = stream(write_forever, str(tmp_path / "log"), request=Request())
+    process = next(records)
+    records.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
+
+
+def write_forever(path):
+    yield os.getpid()
+    signal.pause()

@@ -1,0 +1,189 @@
+"""The demo in small: a synthetic volume, a few steps, real Ray, real MLflow."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from scipy.ndimage import gaussian_filter
+
+from workflow.verification import verify
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "network.latent_filters=4",
+    "network.convolutions=1",
+    "network.stages=[{filters: 4, kernel_size: [4, 4, 4], strides: [2, 2, 2]},"
+    " {filters: 1, kernel_size: [3, 4, 4], strides: [1, 2, 2]}]",
+    "training.steps=6",
+    "training.warmup_steps=1",
+    "training.patch=[8, 16, 16]",
+    "training.replicas=2",
+    "data.held_out.gap=4",
+    "resources.memory_budget_mib=34",
+)
+
+
+def voxlift(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "MLFLOW_TRACKING_URI"}
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "workflow", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def affine():
+    """Oblique, anisotropic, off the origin."""
+    angle = 0.2
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    whole = np.eye(4)
+    whole[:3, :3] = turn @ np.diag([0.9, 1.1, 1.2])
+    whole[:3, 3] = (-20, 31, 7)
+    return whole
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory, affine):
+    folder = tmp_path_factory.mktemp("demo")
+    random = np.random.default_rng(0)
+    blobs = gaussian_filter(random.normal(size=(37, 60, 41)), 2) > 0
+    image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), affine)
+    image.set_qform(affine, 1)
+    image.set_sform(affine, 1)
+    image.header["descrip"] = b"DOE^JANE 1970"
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"born DOE^JANE"))
+    (folder / "jane").mkdir()
+    nibabel.save(image, folder / "jane" / "blobs.nii.gz")
+    overrides = [word for key in SMALL for word in ("--set", key)]
+    done = voxlift(folder, "demo", "--volume", "jane/blobs.nii.gz", "--out", "out", "--json", *overrides)
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
+def test_the_report_holds_what_is_promised(demo):
+    _, report = demo
+    for measure in ("psnr", "ssim"):
+        assert set(report[measure]) == {"restored", "cubic", "trilinear"}
+        assert all(np.isfinite(value) for value in report[measure].values())
+    assert {"steps", "seconds", "replicas", "device"} <= set(report["training"])
+    assert report["training"]["replicas"] == 2
+    assert report["training"]["latent_shape"] == [2, 4, 4, 4, 4]
+    assert {"shards", "workers", "seconds", "voxels_per_second"} <= set(report["inference"])
+    assert report["inference"]["shards"] >= 2
+    assert report["inference"]["workers"] == 2
+    assert report["output_shape"] == [37, 60, 41]
+    assert report["output_spacing"] == pytest.approx([0.9, 1.1, 1.2])
+
+
+def test_the_output_lies_where_the_reference_lay(demo, affine):
+    _, report = demo
+    image = nibabel.load(report["output"])
+    assert image.shape == (37, 60, 41)
+    for found in (image.affine, image.get_qform(), image.get_sform()):
+        np.testing.assert_allclose(found, affine, atol=1e-5)
+    np.testing.assert_allclose(image.header.get_zooms(), [0.9, 1.1, 1.2], atol=1e-6)
+
+
+def test_the_degraded_input_keeps_the_field_of_view(demo, affine):
+    _, report = demo
+    image = nibabel.load(report["input"])
+    assert image.shape == (19, 30, 21)
+    corner = affine @ [-0.5, -0.5, -0.5, 1]
+    np.testing.assert_allclose(image.affine @ [-0.5, -0.5, -0.5, 1], corner, atol=1e-4)
+    np.testing.assert_allclose(image.header.get_zooms(), [1.8, 2.2, 2.4], atol=1e-6)
+
+
+def test_the_run_is_recorded_whole(demo):
+    folder, report = demo
+    client = MlflowClient(tracking_uri=report["mlflow"]["tracking_uri"])
+    run = client.get_run(report["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.steps"] == "6"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert run.data.metrics["psnr/restored"] == report["psnr"]["restored"]
+    kept = {
+        entry.path: {e.path for e in client.list_artifacts(run.info.run_id, entry.path)}
+        for entry in client.list_artifacts(run.info.run_id)
+    }
+    assert kept["volumes"] == {"volumes/input.nii.gz", "volumes/restored.nii.gz"}
+    assert kept["pictures"] == {"pictures/comparison.png"}
+    assert kept["quality"] == {"quality/quality.html"}
+    assert str(folder) not in str(run.data.to_dictionary())
+
+
+def test_nothing_recorded_names_a_person(demo):
+    """Neither the folder and name of the input nor what its header says; the output for the user keeps the header."""
+    folder, report = demo
+    for file in [folder / "mlflow.db", *(path for path in (folder / "mlruns").rglob("*") if path.is_file())]:
+        content = file.read_bytes()
+        content = gzip.decompress(content) if file.suffix == ".gz" else content
+        for word in (b"jane", b"JANE", b"blobs"):
+            assert word not in content, file
+    assert b"DOE^JANE" in nibabel.load(report["output"]).header["descrip"].item()
+
+
+@pytest.mark.parametrize("where", ["run", "folder"])
+def test_every_artifact_keeps_its_contract(demo, monkeypatch, where):
+    folder, report = demo
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", report["mlflow"]["tracking_uri"])
+    found = verify(report["mlflow"]["run_id"] if where == "run" else str(folder / "out"))
+    assert found.damages == ()
+    assert found.artifacts >= 4
+
+
+def test_the_run_tells_what_it_was_made_with(demo):
+    _, report = demo
+    run = MlflowClient(tracking_uri=report["mlflow"]["tracking_uri"]).get_run(report["mlflow"]["run_id"])
+    assert {"mlflow.source.git.commit", "code.dirty", "hardware.cpu", "seed", "degradation"} <= set(run.data.tags)
+    assert f"| restored | {report['psnr']['restored']:.2f} |" in run.data.tags["mlflow.note.content"]
+    (given,) = run.inputs.dataset_inputs
+    assert json.loads(given.dataset.profile)["shape"] == [37, 60, 41]
+    assert {"seconds/training", "seconds/inference", "shards/count", "system/cpu_utilization_percentage"} <= set(
+        run.data.metrics
+    )
+
+
+def test_the_picture_is_there(demo):
+    _, report = demo
+    assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def bad_inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bad")
+    nibabel.save(nibabel.Nifti1Image(np.ones((8, 9), np.float32), np.eye(4)), folder / "flat.nii.gz")
+    (folder / "text.nii.gz").write_text("dear radiologist")
+    (folder / "folder").mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("name", ["absent.nii.gz", "flat.nii.gz", "folder", "text.nii.gz"])
+def test_bad_input_gets_one_sentence(bad_inputs, name):
+    done = voxlift(bad_inputs, "demo", "--volume", name, "--out", "out")
+    assert done.returncode == 2
+    assert name in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+    assert not (bad_inputs / "out").exists()
+    assert not (bad_inputs / "mlflow.db").exists()
+
+
+def test_an_unknown_key_is_told_before_any_work(tmp_path):
+    done = voxlift(tmp_path, "demo", "--set", "training.step=3", "--json")
+    assert done.returncode == 2
+    assert "Did you mean training.steps?" in done.stderr
+    assert "training.steps" in json.loads(done.stdout)["error"]

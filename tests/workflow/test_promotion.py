@@ -1,0 +1,100 @@
+"""Registered models: aliases, and a challenger that has to be no worse than the champion."""
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import workflow.promotion as promotion
+import workflow.tracking as tracking
+from configs.degradation import named_degradation
+from configs.schema import Resources
+from models.restorer import build_restorer
+from models.shapes import Stage
+from tasks.errors import InputError
+from tasks.geometry import Grid
+from tasks.protocol import Score
+from tasks.volumes import write_volume
+from workflow.evaluation import Evaluation, Overall, VolumeScores
+from workflow.tracking.registry import aliased_version
+
+
+def scores(champion, challenger, measure=None):
+    same = {"champion": Score(0.9, 0.8, 0.8), "challenger": Score(0.9, 0.8, 0.8)}
+    found = {"champion": Score(champion, 28, 27), "challenger": Score(challenger, 28, 27)}
+    return promotion.ReferenceScores(**({"psnr": same, "ssim": same} | {measure or "psnr": found}))
+
+
+@pytest.mark.parametrize(
+    ("given", "promoted"),
+    [
+        ([scores(30, 30.2)], True),
+        ([scores(30, 30)], True),
+        ([scores(30, 29.9)], False),
+        ([scores(30, 31), scores(30, 29.2)], True),
+        ([scores(30, 31), scores(30, 28.8)], False),
+        ([scores(0.92, 0.91, "ssim")], False),
+    ],
+)
+def test_the_challenger_has_to_be_no_worse(given, promoted):
+    decision, reason = promotion.decide(given)
+    assert decision is promoted
+    assert f"on {len(given)} reference(s)" in reason
+
+
+def trained(folder, detail):
+    """A restorer that adds noise of a strength: the weights of its last layer."""
+    network = build_restorer((Stage(2, (4, 4, 4), (2, 2, 2)), Stage(1, (3, 4, 4), (1, 2, 2))), latent_filters=2)
+    last = network.get_layer("stage_1")
+    last.set_weights([np.full(weights.shape, detail, np.float32) for weights in last.get_weights()])
+    path = folder / f"{detail}.keras"
+    network.save(path)
+    with tracking.recorded_run("trained", f"{detail}") as recorder:
+        (uri,) = tracking.logged_model(recorder.address, path, [(2, 4, 4)])
+        return path, tracking.register_model(recorder.address, uri, "heads")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    path = tmp_path_factory.mktemp("reference") / "reference.nii.gz"
+    voxels = np.random.default_rng(0).random((16, 16, 16), np.float32) * 100
+    write_volume(path, voxels, Grid((16, 16, 16), np.eye(4)))
+    return path
+
+
+def test_the_alias_moves_only_to_what_is_no_worse(store, tmp_path, reference, monkeypatch):
+    first, champion = trained(tmp_path, 0.0)
+    assert (champion.version, champion.alias) == ("1", "champion")
+    with pytest.raises(InputError, match="Cannot find the challenger of heads"):
+        promotion.promote("heads", [reference], named_degradation("iso2x"), Resources(), "promotions", Console())
+
+    # What Ray's workers compute is tested elsewhere; here the first model scores 30 dB and the other what it is given.
+    other: dict[str, float] = {}
+
+    def evaluated(references, network, *_):
+        decibels = 30.0 if network.content == first.read_bytes() else other["psnr"]
+        score, same = Score(decibels, 28, 27), Score(0.9, 0.8, 0.8)
+        volumes = [VolumeScores(path, score, same, same, 0, 0, ()) for path in references]
+        return Evaluation("iso2x", tuple(volumes), Overall(score, same, same, 0))
+
+    monkeypatch.setattr(promotion, "evaluate", evaluated)
+    _, challenger = trained(tmp_path, 0.5)
+    assert (challenger.version, challenger.alias) == ("2", "challenger")
+
+    other["psnr"] = 29.0
+    done = promotion.promote("heads", [reference], named_degradation("iso2x"), Resources(), "promotions", Console())
+    assert not done.promoted
+    assert aliased_version("heads", "champion").version == "1"
+    assert tracking.resolve_model("models:/heads@champion").read_bytes() == first.read_bytes()
+
+    other["psnr"] = 30.5
+    done = promotion.promote("heads", [reference], named_degradation("iso2x"), Resources(), "promotions", Console())
+    assert done.promoted
+    assert aliased_version("heads", "champion").version == "2"
+    assert tracking.resolve_model("models:/heads@champion").read_bytes() != first.read_bytes()
+    assert tracking.resolve_model("models:/heads/1").read_bytes() == first.read_bytes()
+    from mlflow import MlflowClient
+
+    known = MlflowClient(tracking.tracking_uri()).get_model_version("heads", "2")
+    assert known.description == f"promoted: {done.reason}"
+    with pytest.raises(InputError, match="Cannot find the challenger"):
+        aliased_version("heads", "challenger")

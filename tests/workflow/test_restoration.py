@@ -1,0 +1,105 @@
+"""A volume restored through workers: the same numbers as the network on the whole, whoever computes them."""
+
+import hashlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from configs.schema import Resources
+from tasks.errors import InputError
+from tasks.geometry import Grid, network_axes, scaled_grid
+from tasks.intensity import CLIP, find_intensity, normalise, restore, unclip
+from tasks.network_file import read_network
+from tasks.resample import resample, resample_window
+from tasks.volumes import read_volume, write_volume
+from tests.networks import small_restorer
+from workflow.restoration import Progress, plan_restoration, restore_volume
+
+LAS = np.array([[-1.0, 0, 0, 30], [0, 1.2, 0, -20], [0, 0, 2.5, 3], [0, 0, 0, 1]])
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    model = small_restorer()
+    model.save(path)
+    return model, path
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory):
+    voxels = np.random.default_rng(3).gamma(2.0, 40.0, size=(41, 50, 23)).astype(np.float32)
+    path = tmp_path_factory.mktemp("volume") / "head.nii"
+    write_volume(path, voxels, Grid((41, 50, 23), LAS))
+    return read_volume(path)
+
+
+def restored(volume, network, workers=1, **options):
+    smallest = plan_of(volume, network, 10_000).smallest_bytes // 2**20 + 1
+    resources = Resources(workers=workers, memory_budget_mib=smallest)
+    return restore_volume(volume, scaled_grid(volume.grid, (2, 2, 3)), network, resources, name="head", **options)
+
+
+def plan_of(volume, network, budget):
+    return plan_restoration(volume, scaled_grid(volume.grid, (2, 2, 3)), network, budget, name="head.nii.gz")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_shards_of_one_or_two_workers_give_what_the_whole_volume_gives(saved, volume):
+    model, path = saved
+    network = read_network(path)
+    told: list[Progress] = []
+    one = restored(volume, network, on_progress=told.append)
+    two = restored(volume, network, workers=2)
+    assert len(one.plan.shards) > 3
+    assert one.voxels.shape == (82, 100, 69)
+    assert [progress.shards_done for progress in told] == list(range(1, len(one.plan.shards) + 1))
+    assert (told[-1].voxels_done, told[-1].seconds_left, told[-1].workers) == (one.voxels.size, 0, 1)
+    assert one.voxels_per_second > 0
+    digests = {hashlib.sha256(each.voxels.tobytes()).hexdigest() for each in (one, two)}
+    assert len(digests) == 1
+
+    axes, intensity = network_axes(volume.grid), find_intensity(volume.voxels)
+    shape = axes.of_file(one.voxels.shape)
+    depth, height, width = ((0, -(-size // stride) * stride) for size, stride in zip(shape, (8, 16, 16), strict=True))
+    resampled = normalise(resample_window(axes.to_network(volume.voxels), shape, (depth, height, width)), intensity)
+    detailed = model(np.clip(resampled, 0, CLIP)[None, ..., None], training=False).numpy()[0, ..., 0]
+    whole = restore(unclip(detailed, resampled, CLIP), intensity)[tuple(slice(size) for size in shape)]
+    span = intensity.high - intensity.low
+    np.testing.assert_allclose(one.voxels / span, axes.to_file(whole) / span, rtol=0, atol=1e-5)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_network_that_changes_nothing_returns_the_resampled_input(volume, tmp_path):
+    inputs = keras.Input((None, None, None, 1))
+    keras.Model(inputs, keras.layers.Identity()(inputs)).save(tmp_path / "identity.keras")
+    target = scaled_grid(volume.grid, (2, 2, 3))
+    resources = Resources(workers=1, memory_budget_mib=34)
+    unchanged = restore_volume(volume, target, read_network(tmp_path / "identity.keras"), resources, name="head")
+    assert len(unchanged.plan.shards) > 3
+    assert unchanged.plan.overhead == 1
+    span = volume.voxels.max()
+    np.testing.assert_allclose(unchanged.voxels / span, resample(volume.voxels, target.shape) / span, atol=1e-6)
+
+
+def test_a_budget_below_the_smallest_shard_is_refused_before_anything_starts(saved, volume):
+    with pytest.raises(InputError, match=r"Cannot shard head\.nii\.gz: the memory budget of 3 MiB holds no shard"):
+        plan_of(volume, read_network(saved[1]), 3)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    (tmp_path / "model.keras").write_text("hello")
+    with pytest.raises(InputError, match=r"Cannot read the model model\.keras: it is no Keras model"):
+        read_network(tmp_path / "model.keras")
+
+
+def test_the_driver_loads_no_tensorflow(saved):
+    script = (
+        "import sys; from pathlib import Path; import workflow.restoration;"
+        "from tasks.network_file import read_network;"
+        "read_network(Path(sys.argv[1])); assert not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(saved[1])], check=True)

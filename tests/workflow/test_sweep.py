@@ -1,0 +1,112 @@
+"""Many trainings: every combination, two at a time, a failure of one is its own, what has finished is kept."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import yaml
+from mlflow import MlflowClient
+from scipy.ndimage import gaussian_filter
+
+from configs.errors import ConfigError
+from configs.load import load_sweep
+from tests.tasks.small_training import SMALL
+from workflow.sweep_grid import trials
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_combination_is_made_once():
+    made = trials({"training.seed": [0, 1], "network.activation": ["relu", "gelu"], "training.patch": [[8, 16, 16]]})
+    assert [trial.number for trial in made] == [1, 2, 3, 4]
+    assert made[1].settings == ("training.seed=0", "network.activation=gelu", "training.patch=[8, 16, 16]")
+    assert len({trial.settings for trial in made}) == 4
+
+
+def test_ranges_step_by_differences_or_by_factors():
+    def values(given):
+        return [yaml.safe_load(trial.settings[0].partition("=")[2]) for trial in trials({"key": given})]
+
+    assert values({"from": 0, "to": 10, "steps": 3}) == [0, 5, 10]
+    assert values({"from": 0.1, "to": 0.2, "steps": 3}) == [0.1, 0.15, 0.2]
+    assert values({"from": 0.001, "to": 0.1, "steps": 3, "log": True}) == [0.001, 0.01, 0.1]
+
+
+@pytest.mark.parametrize(
+    "given", [3, [], {"from": 1}, {"from": 0, "to": 1, "steps": 3, "log": True}, {"from": 0, "to": 1, "steps": 1}, "ab"]
+)
+def test_what_is_neither_list_nor_range_is_told(given):
+    with pytest.raises(ConfigError, match=r"Cannot sweep over training\.seed: give a list"):
+        trials({"training.seed": given})
+
+
+def test_a_configuration_without_a_sweep_is_told():
+    with pytest.raises(ConfigError, match="has no section sweep"):
+        load_sweep("demo")
+    with pytest.raises(ConfigError, match="more than 500"):
+        trials({"a": list(range(30)), "b": list(range(30))})
+
+
+@pytest.fixture(scope="module")
+def swept(store, tmp_path_factory):
+    """A sweep of four trainings, one of which has no volume until the sweep is resumed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    blobs = gaussian_filter(np.random.default_rng(0).normal(size=(37, 60, 41)), 2) > 0
+    image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.eye(4))
+    nibabel.save(image, folder / "here.nii.gz")
+    content = {"degradation": "iso2x", "tracking": {"experiment": "swept", "registered_model": "swept"}}
+    varied = {"training.seed": [0, 1], "data.volumes": [["here.nii.gz"], ["late.nii.gz"]]}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content | {"sweep": varied}, sort_keys=False))
+    rules = (*SMALL, "training.steps=4", "data.held_out=null", "resources.workers=1")
+
+    def sweep(*more):
+        words = [word for rule in rules for word in ("--set", rule)]
+        return subprocess.run(
+            [sys.executable, "-m", "workflow", "sweep", "sweep.yaml", "--out", "out", "--json", *words, *more],
+            cwd=folder,
+            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+            | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+
+    first = sweep()
+    nibabel.save(image, folder / "late.nii.gz")
+    return first, sweep("--resume")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_failure_is_its_own_and_resuming_runs_what_is_missing(swept, store):
+    first, second = swept
+    assert first.returncode == 1, first.stderr[-3000:]
+    before = json.loads(first.stdout)
+    assert [child["status"] for child in before["children"]] == ["done", "failed", "done", "failed"]
+    assert first.stderr.count("Cannot read late.nii.gz") >= 2
+    assert second.returncode == 0, second.stderr[-3000:]
+    after = json.loads(second.stdout)
+    assert [child["status"] for child in after["children"]] == ["kept", "done", "kept", "done"]
+    assert after["run_id"] == before["run_id"]
+    assert after["comparison"]["differing"] == ["training.seed"]
+    assert len(after["comparison"]["rows"]) == 4
+    client = MlflowClient(store.uri)
+    parent = client.get_run(after["run_id"])
+    assert parent.info.status == "FINISHED"
+    assert {entry.path for entry in client.list_artifacts(after["run_id"])} >= {"comparison", "contracts.json"}
+    children = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{after['run_id']}'", max_results=50
+    )
+    assert {child.info.run_id for child in children} == {child["run_id"] for child in after["children"]}
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert "nii" not in child.info.run_name.replace("not-recorded.nii.gz", "")
+        assert [point.step for point in client.get_metric_history(child.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    best = client.get_model_version_by_alias("swept", "challenger")
+    assert best.run_id == parent.data.tags["best"]

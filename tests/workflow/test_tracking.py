@@ -1,0 +1,261 @@
+"""The door to MLflow against real stores, SQLite and a server: every run ends and resumes, models load back."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+import workflow.tracking as tracking
+from models.restorer import build_restorer
+from models.shapes import Stage
+from tasks.artifact_contract import ModelContract, volume_contract
+from tasks.contract import ContractError
+from tasks.errors import InputError
+from tasks.geometry import Grid
+from tasks.volumes import write_volume
+from workflow.verification import verify
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def client(store):
+    return MlflowClient(tracking_uri=tracking.tracking_uri())
+
+
+def steps(client, run_id, key):
+    return [metric.step for metric in client.get_metric_history(run_id, key)]
+
+
+def test_a_run_holds_what_was_recorded(store, client, tmp_path):
+    (tmp_path / "curve.txt").write_text("falling")
+    with tracking.recorded_run("things", "first", tags={"phase": "test"}) as recorder:
+        recorder.parameters({"training.steps": "3"})
+        for step in range(1, 1203):
+            recorder.metrics({"loss": 1 / step}, step)
+        recorder.artifact(tmp_path / "curve.txt", "curves")
+        recorder.text("why", "notes/why.txt")
+        recorder.describe("# What\nwas done")
+        with recorder.phase("waiting"):
+            pass
+    run = client.get_run(recorder.address.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"training.steps": "3"}
+    assert steps(client, run.info.run_id, "loss") == list(range(1, 1203))
+    assert {entry.path for entry in client.list_artifacts(run.info.run_id)} == {"curves", "notes", "contracts.json"}
+    assert (store.local(run.info.artifact_uri) / "notes" / "why.txt").read_text() == "why"
+    assert store.artifacts in store.local(run.info.artifact_uri).parents
+    assert run.data.tags["phase"] == "test"
+    assert run.data.tags["mlflow.note.content"] == "# What\nwas done"
+    assert {"seconds/waiting", "system/cpu_utilization_percentage"} <= set(run.data.metrics)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "KILLED")]
+)
+def test_a_run_never_stays_running(client, error, status):
+    with pytest.raises(error), tracking.recorded_run("things", "broken") as recorder:
+        recorder.metrics({"loss": 1.0}, 1)
+        raise error
+    run = client.get_run(recorder.address.run_id)
+    assert run.info.status == status
+    assert run.data.metrics["loss"] == 1.0
+
+
+def test_sigterm_ends_a_run_as_killed(client):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as left, tracking.recorded_run("things", "terminated") as recorder:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.code == 128 + signal.SIGTERM
+    assert client.get_run(recorder.address.run_id).info.status == "KILLED"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_resumed_run_logs_no_step_twice(client, tmp_path):
+    with pytest.raises(RuntimeError), tracking.recorded_run("things", "long") as first:
+        first.text("1", "first.txt")
+        for step in range(1, 6):
+            first.metrics({"loss": 1 / step}, step)
+        raise RuntimeError
+    run_id = first.address.run_id
+    with tracking.recorded_run("things", "long", run_id) as second:
+        assert client.get_run(run_id).info.status == "RUNNING"
+        second.text("2", "second.txt")
+        for step in range(3, 9):
+            second.metrics({"loss": 1 / step}, step)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert steps(client, run_id, "loss") == list(range(1, 9))
+    system = steps(client, run_id, "system/cpu_utilization_percentage")
+    assert len(system) == len(set(system)) >= 2
+    client.download_artifacts(run_id, "contracts.json", str(tmp_path))
+    assert set(json.loads((tmp_path / "contracts.json").read_text())["seals"]) == {"first.txt", "second.txt"}
+
+
+def test_inputs_are_known_by_digest_and_geometry_and_not_by_name(client, tmp_path):
+    path = tmp_path / "jane_doe.nii.gz"
+    write_volume(path, np.ones((3, 4, 5), np.float32), Grid((3, 4, 5), np.diag([1, 1, 2.5, 1])))
+    with tracking.recorded_run("things", "inputs") as recorder:
+        recorder.inputs([tracking.input_volume(path, "reference", record_paths=False)])
+    (found,) = client.get_run(recorder.address.run_id).inputs.dataset_inputs
+    assert json.loads(found.dataset.profile)["spacing"] == [1.0, 1.0, 2.5]
+    assert json.loads(found.dataset.source)["sha256"].startswith(found.dataset.digest)
+    assert [tag.value for tag in found.tags] == ["reference"]
+    assert "jane" not in str(found.to_dictionary())
+    assert str(path) in str(tracking.input_volume(path, "reference", record_paths=True))
+
+
+def test_a_volume_that_departs_from_its_grid_fails_the_run(client, tmp_path):
+    path = tmp_path / "restored.nii.gz"
+    write_volume(path, np.ones((3, 4, 5), np.float32), Grid((3, 4, 5), np.eye(4)))
+    promised = volume_contract(Grid((3, 4, 6), np.eye(4)), "float32")
+    with pytest.raises(ContractError, match="k must be 6, received 5"), tracking.recorded_run("things", "bad") as r:
+        r.artifact(path, "volumes", promised)
+    run = client.get_run(r.address.run_id)
+    assert run.info.status == "FAILED"
+    assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["contracts.json"]
+
+
+def test_a_deleted_experiment_is_told(client):
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(InputError, match="was deleted"), tracking.recorded_run("gone", "first"):
+        pass
+
+
+@pytest.mark.slow
+def test_four_processes_record_at_once_and_lose_nothing(store, client, tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom workflow.tracking import input_volume, recorded_run\n"
+        "given = [input_volume(Path(sys.argv[2]), 'training', record_paths=False)]\n"
+        "with recorded_run('crowd', sys.argv[1]) as r:\n    r.inputs(given)\n"
+        "    for step in range(1, 301): r.metrics({'loss': step * float(sys.argv[1]), 'other': 1.0}, step)\n"
+        "    r.text(sys.argv[1], 'who.txt')\n    print(r.address.run_id)\n"
+    )
+    with tracking.recorded_run("crowd", "the first makes the experiment"):
+        pass
+    write_volume(tmp_path / "all.nii", np.ones((4, 4, 4), np.float32), Grid((4, 4, 4), np.eye(4)))
+    start = [[sys.executable, "-c", script, str(number), str(tmp_path / "all.nii")] for number in range(1, 5)]
+    processes = [subprocess.Popen(one, cwd=ROOT, stdout=subprocess.PIPE, text=True) for one in start]
+    run_ids = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0, 0]
+    for number, run_id in enumerate(run_ids, start=1):
+        losses = client.get_metric_history(run_id, "loss")
+        assert {metric.step: metric.value for metric in losses} == {step: step * number for step in range(1, 301)}
+        assert len(losses) == len(client.get_metric_history(run_id, "other")) == 300
+        assert client.get_run(run_id).info.status == "FINISHED"
+        assert verify(run_id).damages == ()
+
+
+def test_a_store_that_is_not_there_is_told(monkeypatch, free_port):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
+    with pytest.raises(InputError, match="Start the server"), tracking.recorded_run("things", "first"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def restorer(tmp_path_factory):
+    network = build_restorer((Stage(2, (4, 4, 4), (2, 2, 2)), Stage(1, (3, 4, 4), (1, 2, 2))), latent_filters=2)
+    path = tmp_path_factory.mktemp("model") / "restorer.keras"
+    network.save(path)
+    return network, path
+
+
+@pytest.fixture(scope="module")
+def logged(store, restorer):
+    with tracking.recorded_run("things", "model") as recorder:
+        contract = ModelContract(total_stride=(2, 4, 4))
+        (uri,) = tracking.logged_model(recorder.address, restorer[1], [(2, 4, 4), (4, 8, 4)], contract, "# Card")
+    return recorder.address.run_id, uri
+
+
+def test_a_logged_model_answers_in_the_shape_of_its_signature(logged, restorer):
+    import mlflow
+
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    volume = np.random.default_rng(0).random((1, 2, 8, 4, 1), np.float32)
+    expected = restorer[0](volume)
+    for uri in (logged[1], f"runs:/{logged[0]}/model"):
+        loaded = mlflow.pyfunc.load_model(uri)
+        np.testing.assert_array_equal(loaded.predict(volume), expected)
+        assert loaded.metadata.signature.inputs.inputs[0].shape == (-1, -1, -1, -1, 1)
+        assert loaded.metadata.signature.outputs.inputs[0].shape == (-1, -1, -1, -1, 1)
+    np.testing.assert_array_equal(loaded.predict(loaded.input_example), restorer[0](loaded.input_example))
+    with pytest.raises(ValueError, match="multiples of the network's total stride") as refused:
+        loaded.predict(volume[:, :1] + 0.125)
+    assert "0." not in str(refused.value)
+    np.testing.assert_array_equal(mlflow.keras.load_model(logged[1])(volume), expected)
+
+
+def test_no_pickle_is_needed_to_load_a_model(logged):
+    folder = tracking.resolve_model(logged[1]).parents[1]
+    assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pickle", ".joblib"}]
+    assert (folder / "README.md").read_text() == "# Card"
+
+
+def test_every_name_of_a_model_leads_to_the_same_file(logged, restorer):
+    folder = tracking.resolve_model(logged[1]).parents[1]
+    for text in (logged[1], f"runs:/{logged[0]}/model", str(folder), str(restorer[1]), str(restorer[1].parent)):
+        assert tracking.resolve_model(text).read_bytes() == restorer[1].read_bytes(), text
+
+
+@pytest.mark.parametrize("text", ["models:/none@champion", "runs:/0123/model", "/no/such/model"])
+def test_a_model_that_is_not_there_is_told(store, text):
+    with pytest.raises(InputError, match="Cannot load the model"):
+        tracking.resolve_model(text)
+
+
+def test_a_model_that_was_changed_is_not_loaded(logged, tmp_path):
+    import shutil
+
+    folder = shutil.copytree(tracking.resolve_model(logged[1]).parents[1], tmp_path / "model")
+    file = folder / "data" / "model.keras"
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"model\.keras departs from what was logged"):
+        tracking.resolve_model(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("network", "sentence"),
+    [
+        (lambda x: keras.Model(x, keras.layers.Conv3D(1, 3)(x)), "its output has another depth than its input"),
+        (lambda x: keras.Model(x, keras.layers.Conv3D(2, 1)(x)), "channels of its output must be 1, received 2"),
+        (lambda x: keras.Model(x, keras.layers.Conv3D(1, 1, dtype="float16")(x)), "float32, received float16"),
+    ],
+)
+def test_a_model_that_departs_from_its_signature_fails_the_run(client, tmp_path, network, sentence):
+    given = keras.Input((None, None, None, 1))
+    network(given).save(tmp_path / "departs.keras")
+    with pytest.raises(ContractError, match=sentence), tracking.recorded_run("things", "bad") as r:
+        list(tracking.logged_model(r.address, tmp_path / "departs.keras", [(4, 4, 4)]))
+    run = client.get_run(r.address.run_id)
+    assert run.info.status == "FAILED"
+    assert not run.outputs or not run.outputs.model_outputs
+
+
+def test_a_model_of_another_stage_table_is_refused(store, restorer):
+    wrong = ModelContract(total_stride=(4, 4, 4))
+    with pytest.raises(ContractError, match="depth must be 4, received 2"), tracking.recorded_run("things", "bad") as r:
+        list(tracking.logged_model(r.address, restorer[1], [(4, 4, 4)], wrong))
+
+
+@pytest.mark.slow
+def test_the_sigterm_of_a_whole_process_leaves_no_run_running(store, client):
+    """As a scheduler ends a job: the process waits, is terminated, and the run says so."""
+    script = (
+        "import sys, threading\nfrom workflow.tracking import recorded_run\n"
+        "with recorded_run('things', 'job') as r:\n"
+        "    print(r.address.run_id, flush=True)\n    threading.Event().wait(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        run_id = process.stdout.readline().strip()
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert client.get_run(run_id).info.status == "KILLED"

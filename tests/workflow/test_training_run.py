@@ -1,0 +1,115 @@
+"""voxlift train and voxlift evaluate in small: real Ray, real MLflow, a killed process."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import psutil
+import pytest
+from mlflow import MlflowClient
+from scipy.ndimage import gaussian_filter
+
+from tests.tasks.small_training import SMALL
+from tests.workflow.test_demo import ROOT, voxlift
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """A volume of odd sizes, oblique axes and uneven spacing."""
+    blobs = gaussian_filter(np.random.default_rng(0).normal(size=(37, 60, 41)), 2) > 0
+    image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.diag([0.9, 1.1, 1.2, 1]))
+    path = tmp_path_factory.mktemp("data") / "brain.nii.gz"
+    nibabel.save(image, path)
+    return path
+
+
+def settings(reference, *more):
+    rules = (*SMALL, f"data.volumes=[{reference}]", "data.held_out=null", *more)
+    return [argument for rule in rules for argument in ("--set", rule)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, reference):
+    folder = tmp_path_factory.mktemp("train")
+    ran = voxlift(folder, "train", "demo", "--out", "run", "--json", *settings(reference, "training.steps=6"))
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    return folder, json.loads(ran.stdout)
+
+
+def test_training_leaves_model_configuration_and_run(trained):
+    folder, report = trained
+    assert report["steps"] == 6
+    assert report["replicas"] == 1
+    assert 0 <= report["waiting_share"] < 1
+    assert sorted(path.name for path in (folder / "run").iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "model.keras",
+        "run.json",
+    ]
+    client = MlflowClient(report["mlflow"]["tracking_uri"])
+    run = client.get_run(report["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["data.volumes"] == "['not-recorded.nii.gz']"
+    curve = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_model_is_evaluated_beside_interpolation(trained, reference):
+    folder, _ = trained
+    ran = voxlift(folder, "evaluate", str(reference), "--model", "run", "--degradation", "iso2x", "--json")
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    report = json.loads(ran.stdout)
+    (volume,) = report["volumes"]
+    assert Path(volume["reference"]).name == "brain.nii.gz"
+    for measure in ("psnr", "ssim", "nmse"):
+        assert set(volume[measure]) == {"restored", "cubic", "trilinear"}
+        assert report["overall"][measure] == pytest.approx(volume[measure])
+    assert volume["psnr"]["restored"] > volume["psnr"]["cubic"] > volume["psnr"]["trilinear"]
+    assert volume["consistency"] < 2e-4 < volume["consistency_before"]
+    assert volume["warnings"] == []
+
+
+def test_self_supervision_asks_for_a_scan(tmp_path):
+    ran = voxlift(tmp_path, "train", "self4x")
+    assert ran.returncode == 2
+    assert "no volume is named" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, reference):
+    rules = settings(reference, "training.steps=200", "training.checkpoints.every=20")
+    whole = voxlift(tmp_path, "train", "demo", "--out", "whole", "--json", *rules)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "workflow", "train", "demo", "--out", "broken", "--json", *rules]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=-3, stderr=-3) as first:
+        deadline = time.monotonic() + 200
+        while not list((tmp_path / "broken" / "checkpoints").glob("step-*.npz")) and time.monotonic() < deadline:
+            assert first.poll() is None
+            time.sleep(0.05)
+        # All of it at once, as when a machine goes down.
+        for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    again = voxlift(tmp_path, "train", "demo", "--out", "broken", "--resume", "--json", *rules)
+    assert again.returncode == 0, again.stderr[-2000:]
+    one, other = json.loads(whole.stdout), json.loads(again.stdout)
+    assert 20 <= other["resumed_from"] < 200
+    assert other["final_loss"] == one["final_loss"]
+    import keras
+
+    for mine, theirs in zip(
+        *(keras.saving.load_model(report["model"], compile=False).get_weights() for report in (one, other)), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    client = MlflowClient(other["mlflow"]["tracking_uri"])
+    curve = client.get_metric_history(other["mlflow"]["run_id"], "train/loss")
+    assert sorted(point.step for point in curve) == list(range(1, 201))
+    assert len(client.search_runs([client.get_run(other["mlflow"]["run_id"]).info.experiment_id])) == 2

@@ -1,0 +1,190 @@
+"""Many volumes through one queue: failures kept apart, an interrupted run resumed, nothing computed twice."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from configs.errors import ConfigError
+from configs.schema import Resources
+from tasks.errors import InputError
+from tasks.geometry import Grid, scaled_grid
+from tasks.network_file import read_network
+from tasks.resample import resample
+from tasks.volumes import open_volume, read_volume, write_slabs, write_volume
+from tests.networks import small_restorer
+from tests.workflow.light_restorer import LightRestorer
+from workflow.upscaling import Order, plan_volumes, upscale
+
+if TYPE_CHECKING:
+    from workflow.restoration import Progress
+
+pytestmark = pytest.mark.usefixtures("ray_cluster", "light_workers")
+
+BUDGET = 44
+
+
+@pytest.fixture
+def light_workers(monkeypatch):
+    monkeypatch.setattr("workflow.restoration.Restorer", LightRestorer)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    small_restorer().save(path)
+    return read_network(path)
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A volume in an orientation of its own that takes several shards."""
+    path = tmp_path / "head.nii"
+    affine = np.array([[0, 0, 1.5, -20], [-1, 0, 0, 9], [0, 2, 0, -30], [0, 0, 0, 1]])
+    voxels = np.random.default_rng(0).gamma(2.0, 300.0, size=(48, 41, 52)).astype(np.float32)
+    write_volume(path, voxels, Grid(voxels.shape, affine))
+    return path
+
+
+def order(network, out, *sources, **options):
+    resources = Resources(workers=options.pop("workers", 2), memory_budget_mib=options.pop("budget", BUDGET), retries=0)
+    return Order(sources, out, network, resources, scale=(2, 2, 2), **options)
+
+
+def run(asked, on_progress=None):
+    return upscale(asked, plan_volumes(asked), on_progress)
+
+
+def test_an_output_is_the_restored_volume_on_the_target_grid(network, head, tmp_path):
+    told: list[Progress] = []
+    report = run(order(network, tmp_path / "out", head), told.append)
+    (volume,) = report.volumes
+    assert volume.shards > 2
+    assert (volume.status, volume.shards_resumed, volume.retries) == ("done", 0, 0)
+    before, after = read_volume(head), read_volume(volume.output)
+    np.testing.assert_allclose(after.voxels, resample(before.voxels, (96, 82, 104)), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(after.grid.affine, scaled_grid(before.grid, (2, 2, 2)).affine, atol=1e-6)
+    assert volume.output_shape == (96, 82, 104)
+    assert volume.consistency == pytest.approx(0, abs=0.2)
+    assert json.loads((tmp_path / "out/head_sr.json").read_text())["Consistency"] == volume.consistency
+    assert [progress.shards_done for progress in told] == list(range(1, volume.shards + 1))
+    assert (told[-1].seconds_left, told[-1].voxels_done) == (0, 96 * 82 * 104)
+    assert (report.peak_rss_mib, report.workers, report.failed) == (100.0, 2, ())
+    assert report.timings.network == pytest.approx(0.2 * volume.shards)
+    assert report.plan.overhead > 1
+    assert report.plan.least_budget_mib <= BUDGET
+
+
+def test_any_number_of_workers_gives_the_same_bytes(network, head, tmp_path):
+    digests = {
+        run(order(network, tmp_path / str(workers), head, workers=workers)).volumes[0].sha256 for workers in (1, 3)
+    }
+    assert len(digests) == 1
+    assert (tmp_path / "1/head_sr.nii").read_bytes() == (tmp_path / "3/head_sr.nii").read_bytes()
+
+
+def test_time_points_are_restored_one_by_one(network, tmp_path):
+    voxels = np.random.default_rng(1).gamma(2.0, 300.0, size=(3, 30, 20, 12)).astype(np.float32)
+    voxels[1] = 5
+    write_slabs(tmp_path / "series.nii.gz", list(voxels), Grid((30, 20, 12), np.eye(4)), times=3)
+    (volume,) = run(order(network, tmp_path / "out", tmp_path / "series.nii.gz")).volumes
+    assert volume.output_shape == (60, 40, 24, 3)
+    scan = open_volume(volume.output)
+    for number in range(3):
+        expected = resample(voxels[number], (60, 40, 24))
+        np.testing.assert_allclose(scan.read(number).voxels, expected, rtol=1e-5, atol=1e-3)
+
+
+def bright_and_bad(tmp_path):
+    write_volume(tmp_path / "bright.nii", np.linspace(0, 2e6, 8000, dtype=np.float32).reshape(20, 20, 20), grid(20))
+    (tmp_path / "text.nii.gz").write_text("hello")
+    write_volume(tmp_path / "flat.nii", np.full((9, 9, 9), 7, np.float32), grid(9))
+    write_volume(tmp_path / "small.nii", np.linspace(0, 1, 64, dtype=np.float32).reshape(4, 4, 4), grid(4))
+    return [tmp_path / name for name in ("bright.nii", "text.nii.gz", "flat.nii", "small.nii")]
+
+
+def grid(size):
+    return Grid((size,) * 3, np.eye(4))
+
+
+def test_one_volume_fails_alone(network, tmp_path):
+    report = run(order(network, tmp_path / "out", *bright_and_bad(tmp_path)))
+    assert [volume.status for volume in report.volumes] == ["failed", "failed", "failed", "done"]
+    bright, text, flat = (volume.error for volume in report.failed)
+    assert bright == "Cannot super-resolve bright.nii: RuntimeError: too bright"
+    assert text.startswith("Cannot read text.nii.gz")
+    assert "every voxel is 7" in flat
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == [".voxlift", "small_sr.json", "small_sr.nii"]
+
+
+def test_fail_fast_stops_at_the_first_failure(network, tmp_path):
+    bright, *_, small = bright_and_bad(tmp_path)
+    with pytest.raises(RuntimeError, match="too bright"):
+        run(order(network, tmp_path / "out", bright, small, fail_fast=True))
+    assert not (tmp_path / "out/bright_sr.nii").exists()
+
+
+def test_a_single_volume_that_cannot_be_used_is_refused_with_its_sentence(network, tmp_path):
+    _, text, flat, _ = bright_and_bad(tmp_path)
+    with pytest.raises(InputError, match=r"Cannot read text\.nii\.gz"):
+        plan_volumes(order(network, tmp_path, text))
+    with pytest.raises(InputError, match=r"Raise --memory-budget"):
+        plan_volumes(order(network, tmp_path, flat, budget=1))
+
+
+def test_no_room_for_the_workers_is_told(network, head, tmp_path):
+    with pytest.raises(ConfigError, match="room for 4"):
+        run(order(network, tmp_path / "out", head, workers=5))
+
+
+class StoppedError(Exception):
+    pass
+
+
+def interrupted(asked, after):
+    def stop(progress):
+        if progress.shards_done == after:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(asked, stop)
+
+
+def cores(out: Path):
+    return sorted(out.glob(".voxlift/*/0/*.core"))
+
+
+def test_a_resumed_run_computes_what_is_missing_or_torn_and_nothing_else(network, head, tmp_path):
+    whole = run(order(network, tmp_path / "whole", head)).volumes[0]
+    out = tmp_path / "out"
+    interrupted(order(network, out, head), after=3)
+    assert not list(out.glob("*.nii"))
+    kept = len(cores(out))
+    assert kept >= 3
+    cores(out)[0].write_bytes(cores(out)[0].read_bytes()[:-7])
+
+    computed: list[Progress] = []
+    volume = run(order(network, out, head, resume=True), computed.append).volumes[0]
+    assert (volume.status, volume.shards_resumed, len(computed)) == ("done", kept - 1, volume.shards - kept + 1)
+    assert volume.sha256 == whole.sha256
+    assert (out / "head_sr.nii").read_bytes() == (tmp_path / "whole/head_sr.nii").read_bytes()
+    assert not cores(out)
+
+    again = run(order(network, out, head, resume=True)).volumes[0]
+    assert (again.status, again.shards_resumed, again.sha256) == ("resumed", volume.shards, whole.sha256)
+
+
+@pytest.mark.parametrize("change", ["input", "budget", "fresh"])
+def test_cores_made_from_something_else_are_not_used(network, head, tmp_path, change):
+    out = tmp_path / "out"
+    interrupted(order(network, out, head), after=2)
+    budget = BUDGET
+    if change == "input":
+        scan = read_volume(head)
+        write_volume(head, scan.voxels + 1, scan.grid)
+    if change == "budget":
+        budget = 2 * BUDGET
+    volume = run(order(network, out, head, resume=change != "fresh", budget=budget)).volumes[0]
+    assert (volume.status, volume.shards_resumed) == ("done", 0)

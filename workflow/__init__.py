@@ -1,0 +1,1 @@
+"""How tasks become a run: command line, cluster, tracking, report."""

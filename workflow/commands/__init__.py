@@ -1,0 +1,1 @@
+"""The commands of voxlift, one module each; importing one loads nothing heavy."""

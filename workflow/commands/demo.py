@@ -1,0 +1,31 @@
+"""`voxlift demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflow.console import JsonOption, screen
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
+]
+
+
+def demo(
+    volume: Annotated[
+        Path | None, typer.Option(help="Volume to work on, instead of the MNI152 template of the nilearn package.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the main job on a real brain: degrade, train, super-resolve, score, record."""
+    with screen(as_json) as opened:
+        from configs.load import load_config
+        from workflow.demo import run_demo
+        from workflow.demo_report import summary
+
+        config = load_config("demo", overrides or [])
+        report = run_demo(config, volume, out, opened.console)
+        opened.show(report, *summary(report))

@@ -1,0 +1,41 @@
+"""`voxlift evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflow.console import JsonOption, screen
+
+
+def evaluate(
+    references: Annotated[list[str], typer.Argument(help="Fine volumes: files, folders, globs or lists of paths.")],
+    model: Annotated[str, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI.")],
+    degradation: Annotated[str | None, typer.Option(help="Name of a degradation; the model's own by default.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Volume whose voxels that are not 0 count, not the head.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
+    memory_budget: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
+    ] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Degrade volumes, restore them, and score them beside cubic and trilinear interpolation."""
+    with screen(as_json) as opened:
+        from configs.degradation import named_degradation
+        from configs.schema import Resources
+        from tasks.errors import InputError
+        from tasks.inputs import expand_inputs
+        from workflow.evaluation import summary
+        from workflow.evaluation_run import recorded_evaluation
+        from workflow.upscale_run import saved_network
+
+        network = saved_network(model)
+        if degradation is not None:
+            recipe = named_degradation(degradation)
+        elif network.card is not None:
+            recipe = network.card.degradation
+        else:
+            raise InputError(f"Cannot tell how to degrade: {network.name} carries no card. Give --degradation NAME.")
+        resources = Resources(workers=workers, memory_budget_mib=memory_budget)
+        report = recorded_evaluation(expand_inputs(references), network, recipe, resources, mask, opened.console)
+        opened.show(report, *summary(report))

@@ -1,0 +1,94 @@
+"""`voxlift shapes`: the stage table of a latent and stages, or the stages for a wanted output."""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from models.errors import ShapeError
+from models.forward import check_shape, stage_making
+from models.presets import LATENT, PRESETS
+from models.shapes import Shape, Stage, describe
+from models.solver import solve
+from workflow.console import JsonOption, screen
+from workflow.stage_text import read_numbers, read_stage
+
+TOLERANCE = 1e-5
+
+
+def shapes(
+    preset: Annotated[str | None, typer.Option(help=f"A known route: {', '.join(PRESETS)}.")] = None,
+    latent: Annotated[
+        str | None, typer.Option(help="Shape of the latent: batch,depth,height,width,channels, such as 2,2,7,7,64.")
+    ] = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A stage such as 32,k3,s2 or 1,k4x8x8,s2x4x4; also d2, pvalid, op1. Repeat from latent to output."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Wanted output shape: the stages that lead there, or a check of those given.")
+    ] = None,
+    stages: Annotated[int | None, typer.Option(help="Number of stages to find, with --target.")] = None,
+    channels: Annotated[str | None, typer.Option(help="Filters of the stages to find, such as 32,16,1.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Build layer and operation, run both, compare.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain transposed convolutions, stage by stage, or find the stages to a wanted shape.
+
+    Give --preset NAME, or --latent and --stage …, or --latent and --target.
+    """
+    with screen(as_json) as opened:
+        start = check_shape(read_numbers(latent, "--latent"), "latent") if latent else None
+        wanted = read_numbers(target, "--target") if target else None
+        found: list[tuple[Stage, ...]] = []
+        if preset and not (stage or wanted):
+            chain, start = _preset(preset), start or LATENT
+        elif start and stage and not preset:
+            chain = tuple(map(read_stage, stage))
+            if wanted:
+                chain = _ending_in(start, chain, wanted)
+        elif start and wanted and not preset:
+            found = solve(start, wanted, stages, read_numbers(channels, "--channels") if channels else None)
+            chain = found[0]
+        else:
+            raise ShapeError(
+                "Cannot tell what to explain: give --preset NAME, or --latent SHAPE and a --stage for each stage, or"
+                f" --latent SHAPE and --target SHAPE. Presets: {', '.join(PRESETS)}."
+            )
+        if not found and (stages or channels):
+            raise ShapeError(
+                "--stages and --channels say which stages to find: they go with --latent and --target alone."
+            )
+
+        from workflow.shape_tables import route_tables, solutions_table, verdict
+
+        report = describe(start, chain)
+        result: dict[str, Any] = asdict(report)
+        tables = route_tables(report, chain)
+        if found:
+            result["solutions"] = [asdict(describe(start, solution)) for solution in found]
+            tables.insert(0, solutions_table(start, found))
+        if verify:
+            from models.verification import verify as run
+
+            verified = run(start, chain)
+            agrees = verified.shapes and verified.max_abs_difference <= TOLERANCE
+            result["verified"] = asdict(verified)
+            tables.append(verdict(verified.max_abs_difference, agrees=agrees))
+        opened.show(result, *tables)
+    if verify and not agrees:
+        raise typer.Exit(1)
+
+
+def _preset(name: str) -> tuple[Stage, ...]:
+    if name not in PRESETS:
+        raise ShapeError(f"There is no preset {name}. Take one of: {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def _ending_in(start: Shape, chain: tuple[Stage, ...], wanted: list[int]) -> tuple[Stage, ...]:
+    """Let the last stage make a wanted shape, as `output_shape` does in `tf.nn`."""
+    last_input = describe(start, chain).stages[-1].input_shape
+    return (*chain[:-1], stage_making(chain[-1], last_input, wanted))

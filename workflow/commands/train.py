@@ -1,0 +1,33 @@
+"""`voxlift train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflow.commands.demo import Overrides
+from workflow.console import JsonOption, screen
+
+
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a preset.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/CONFIG by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Same as --set training.replicas=N.")] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="Start from the weights of a .keras file.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a restorer under MirroredStrategy and record it in MLflow."""
+    with screen(as_json) as opened:
+        from configs.load import load_config
+        from workflow.training_report import summary
+        from workflow.training_run import run_train
+
+        settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
+        loaded = load_config(config, settings)
+        folder = out or Path("runs") / Path(config).stem
+        report = run_train(loaded, folder, resume=resume, start_from=start_from, console=opened.console)
+        opened.show(report, *summary(report))

@@ -1,0 +1,68 @@
+"""`voxlift upscale`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflow.console import JsonOption, screen
+
+
+def upscale(
+    volumes: Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")],
+    out: Annotated[Path, typer.Option(help="Folder for the outputs.")],
+    model: Annotated[str, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI.")],
+    scale: Annotated[
+        str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
+    ] = None,
+    spacing: Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the outputs; by default that of an integer input.")] = None,
+    correct: Annotated[
+        bool, typer.Option("--correct/--no-correct", help="Make each output explain its input (data consistency).")
+    ] = True,
+    workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
+    cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
+    gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
+    memory_budget: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
+    ] = 1000,
+    retries: Annotated[int, typer.Option(min=0, help="How often a shard is tried again.")] = 2,
+    patience: Annotated[float, typer.Option(min=1, help="Seconds until a silent worker is replaced.")] = 600.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first volume that fails.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
+    with screen(as_json) as opened:
+        from configs.schema import Resources
+        from tasks.inputs import expand_inputs
+        from tasks.target import three_numbers
+        from workflow.upscale_report import summary
+        from workflow.upscale_run import run_upscaling, saved_network
+        from workflow.upscaling import Order
+
+        order = Order(
+            sources=expand_inputs(volumes),
+            out=out,
+            network=saved_network(model),
+            resources=Resources(
+                workers=workers,
+                cpus_per_worker=cpus_per_worker,
+                gpus_per_worker=gpus_per_worker,
+                memory_budget_mib=memory_budget,
+                retries=retries,
+                patience_seconds=patience,
+            ),
+            scale=three_numbers(scale, "--scale") if scale else None,
+            spacing=three_numbers(spacing, "--spacing") if spacing else None,
+            dtype=dtype,
+            correct=correct,
+            resume=resume,
+            fail_fast=fail_fast,
+        )
+        report = run_upscaling(order, opened.console)
+        opened.show(report, *summary(report))
+    for volume in report.failed:
+        typer.echo(f"voxlift: {volume.error}", err=True)
+    if report.failed:
+        raise typer.Exit(1)

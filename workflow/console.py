@@ -1,0 +1,74 @@
+"""What a command shows: a table for a person or one JSON object for a program, and the exit status of an error."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, all else on standard error.")
+]
+
+
+class Screen:
+    """Where a command writes.
+
+    Args:
+        console: Receives tables, progress and remarks; standard error when a JSON object is asked for.
+        json_stream: Receives the JSON object, or None when a person reads.
+    """
+
+    def __init__(self, console: "Console", json_stream: TextIO | None) -> None:
+        self.console = console
+        self._json_stream = json_stream
+
+    def show(self, result: object, *renderables: "RenderableType") -> None:
+        """Show a command's result, once: `result` as JSON, or the `renderables`.
+
+        Args:
+            result: A pydantic model, dataclass or plain data.
+            renderables: What a person sees instead.
+        """
+        if self._json_stream is None:
+            self.console.print(*renderables, sep="\n")
+            return
+        from pydantic_core import to_json
+
+        self._json_stream.write(to_json(result, indent=2, inf_nan_mode="null").decode() + "\n")
+        self._json_stream.flush()
+
+
+@contextmanager
+def screen(as_json: bool) -> Iterator[Screen]:  # noqa: FBT001 - one switch, named at every call
+    """Open the screen of a command.
+
+    With `as_json`, file descriptor 1 leads to standard error while the command works, so that nothing that a library
+    or a child process prints can stand beside the JSON object. An error that ends the command becomes the object
+    `{"error": …}`.
+    """
+    from rich.console import Console
+
+    if not as_json:
+        yield Screen(Console(), None)
+        return
+    sys.stdout.flush()
+    reserved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(reserved), "w") as stream:
+            opened = Screen(Console(stderr=True), stream)
+            try:
+                yield opened
+            except Exception as error:
+                opened.show({"error": str(error)})
+                raise
+    finally:
+        sys.stdout.flush()
+        os.dup2(reserved, 1)
+        os.close(reserved)

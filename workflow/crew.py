@@ -1,0 +1,196 @@
+"""A crew of workers: jobs go to whoever is free, a dead or silent worker is replaced, its job tried again."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Protocol
+
+from workflow.cluster import WorkerDiedError, WorkerError, fetch, first_answers
+
+
+class Worker(Protocol):
+    """A process that makes its tool and then answers calls one after another: `cluster.RemoteWorker`."""
+
+    loading: Any
+
+    def call(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an answer of the cluster
+        """Call the tool."""
+
+    def end(self) -> None:
+        """End the process."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of the workers' tool.
+
+    Args:
+        key: Names the job to who asked for it.
+        arguments: Of the call; what was shared arrives as its value.
+    """
+
+    key: Any
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Args:
+        key: That of the job.
+        value: What the tool returned, if it did.
+        error: Why the job failed for good, if it did.
+        retries: How often it was tried again.
+    """
+
+    key: Any
+    value: Any = None
+    error: Exception | None = None
+    retries: int = 0
+
+
+@dataclass
+class _Hand:
+    """One worker process, seen from the driver: jobs that it was given, the first being worked on."""
+
+    worker: Worker
+    loaded: bool = False
+    since: float = field(default_factory=time.monotonic)
+    given: deque[tuple[Any, Job, int]] = field(default_factory=deque)
+
+    @property
+    def awaited(self) -> Any:  # noqa: ANN401 - an answer of the cluster
+        """The answer that it will give next, None if it is idle."""
+        if not self.loaded:
+            return self.worker.loading
+        return self.given[0][0] if self.given else None
+
+
+class Crew:
+    """Workers that hold one tool each and take jobs as they can.
+
+    Args:
+        hire: Starts a worker.
+        workers: How many.
+        retries: How often a job is tried again after the worker's death, its silence or a failure that is not the
+            input's fault.
+        patience: Seconds after which a worker that does not answer is replaced.
+    """
+
+    AHEAD = 2  # jobs given to a worker: while one is fetched and written, it works on the next
+
+    def __init__(self, hire: Callable[[], Worker], workers: int, *, retries: int, patience: float) -> None:
+        self._hire, self._retries, self._patience = hire, retries, patience
+        self._failed_starts = 0
+        self._began = 0.0
+        self._again: deque[tuple[Job, int]] = deque()
+        self._hands = [_Hand(hire()) for _ in range(workers)]
+
+    @property
+    def alive(self) -> int:
+        """Workers that hold their tool."""
+        return sum(hand.loaded for hand in self._hands)
+
+    @property
+    def seconds(self) -> float:
+        """Since a worker was given its first job."""
+        return time.monotonic() - self._began if self._began else 0.0
+
+    def work(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Do jobs, each on whichever worker is free; only a few are in flight.
+
+        Args:
+            jobs: Taken one by one as there is room.
+
+        Yields:
+            One outcome per job, in the order in which they finish.
+
+        Raises:
+            WorkerError: No worker can be kept alive.
+            Exception: What making the tool raised.
+        """
+        source = iter(jobs)
+        first = next(source, None)
+        if first is None:
+            return
+        source = chain([first], source)
+        while True:
+            exhausted = self._give(source)
+            if exhausted and not any(hand.given for hand in self._hands):
+                return
+            yield from self._collect()
+
+    def dismiss(self) -> None:
+        """End the workers."""
+        for hand in self._hands:
+            hand.worker.end()
+        self._hands = []
+
+    def _give(self, source: Iterator[Job]) -> bool:
+        """Give jobs to the workers that have room; returns whether there are no more."""
+        for depth in range(self.AHEAD):
+            for hand in self._hands:
+                if not hand.loaded or len(hand.given) > depth:
+                    continue
+                job, retries = self._again.popleft() if self._again else (next(source, None), 0)
+                if job is None:
+                    return True
+                if not hand.given:
+                    hand.since = time.monotonic()
+                    self._began = self._began or hand.since
+                hand.given.append((hand.worker.call(job.arguments), job, retries))
+        return False
+
+    def _collect(self) -> Iterator[Outcome]:
+        """Wait for the next worker to finish something; replace those that are overdue."""
+        awaited = {hand.awaited: hand for hand in self._hands if hand.awaited is not None}
+        deadline = min(hand.since for hand in awaited.values()) + self._patience
+        for answer in first_answers(awaited, deadline - time.monotonic()):
+            hand = awaited[answer]
+            try:
+                value = fetch(answer)
+            except WorkerDiedError as error:
+                yield from self._lost(hand, error)
+            except Exception as error:
+                if not hand.loaded:
+                    raise
+                yield from self._finished(hand, error=error, again=not isinstance(error, ValueError))
+            else:
+                if not hand.loaded:
+                    hand.loaded = True
+                else:
+                    yield from self._finished(hand, value=value)
+        now = time.monotonic()
+        for hand in [hand for hand in awaited.values() if hand in self._hands and hand.awaited is not None]:
+            if now - hand.since >= self._patience:
+                yield from self._lost(hand, WorkerError(f"the worker did not answer for {self._patience:g} s"))
+
+    def _finished(
+        self, hand: _Hand, value: object = None, error: Exception | None = None, *, again: bool = False
+    ) -> Iterator[Outcome]:
+        """Take the first job from a worker."""
+        _, job, retries = hand.given.popleft()
+        hand.since = time.monotonic()
+        if again and retries < self._retries:
+            self._again.appendleft((job, retries + 1))
+        else:
+            yield Outcome(job.key, value, error, retries)
+
+    def _lost(self, hand: _Hand, error: WorkerError) -> Iterator[Outcome]:
+        """Replace a worker; its first job counts a try, those that waited behind it do not."""
+        hand.worker.end()
+        self._hands.remove(hand)
+        if not hand.loaded:
+            self._failed_starts += 1
+        suspected, waiting = list(hand.given)[:1], list(hand.given)[1:]
+        self._again.extendleft((job, retries) for _, job, retries in reversed(waiting))
+        if suspected:
+            # Tried again before the others: if it is what kills workers, none of them is blamed for it.
+            yield from self._finished(hand, error=error, again=True)
+        if self._failed_starts <= self._retries:
+            self._hands.append(_Hand(self._hire()))
+        elif not self._hands:
+            raise WorkerError(f"Cannot keep a worker alive: {error}.") from error

@@ -1,0 +1,15 @@
+"""What a run's parts ask of the cluster."""
+
+from configs.schema import RunConfig
+from workflow.cluster import Request, most_gpus_on_a_node
+
+
+def training_request(config: RunConfig) -> Request:
+    """What training asks: one GPU per replica where the cluster has GPUs, and the CPUs that the workers would have.
+
+    Without `training.replicas`, all GPUs of the node that has most. More replicas than any node has GPUs become logical
+    CPU devices if there is no GPU at all, else the cluster refuses.
+    """
+    most = most_gpus_on_a_node()
+    gpus = (config.training.replicas or most) if most else 0
+    return Request(cpus=config.resources.workers * config.resources.cpus_per_worker, gpus=gpus)

@@ -1,0 +1,19 @@
+"""The one door to MLflow: the store, runs and their single writer, models, and reading back what was recorded."""
+
+from workflow.tracking.inputs import InputVolume, input_volume
+from workflow.tracking.models import logged_model, resolve_model
+from workflow.tracking.recorder import Recorder, recorded_run
+from workflow.tracking.registry import register_model
+from workflow.tracking.store import RunAddress, tracking_uri
+
+__all__ = [
+    "InputVolume",
+    "Recorder",
+    "RunAddress",
+    "input_volume",
+    "logged_model",
+    "recorded_run",
+    "register_model",
+    "resolve_model",
+    "tracking_uri",
+]

@@ -1,0 +1,75 @@
+"""The volumes that a run worked on, as MLflow's dataset inputs: digest and geometry, no name, no path."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.geometry import axis_codes
+from tasks.seal import file_digest
+from tasks.volumes import open_volume
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput
+
+DIGEST_LENGTH = 36  # what MLflow holds
+
+
+@dataclass(frozen=True)
+class InputVolume:
+    """A volume that went into a run.
+
+    Args:
+        role: What it was for: "training", "reference", "input".
+        sha256: Of the file.
+        shape: Voxels along (i, j, k).
+        spacing: mm along (i, j, k).
+        axes: Directions in which i, j and k grow, such as "RAS".
+        dtype: On disk.
+        path: Of the file, only if paths may be recorded.
+    """
+
+    role: str
+    sha256: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    axes: str
+    dtype: str
+    path: str | None = None
+
+
+def input_volume(path: Path, role: str, *, record_paths: bool) -> InputVolume:
+    """Describe a volume by its file: the digest of its bytes and its header.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    scan = open_volume(path)
+    return InputVolume(
+        role=role,
+        sha256=file_digest(path),
+        shape=scan.grid.shape,
+        spacing=scan.grid.spacing,
+        axes=axis_codes(scan.grid),
+        dtype=scan.header.dtype.name,
+        path=str(path) if record_paths else None,
+    )
+
+
+def dataset_input(volume: InputVolume) -> "DatasetInput":
+    """Return the input as MLflow shows it on the run's page."""
+    import numpy as np
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.types import Schema, TensorSpec
+
+    tensor = Schema([TensorSpec(np.dtype(volume.dtype), volume.shape)])
+    known = asdict(volume)
+    dataset = Dataset(
+        name="x".join(map(str, volume.shape)) + f" {volume.axes}",
+        digest=volume.sha256[:DIGEST_LENGTH],
+        source_type="file",
+        source=json.dumps({key: known[key] for key in ("sha256", "path") if known[key]}),
+        schema=json.dumps({"mlflow_tensorspec": {"features": tensor.to_json(), "targets": None}}),
+        profile=json.dumps({key: known[key] for key in ("shape", "spacing", "axes", "dtype")}),
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", volume.role)])

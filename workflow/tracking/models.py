@@ -1,0 +1,280 @@
+"""Trained models in the store: loaded by MLflow without a pickle, checked before they are logged and on loading."""
+
+import atexit
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifact_contract import ModelContract
+from tasks.contract import ContractError
+from tasks.errors import InputError
+from tasks.seal import Seal, file_digest, sealed
+from workflow.tracking import serving
+from workflow.tracking.store import RunAddress, opened_store, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+MODEL_FILE = "data/model.keras"
+SERVING_MODULE = "voxlift_serving"
+CONTRACT_KEY = "voxlift"
+
+
+def logged_model(
+    address: RunAddress,
+    model_path: Path,
+    probe_shapes: Sequence[tuple[int, int, int]],
+    contract: ModelContract | None = None,
+    card: str = "",
+) -> Iterator[str]:
+    """Check a trained model against its contract, through MLflow's own loader, and log it.
+
+    Loads TensorFlow: it runs in a worker.
+
+    Args:
+        address: Of the run.
+        model_path: The `.keras` file.
+        probe_shapes: Depth, height and width of the inputs that the model must answer in their own shape; the first is
+            that of the example that is logged.
+        contract: What the model promises; a restorer of any stride by default.
+        card: The model's card, Markdown.
+
+    Yields:
+        The model's URI, once.
+
+    Raises:
+        ContractError: The file, or what the network returns, departs from the contract.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
+
+    promised = contract or ModelContract()
+    seal = sealed(model_path, promised)
+    client = MlflowClient(tracking_uri=address.tracking_uri)
+    run = client.get_run(address.run_id)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        _write_folder(folder, model_path, seal, probe_shapes[0], card)
+        _require_answers(folder, promised, probe_shapes)
+        entity = client.create_logged_model(
+            run.info.experiment_id,
+            "model",
+            source_run_id=run.info.run_id,
+            params=run.data.params,
+            model_type="restorer",
+        )
+        _write_mlmodel(folder, seal, run.info.run_id, entity.model_id)
+        client.log_model_artifacts(entity.model_id, str(folder))
+        client.finalize_logged_model(entity.model_id, LoggedModelStatus.READY)
+        client.log_outputs(run.info.run_id, [LoggedModelOutput(entity.model_id, step=0)])
+    yield f"models:/{entity.model_id}"
+
+
+def resolve_model(text: str) -> Path:
+    """Find the `.keras` file that a person means, and check it against what was logged with it.
+
+    Args:
+        text: A `.keras` file, a folder that holds one, `models:/NAME/VERSION`, `models:/NAME@ALIAS` or
+            `runs:/RUN/model`.
+
+    Returns:
+        A local file; what was fetched from a store is removed when the process ends.
+
+    Raises:
+        InputError: There is no such model, or it is not the one that was logged.
+    """
+    folder = _fetched(text) if text.startswith(("models:/", "runs:/")) else Path(text)
+    if folder.is_file():
+        return folder
+    files = sorted(folder.glob(MODEL_FILE)) or sorted(folder.glob("*.keras"))
+    if len(files) != 1:
+        what = "is no file or folder" if not folder.is_dir() else f"holds {len(files)} .keras files"
+        raise InputError(
+            f"Cannot load the model {text}: it {what}. Name a .keras file, a folder with one, models:/NAME@champion or "
+            "runs:/RUN/model."
+        )
+    seal = _logged_seal(folder)
+    if seal and file_digest(files[0]) != seal.sha256:
+        said = "; ".join(seal.damages(files[0]))
+        raise InputError(f"Cannot load the model {text}: {files[0].name} departs from what was logged: {said}.")
+    return files[0]
+
+
+def model_seals(client: "MlflowClient", run: "Run", into: Path) -> dict[str, Seal]:
+    """Seal every file of the models that a run has logged.
+
+    Args:
+        client: Of the store.
+        run: The run.
+        into: Folder that the files are fetched to, as `model/…`.
+
+    Returns:
+        Seals by path within the run.
+    """
+    seals: dict[str, Seal] = {}
+    for folder in fetch_models(client, run, into):
+        known = _logged_seal(folder)
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            inside = path.relative_to(into).as_posix()
+            seals[inside] = known if known and inside.endswith(MODEL_FILE) else sealed(path)
+    return seals
+
+
+def fetch_models(client: "MlflowClient", run: "Run", into: Path) -> list[Path]:
+    """Fetch the models that a run has logged into the folders `model`, `model-2`, … of a folder."""
+    folders = []
+    outputs = run.outputs.model_outputs if run.outputs else []
+    for number, output in enumerate(outputs, start=1):
+        folder = into / ("model" if number == 1 else f"model-{number}")
+        with tempfile.TemporaryDirectory(dir=into) as scratch:
+            _download(client, f"models:/{output.model_id}", Path(scratch)).rename(folder)
+        folders.append(folder)
+    return folders
+
+
+def _download(client: "MlflowClient", uri: str, into: Path) -> Path:
+    """Fetch a model's folder; MLflow's own loader of `models:/` goes by a global store, this by the client's."""
+    from mlflow.artifacts import download_artifacts
+
+    place = _place(client, uri)
+    return Path(download_artifacts(artifact_uri=place, dst_path=str(into), tracking_uri=str(client.tracking_uri)))
+
+
+def _place(client: "MlflowClient", uri: str) -> str:
+    """Return where the folder of a model lies.
+
+    Raises:
+        ValueError: The URI has another form, or the run has no model.
+        MlflowException: The store does not know it.
+    """
+    kind, _, rest = uri.partition(":/")
+    name, _, which = rest.partition("/")
+    if kind == "runs":
+        outputs = client.get_run(name).outputs
+        if not outputs or not outputs.model_outputs:
+            raise ValueError("the run has logged no model")
+        name, which = outputs.model_outputs[0].model_id, ""
+    if "@" in name and not which:
+        name, _, alias = name.partition("@")
+        source = client.get_model_version_by_alias(name, alias).source
+    elif which:
+        source = client.get_model_version(name, which).source
+    else:
+        return str(client.get_logged_model(name).artifact_location)
+    return _place(client, source) if source.startswith("models:/") else str(source)
+
+
+def _fetched(uri: str) -> Path:
+    """Fetch a model from the store."""
+    scratch = Path(tempfile.mkdtemp(prefix="voxlift-model-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    try:
+        with opened_store("find the model") as client:
+            return _download(client, uri, scratch)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error.__cause__ or error).split())[:200].rstrip(".")
+        raise InputError(
+            f"Cannot load the model {uri}: {said}. Look at the models of {tracking_uri()}, or set MLFLOW_TRACKING_URI "
+            "to another store."
+        ) from error
+
+
+def _logged_seal(folder: Path) -> Seal | None:
+    """Return the seal of the `.keras` file that stands in an `MLmodel`, None if it is no model of ours."""
+    import yaml
+
+    try:
+        metadata = yaml.safe_load((folder / "MLmodel").read_text())["metadata"]
+        return Seal.model_validate_json(metadata[CONTRACT_KEY])
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _write_folder(folder: Path, model_path: Path, seal: Seal, example: tuple[int, int, int], card: str) -> None:
+    """Write all that MLflow wants to load a model: weights, the code that answers, an example, what to install."""
+    import yaml
+
+    (folder / "data").mkdir(parents=True)
+    (folder / "code").mkdir()
+    shutil.copyfile(model_path, folder / MODEL_FILE)
+    shutil.copyfile(serving.__file__, folder / "code" / f"{SERVING_MODULE}.py")
+    volume = [[[[0.0]] * example[2]] * example[1]] * example[0]
+    (folder / "input_example.json").write_text(json.dumps([volume]))
+    (folder / "serving_input_example.json").write_text(json.dumps({"inputs": [volume]}))
+    (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n")
+    python = {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "build_dependencies": ["pip"],
+        "dependencies": ["-r requirements.txt"],
+    }
+    (folder / "python_env.yaml").write_text(yaml.safe_dump(python))
+    if card:
+        (folder / "README.md").write_text(card)
+    _write_mlmodel(folder, seal)
+
+
+def _write_mlmodel(folder: Path, seal: Seal, run_id: str | None = None, model_id: str | None = None) -> None:
+    """Write the `MLmodel`: signature with the true free axes, both flavours, and the seal of the weights."""
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    promised = seal.contract
+    assert isinstance(promised, ModelContract)  # noqa: S101 - what `sealed` was given
+    tensor = promised.tensor()
+    # Unnamed: Keras gives the input another name when it is loaded again.
+    spec = Schema([TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))])
+    known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
+    model = Model(
+        run_id=run_id,
+        signature=ModelSignature(inputs=spec, outputs=spec),
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "serving_input_path": "serving_input_example.json",
+            "type": "ndarray",
+        },
+        metadata={CONTRACT_KEY: seal.model_dump_json()},
+        **known,
+    )
+    model.add_flavor("keras", data="data", keras_version=version("keras"), save_exported_model=False)
+    pyfunc.add_to_model(
+        model, loader_module=SERVING_MODULE, data="data", code="code", python_env="python_env.yaml", conda_env=None
+    )
+    model.save(str(folder / "MLmodel"))
+
+
+def _require_answers(folder: Path, promised: ModelContract, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Ask the model, loaded by MLflow, and check that what it returns has the promised shape.
+
+    Raises:
+        ContractError: It has not.
+    """
+    import numpy as np
+    from mlflow import pyfunc
+
+    loaded = pyfunc.load_model(str(folder))
+    for shape in shapes:
+        probe = np.zeros((1, *shape, promised.channels), promised.dtype)
+        try:
+            answer = loaded.predict(probe)
+        except ValueError as error:
+            raise ContractError(f"The model departs from its contract: {error}") from None
+        promised.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
+
+
+def _requirements() -> list[str]:
+    """What a clean process needs to load the model, pinned to what saved it."""
+    found = []
+    for package in ("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy"):
+        try:
+            found.append(f"{package}=={version(package)}")
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,114 @@
+"""What the store holds of runs, as plain data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.errors import InputError
+from workflow.tracking.recorder import PARENT_TAG
+from workflow.tracking.store import opened_store
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PAGE = 1000
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it was recorded.
+
+    Args:
+        run_id: Of the run.
+        name: Of the run.
+        status: "FINISHED", "FAILED", "KILLED" or "RUNNING".
+        started: Milliseconds since 1970.
+        seconds: From start to end; None while it runs.
+        parent: Id of the run whose child it is.
+        parameters: By name.
+        metrics: The last value of each, without those of the machine.
+        tags: By name, without those that MLflow keeps for itself.
+        inputs: Digests of the volumes that it worked on.
+    """
+
+    run_id: str
+    name: str
+    status: str
+    started: int
+    seconds: float | None
+    parent: str | None
+    parameters: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    inputs: tuple[str, ...]
+
+
+def read_runs(experiment: str | None = None, run_ids: Sequence[str] = ()) -> list[RunRecord]:
+    """Read runs, the newest first.
+
+    Args:
+        experiment: All runs of this experiment.
+        run_ids: Or these runs, in this order; the first letters of an id suffice within the experiment.
+
+    Raises:
+        InputError: The store cannot be used, or there is no such experiment or run.
+    """
+    with opened_store("read runs") as client:
+        if experiment is None:
+            return [_record(client.get_run(run_id)) for run_id in run_ids]
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            known = ", ".join(sorted(entry.name for entry in client.search_experiments())) or "none"
+            raise InputError(f"Cannot read the experiment {experiment}: there is none. The store has: {known}.")
+        records = _all_runs(client, found.experiment_id)
+    if not run_ids:
+        return records
+    return [_named(records, run_id, experiment) for run_id in run_ids]
+
+
+def read_curves(run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
+    """Read the values of a metric by step, for each run that has it."""
+    with opened_store("read metrics") as client:
+        curves = {
+            run_id: [(entry.step, entry.value) for entry in client.get_metric_history(run_id, metric)]
+            for run_id in run_ids
+        }
+    return {run_id: sorted(curve) for run_id, curve in curves.items() if curve}
+
+
+def _all_runs(client: "MlflowClient", experiment_id: str) -> list[RunRecord]:
+    records: list[RunRecord] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=PAGE, page_token=token)
+        records += map(_record, page)
+        token = page.token
+        if not token:
+            return records
+
+
+def _named(records: Sequence[RunRecord], run_id: str, experiment: str) -> RunRecord:
+    matching = [record for record in records if record.run_id.startswith(run_id) or record.name == run_id]
+    if len(matching) != 1:
+        raise InputError(
+            f"Cannot find the run {run_id}: {len(matching)} runs of the experiment {experiment} have that id or name."
+        )
+    return matching[0]
+
+
+def _record(run: "Run") -> RunRecord:
+    info, data = run.info, run.data
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    return RunRecord(
+        run_id=info.run_id,
+        name=info.run_name or info.run_id[:8],
+        status=info.status,
+        started=info.start_time,
+        seconds=(info.end_time - info.start_time) / 1000 if info.end_time else None,
+        parent=data.tags.get(PARENT_TAG),
+        parameters=data.params,
+        metrics={key: value for key, value in data.metrics.items() if not key.startswith("system/")},
+        tags={key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
+        inputs=tuple(sorted(entry.dataset.digest for entry in inputs)),
+    )

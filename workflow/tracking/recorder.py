@@ -1,0 +1,253 @@
+"""One run and its only writer: what it records, under which contracts, and how it ends."""
+
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from tasks.anonymous import anonymous_copy
+from tasks.artifact_contract import Contract, VolumeContract
+from tasks.seal import CONTRACTS_FILE, PLAIN, Contracts, ContractsError, Seal, file_digest, read_contracts, sealed
+from workflow.tracking.inputs import InputVolume, dataset_input
+from workflow.tracking.models import model_seals
+from workflow.tracking.store import RunAddress, experiment_id, opened_store, tracking_uri
+from workflow.tracking.system import SYSTEM_PREFIX, SystemSampler
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+METRICS_PER_REQUEST = 500
+FLUSH_SECONDS = 5.0
+INPUT_TURNS = 3
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_TAG = "mlflow.note.content"
+CONTRACTS_TAG = "voxlift.contracts"
+
+
+class Recorder:
+    """Writes one run. Metrics are kept back and sent in batches; every artifact is sealed under its contract.
+
+    Args:
+        client: Of the store.
+        address: Of the run.
+        steps: The last step of each metric that an earlier part of the run has logged; what is not beyond is left out.
+        seals: Of the artifacts that an earlier part of the run has logged.
+    """
+
+    def __init__(
+        self,
+        client: "MlflowClient",
+        address: RunAddress,
+        steps: Mapping[str, int] | None = None,
+        seals: Mapping[str, Seal] | None = None,
+    ) -> None:
+        self.address = address
+        self._client = client
+        self._pending: list[tuple[str, float, int, int]] = []
+        self._steps = dict(steps or {})
+        self._seals = dict(seals or {})
+        self._lock = threading.RLock()
+        self._flushed = time.monotonic()
+
+    def parameters(self, values: Mapping[str, str]) -> None:
+        """Record parameters by name."""
+        from mlflow.entities import Param
+
+        self._client.log_batch(self.address.run_id, params=[Param(key, value) for key, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record metrics at a step; they are sent when enough have come together, every few seconds, and at the end."""
+        now = int(time.time() * 1000)
+        with self._lock:
+            self._pending += [
+                (key, value, now, step) for key, value in values.items() if step > self._steps.get(key, -1)
+            ]
+            if len(self._pending) >= METRICS_PER_REQUEST or time.monotonic() - self._flushed > FLUSH_SECONDS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Send the metrics that are kept back."""
+        from mlflow.entities import Metric
+
+        with self._lock:
+            while batch := self._pending[:METRICS_PER_REQUEST]:
+                self._client.log_batch(self.address.run_id, metrics=[Metric(*entry) for entry in batch])
+                del self._pending[:METRICS_PER_REQUEST]
+            self._flushed = time.monotonic()
+
+    def last_step(self, key: str) -> int:
+        """Return the last step at which an earlier part of the run recorded a metric, 0 without any."""
+        return self._steps.get(key, 0)
+
+    def next_step(self, prefix: str) -> int:
+        """Return the first step that no metric of that prefix had when the run was opened."""
+        return 1 + max((step for key, step in self._steps.items() if key.startswith(prefix)), default=-1)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Record how long the block takes, as the metric `seconds/NAME`."""
+        started = time.perf_counter()
+        yield
+        self.metrics({f"seconds/{name}": time.perf_counter() - started})
+
+    def artifact(self, path: Path, folder: str | None = None, contract: Contract = PLAIN) -> Seal:
+        """Read a file back, check its contract, and record it in a folder of the run's artifacts.
+
+        Raises:
+            ContractError: The file departs from its contract.
+        """
+        seal = sealed(path, contract)
+        self._client.log_artifact(self.address.run_id, str(path), folder)
+        self.keep({f"{folder}/{path.name}" if folder else path.name: seal})
+        return seal
+
+    def volume(self, path: Path, folder: str, contract: VolumeContract, *, with_header: bool) -> Seal:
+        """Record a volume; without what its header says beyond geometry, unless `with_header`.
+
+        Raises:
+            ContractError: The volume departs from its contract.
+        """
+        if with_header:
+            return self.artifact(path, folder, contract)
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = Path(scratch) / path.name
+            anonymous_copy(path, copy)
+            return self.artifact(copy, folder, contract)
+
+    def text(self, content: str, name: str) -> None:
+        """Record a text as the artifact `name`."""
+        folder, _, file = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / file
+            path.write_text(content, encoding="utf-8")
+            self.artifact(path, folder or None)
+
+    def keep(self, seals: Mapping[str, Seal]) -> None:
+        """Keep the seals of artifacts, by path within the run, for its `contracts.json`."""
+        self._seals |= seals
+
+    def inputs(self, volumes: Sequence[InputVolume]) -> None:
+        """Record which volumes the run works on: digest, geometry and role."""
+        from mlflow.exceptions import MlflowException
+
+        for turn in range(INPUT_TURNS):
+            try:
+                self._client.log_inputs(self.address.run_id, datasets=[dataset_input(volume) for volume in volumes])
+            except MlflowException:
+                # Runs that start together make the entry of one volume at once: all but the first find it next time.
+                if turn == INPUT_TURNS - 1:
+                    raise
+            else:
+                return
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Record tags by name."""
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self.address.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def describe(self, markdown: str) -> None:
+        """Describe the run in Markdown, at the head of its page."""
+        self.tags({NOTE_TAG: markdown})
+
+    def end(self, status: str) -> None:
+        """Send what is kept back, log the contracts, and end the run."""
+        try:
+            self.flush()
+            self._log_contracts()
+        except Exception:
+            status = "FAILED"
+            raise
+        finally:
+            self._client.set_terminated(self.address.run_id, status)
+
+    def _log_contracts(self) -> None:
+        run = self._client.get_run(self.address.run_id)
+        with tempfile.TemporaryDirectory() as scratch:
+            seals = self._seals | model_seals(self._client, run, Path(scratch))
+            path = Path(scratch) / CONTRACTS_FILE
+            path.write_text(Contracts(run_id=self.address.run_id, seals=seals).text())
+            self._client.log_artifact(self.address.run_id, str(path))
+            self.tags({CONTRACTS_TAG: file_digest(path)})
+
+
+@contextmanager
+def recorded_run(
+    experiment: str,
+    name: str,
+    run_id: str | None = None,
+    *,
+    parent: str | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> Iterator[Recorder]:
+    """Record what happens inside the block as one run, which ends with it.
+
+    The run ends FINISHED, FAILED after an exception, KILLED after an interrupt, an exit or a SIGTERM.
+
+    Args:
+        experiment: Name of the experiment; made if it is not there.
+        name: Name of the run.
+        run_id: A run of that experiment to go on with, instead of a new one: no step of a metric is logged again.
+        parent: Id of the run whose child this one is.
+        tags: Recorded before anything else.
+
+    Yields:
+        The run's only writer.
+
+    Raises:
+        InputError: The store cannot be used.
+    """
+    uri = tracking_uri()
+    with opened_store("record", uri) as client:
+        recorder = _resumed(client, uri, experiment, run_id) if run_id else None
+        if recorder is None:
+            started_tags = {**(tags or {}), **({PARENT_TAG: parent} if parent else {})}
+            run = client.create_run(experiment_id(client, uri, experiment), run_name=name, tags=started_tags)
+            recorder = Recorder(client, RunAddress(uri, experiment, run.info.run_id))
+    status = "FAILED"
+    try:
+        with _exit_on_sigterm(), SystemSampler(recorder.metrics, recorder.next_step(SYSTEM_PREFIX)):
+            yield recorder
+        status = "FINISHED"
+    except (KeyboardInterrupt, SystemExit):
+        status = "KILLED"
+        raise
+    finally:
+        recorder.end(status)
+
+
+def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> Recorder:
+    """Open a run again where it stopped."""
+    run = client.get_run(run_id)
+    steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
+    with tempfile.TemporaryDirectory() as scratch:
+        seals: Mapping[str, Seal] = {}
+        if any(entry.path == CONTRACTS_FILE for entry in client.list_artifacts(run_id)):
+            client.download_artifacts(run_id, CONTRACTS_FILE, scratch)
+            with suppress(ContractsError):
+                seals = read_contracts(Path(scratch)).seals
+    client.update_run(run_id, status="RUNNING")
+    return Recorder(client, RunAddress(uri, experiment, run_id), steps, seals)
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exit, so that the run is ended as KILLED; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a handler is called with
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

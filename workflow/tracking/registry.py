@@ -1,0 +1,108 @@
+"""Registered models: versions of a name, its champion, its challenger, and why one took the place of the other."""
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tasks.errors import InputError
+from workflow.tracking.store import RunAddress, opened_store, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model.
+
+    Args:
+        name: Of the registered model.
+        version: Its number.
+        run_id: Of the training.
+        alias: "champion", "challenger", or None.
+    """
+
+    name: str
+    version: str
+    run_id: str
+    alias: str | None
+
+    @property
+    def uri(self) -> str:
+        """What leads to its file, wherever a model is asked for."""
+        return f"models:/{self.name}/{self.version}"
+
+
+def register_model(address: RunAddress, model_uri: str, name: str) -> Version:
+    """Register a logged model: the first of a name is its champion, each later one the challenger.
+
+    Args:
+        address: Of the run that trained it.
+        model_uri: As `logged_model` returned it.
+        name: Of the registered model; made if it is not there.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with opened_store("register the model", address.tracking_uri) as client:
+        # Another process may be registering the first of this name.
+        with suppress(MlflowException):
+            client.create_registered_model(name)
+        made = client.create_model_version(
+            name, model_uri, address.run_id, model_id=model_uri.removeprefix("models:/"), await_creation_for=0
+        )
+        alias = CHALLENGER if CHAMPION in client.get_registered_model(name).aliases else CHAMPION
+        client.set_registered_model_alias(name, alias, made.version)
+    return Version(name, str(made.version), address.run_id, alias)
+
+
+def model_of_run(run_id: str) -> str:
+    """Return the URI of the first model that a run has logged."""
+    with opened_store("find the model") as client:
+        outputs = client.get_run(run_id).outputs
+        return f"models:/{outputs.model_outputs[0].model_id}"
+
+
+def aliased_version(name: str, alias: str) -> Version:
+    """Return the version of a registered model that has an alias.
+
+    Raises:
+        InputError: There is no such model, or none of its versions has the alias.
+    """
+    from mlflow.exceptions import MlflowException
+
+    with opened_store("find the model") as client:
+        try:
+            found = client.get_model_version_by_alias(name, alias)
+        except MlflowException:
+            raise InputError(
+                f"Cannot find the {alias} of {name}: no version has that alias in {tracking_uri()}. Registered models: "
+                f"{', '.join(sorted(model.name for model in client.search_registered_models())) or 'none'}."
+            ) from None
+        return _version(found, alias)
+
+
+def crown(version: Version, reason: str) -> None:
+    """Make a version the champion of its name and record why."""
+    with opened_store("promote the model") as client:
+        client.set_registered_model_alias(version.name, CHAMPION, version.version)
+        if str(client.get_registered_model(version.name).aliases.get(CHALLENGER)) == version.version:
+            client.delete_registered_model_alias(version.name, CHALLENGER)
+        _explain(client, version, "promoted", reason)
+
+
+def leave(version: Version, reason: str) -> None:
+    """Record why a version was not made the champion."""
+    with opened_store("record the comparison") as client:
+        _explain(client, version, "not promoted", reason)
+
+
+def _explain(client: "MlflowClient", version: Version, verdict: str, reason: str) -> None:
+    client.set_model_version_tag(version.name, version.version, "promotion", verdict)
+    client.update_model_version(version.name, version.version, description=f"{verdict}: {reason}")
+
+
+def _version(found: "ModelVersion", alias: str | None) -> Version:
+    return Version(found.name, str(found.version), found.run_id, alias)

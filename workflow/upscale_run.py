@@ -1,0 +1,81 @@
+"""A super-resolution run: plan shown, volumes restored under a progress bar, record kept in MLflow."""
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
+
+from tasks.network_file import NetworkFile, read_network
+from workflow.cluster import cluster
+from workflow.progress import progress_bar
+from workflow.provenance import record_environment
+from workflow.restoration import Progress
+from workflow.tracking import Recorder, recorded_run, resolve_model
+from workflow.upscale_report import MlflowAddress, UpscaleReport
+from workflow.upscaling import Order, plan_volumes, upscale
+from workflow.volume_work import VolumeWork
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def saved_network(model: str) -> NetworkFile:
+    """Read the network of a `.keras` file, of the folder that holds one, or of a model in the tracking store.
+
+    Raises:
+        InputError: There is none, or the folder holds several.
+    """
+    return read_network(resolve_model(model))
+
+
+def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
+    """Super-resolve volumes and record it.
+
+    Args:
+        order: What to do.
+        console: For the plan and progress.
+
+    Raises:
+        InputError: Nothing can be done at all, or the tracking store cannot be used.
+        ConfigError: The cluster has no room for the workers.
+        Exception: Why a volume failed, if the order says so.
+    """
+    planned = plan_volumes(order)
+    shards = 0
+    for work in planned:
+        if isinstance(work, VolumeWork):
+            console.print(f"{work.scan.path.name}: {work.plan}")
+            for remark in work.remarks:
+                console.print(f"{work.scan.path.name}: {remark}; do not trust the result unseen", style="yellow")
+            shards += work.shards
+    request = order.resources
+    with (
+        recorded_run("voxlift", "upscale") as recorder,
+        cluster(request.workers * request.cpus_per_worker),
+        progress_bar(console, "Restoring", shards) as advance,
+    ):
+        address = recorder.address
+        record_environment(recorder, "upscale")
+
+        def told(progress: Progress) -> None:
+            advance(f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers")
+
+        report = upscale(replace(order, run_id=address.run_id), planned, told)
+        _record(recorder, order, report)
+    return replace(report, mlflow=MlflowAddress(address.tracking_uri, address.experiment, address.run_id))
+
+
+def _record(recorder: Recorder, order: Order, report: UpscaleReport) -> None:
+    """Record what was done; no path and nothing from a header."""
+    resources = {f"resources.{key}": str(value) for key, value in order.resources.model_dump().items()}
+    recorder.parameters({**resources, "model.sha256": order.network.digest, "volumes": str(len(report.volumes))})
+    recorder.metrics({f"seconds.{kind}": seconds for kind, seconds in asdict(report.timings).items()})
+    recorder.metrics(
+        {
+            "seconds": report.seconds,
+            "voxels_per_second": report.voxels_per_second,
+            "peak_rss_mib": report.peak_rss_mib,
+            "failed": float(len(report.failed)),
+        }
+    )
+    for number, volume in enumerate(report.volumes):
+        if volume.consistency is not None:
+            recorder.metrics({"consistency": volume.consistency, "volume_seconds": volume.seconds}, number)
