@@ -1,0 +1,1 @@
+"""Measurements whose figures the README quotes; each module writes its results below `benchmarks/results/`."""

@@ -1,0 +1,192 @@
+"""Speed and memory of restoration: `python -m benchmarks.sharding [network] [ray] [large]`, all three by default.
+
+- network: a 192x224x192 grid through the network, against the same Keras model called once on the whole, and against
+  MONAI's sliding window with the same weights in PyTorch; each in a process of its own, two threads each.
+- ray: one job of 30 s or more with one worker, against the same Keras model called once per volume.
+- large: a 300x370x316 volume of int16 super-resolved 2x, `.nii.gz` both ways, under a budget of 2000 MiB.
+
+MONAI and PyTorch go into an environment of their own, `.bench`. Writes `results/sharding.json` and
+`results/sharding.md`.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.keras_speed import GRID, THREADS
+from benchmarks.volumes import RESULTS, hardware, like_a_scan
+from tasks.geometry import Grid
+from tasks.volumes import write_volume
+
+ROOT = Path(__file__).parents[1]
+PEER = ROOT / ".bench"
+PEER_PACKAGES = ("torch==2.13.0", "monai==1.6.1")
+BUDGET = 2000
+TIGHT_BUDGET = 800
+ROUNDS = 2
+VOLUMES = 12  # for a job of half a minute
+Row = dict[str, Any]
+
+
+def network(model: Path) -> list[Row]:
+    keras = (sys.executable, "-m", "benchmarks.keras_speed")
+    contestants = {
+        "whole": (*keras, "whole", model),
+        "ours": (*keras, "sharded", model, BUDGET),
+        "tight": (*keras, "sharded", model, TIGHT_BUDGET),
+        "peer": (peer_python(), ROOT / "benchmarks/monai_speed.py", model),
+    }
+    # In turns, so that what else the machine does falls on all of them.
+    rounds = [{name: measured(*command) for name, command in contestants.items()} for _ in range(ROUNDS)]
+    whole, ours, tight, peer = (
+        rounds[0][name] | {key: min(turn[name][key] for turn in rounds) for key in rounds[0][name] if "seconds" in key}
+        for name in contestants
+    )
+    checks = [found["check"] for found in (whole, ours, tight, peer)]
+    if np.ptp(checks) > 1e-5:
+        raise SystemExit(f"the networks do not agree: {checks}")
+
+    def row(name: str, found: dict[str, float], seconds: float) -> Row:
+        kept = {"million voxels/s": round(prod(GRID) / seconds / 1e6, 2)}
+        ratios = {"to Keras": round(whole["seconds"] / seconds, 2), "to MONAI": round(peer["seconds"] / seconds, 2)}
+        memory: Row = {name: round(found[name]) for name in ("mib", "estimated_mib") if name in found}
+        return {"what": name, "seconds": round(seconds, 2), **kept, **ratios, **memory}
+
+    return [
+        row(f"shards under {BUDGET} MiB ({ours['shards']})", ours, ours["seconds"]),
+        row(f"shards under {TIGHT_BUDGET} MiB ({tight['shards']})", tight, tight["seconds"]),
+        row("Keras, the whole volume at once", whole, whole["seconds"]),
+        row("PyTorch, the whole volume at once", peer, peer["whole_seconds"]),
+        row("MONAI sliding window 96x96x96, overlap 0.25, Gaussian", peer, peer["seconds"]),
+    ]
+
+
+def through_ray(model: Path, folder: Path) -> list[Row]:
+    """One worker with the threads of the machine, over a queue of volumes, against the network alone."""
+    shape = (GRID[2] // 2, GRID[1] // 2, GRID[0] // 2)
+    for number in range(VOLUMES):
+        write_volume(folder / f"{number}.nii", like_a_scan(shape), Grid(shape, np.eye(4)), dtype="int16")
+    whole = measured(sys.executable, "-m", "benchmarks.keras_speed", "whole", model)
+    report, _ = upscaled(
+        folder / "[0-9]*.nii", model, folder / "out", "--workers", "1", "--cpus-per-worker", str(THREADS)
+    )
+    alone = whole["seconds"] * VOLUMES
+    return [
+        {"what": f"Keras, {VOLUMES} volumes one after another", "seconds": round(alone, 1)},
+        {
+            "what": f"voxlift upscale, {VOLUMES} volumes, one worker",
+            "seconds": round(report["seconds"], 1),
+            "million voxels/s": round(report["voxels_per_second"] / 1e6, 2),
+            "to Keras": round(alone / report["seconds"], 2),
+        },
+    ]
+
+
+def large(model: Path, folder: Path) -> list[Row]:
+    shape = (300, 370, 316)
+    source = folder / "large.nii.gz"
+    write_volume(source, like_a_scan(shape), Grid(shape, np.eye(4)), dtype="int16")
+    report, peaks = upscaled(source, model, folder / "large", "--workers", str(os.cpu_count()))
+    spent = report["timings"]
+    (volume,) = report["volumes"]
+    busy = report["workers"] * volume["seconds"]
+    return [
+        {
+            "volume": "x".join(map(str, shape)),
+            "shards": volume["shards"],
+            "overhead": round(report["plan"]["overhead"], 2),
+            "least budget MiB": report["plan"]["least_budget_mib"],
+            "seconds": round(volume["seconds"], 1),
+            "share outside the network": round(1 - spent["network"] / busy, 2),
+            **{f"{kind} s": round(seconds, 1) for kind, seconds in spent.items()},
+            "peak worker MiB": round(report["peak_rss_mib"]),
+            "peak driver MiB": round(peaks),
+        }
+    ]
+
+
+def upscaled(volumes: Path, model: Path, out: Path, *options: str) -> tuple[dict[str, Any], float]:
+    """Run the command; its report, and the peak of resident memory of its first process, MiB."""
+    command = [
+        sys.executable,
+        "-m",
+        "workflow",
+        "upscale",
+        str(volumes),
+        "--json",
+        "--scale",
+        "2,2,2",
+        "--out",
+        str(out),
+    ]
+    command += ["--model", str(model), "--memory-budget", str(BUDGET), *options]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out.parent / 'mlflow.db'}"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        peak = 0
+        while process.poll() is None:
+            try:
+                process.wait(0.2)
+            except subprocess.TimeoutExpired:
+                peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+        told = process.stdout.read() if process.stdout else ""
+    if process.returncode:
+        raise SystemExit(told)
+    return json.loads(told), peak / 2**20
+
+
+def measured(*command: object) -> dict[str, float]:
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peer_python() -> Path:
+    python = PEER / "bin" / "python"
+    if not python.exists():
+        # Not in the environment of the product: PyTorch is no dependency of it.
+        subprocess.run([sys.executable, "-m", "virtualenv", "--quiet", str(PEER)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
+    return python
+
+
+def markdown(results: dict[str, list[Row]]) -> str:
+    parts = [f"# Restoration\n\n{hardware()}, {THREADS} threads. Made by `python -m benchmarks.sharding`."]
+    for title, rows in results.items():
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        lines = [" | ".join(str(row.get(key, "")) for key in keys) for row in rows]
+        table = [" | ".join(keys), " | ".join(["---"] * len(keys)), *lines]
+        parts.append(f"## {title}\n\n" + "\n".join(f"| {line} |" for line in table))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(wanted: list[str]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    kept = RESULTS / "sharding.json"
+    results: dict[str, list[Row]] = json.loads(kept.read_text())["results"] if kept.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = folder / "restorer.keras"
+        measured(sys.executable, "-m", "benchmarks.keras_speed", "make", model)
+        if "network" in wanted:
+            results[f"Network, {'x'.join(map(str, GRID))} voxels"] = network(model)
+        if "ray" in wanted:
+            results["Through Ray"] = through_ray(model, folder)
+        if "large" in wanted:
+            results["A large volume, file to file"] = large(model, folder)
+    kept.write_text(json.dumps({"hardware": hardware(), "results": results}, indent=2) + "\n")
+    (RESULTS / "sharding.md").write_text(markdown(results))
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["network", "ray", "large"])

@@ -1,0 +1,136 @@
+"""Networks and recipes of the restorer under the same budget: `python -m benchmarks.variants [STEPS]`.
+
+Each trains for as many steps on the same seed and is scored on volumes that nothing is trained on: those in the folder
+VOXLIFT_DATA or ../shared/data, else a part of the template that the gap keeps apart. Writes `results/variants.json` and
+`results/variants.md`. Seconds of processor time, not of the clock, so that what else the machine does counts less.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+STEPS = 300
+
+
+def stages(*filters_and_strides: tuple[int, tuple[int, int, int]]) -> str:
+    """A list of stages as an override, kernels twice the strides."""
+    listed = [
+        f"{{filters: {filters}, kernel_size: [{', '.join(str(2 * s if s > 1 else 3) for s in strides)}],"
+        f" strides: [{', '.join(map(str, strides))}]}}"
+        for filters, strides in filters_and_strides
+    ]
+    return f"network.stages=[{', '.join(listed)}]"
+
+
+PLANE, ALL, SLICES = (1, 2, 2), (2, 2, 2), (4, 2, 2)
+FOUR = ((32, ALL), (32, ALL), (24, ALL), (1, PLANE))
+VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "iso2x: default, four stages 32-32-24": ("iso2x", ()),
+    "three stages 32-24": ("iso2x", (stages((32, ALL), (24, ALL), (1, (2, 4, 4))), "network.convolutions=[0, 1, 1]")),
+    "a convolution at every level": ("iso2x", ("network.convolutions=1",)),
+    "no convolution but the strided": ("iso2x", ("network.convolutions=0",)),
+    "narrow, 32-32-16": ("iso2x", (stages((32, ALL), (32, ALL), (16, ALL), (1, PLANE)),)),
+    "coarse grid at once, 32-48-32": ("iso2x", (stages((32, PLANE), (48, ALL), (32, ALL), (1, ALL)),)),
+    "additive skips": ("iso2x", ("network.skip=add",)),
+    "ReLU": ("iso2x", ("network.activation=relu",)),
+    "L1 alone": ("iso2x", ("training.losses={l1: 1}",)),
+    "the template alone": ("iso2x", ("data.mixture={volumes: 1}",)),
+    "thick4x: default, slices at once": ("thick4x", ()),
+    "four stages 32-32-24 as iso2x": ("thick4x", (stages(*FOUR),)),
+}
+
+
+def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
+    """Train one variant in this process and score it."""
+    import numpy as np
+    import tensorflow as tf
+
+    from configs.load import load_config
+    from tasks.intensity import CLIP, find_intensity, normalise
+    from tasks.network_file import read_network
+    from tasks.protocol import degraded_trial
+    from tasks.saved_models import load_model
+    from tasks.training import TrainedModel, TrainingJob, run_training
+    from tasks.volumes import read_volume
+    from workflow.training_run import training_volumes
+
+    folder = Path(os.environ.get("VOXLIFT_DATA", RESULTS.parents[2] / "shared" / "data"))
+    unseen = [path for path in (folder / "MR_Gd.nii.gz", folder / "FLAIR.nii.gz") if path.is_file()]
+    if not unseen:
+        overrides = [*overrides, "data.held_out={axis: 1, start: 0.6667, stop: 1.0, gap: 16}"]
+    config = load_config(preset, overrides)
+    place = Path(tempfile.mkdtemp()) / "model.keras"
+    spent = time.process_time()
+    for record in run_training(TrainingJob(config, training_volumes(config), place)):
+        if isinstance(record, TrainedModel):
+            trained = record
+    spent = time.process_time() - spent
+    network, model = read_network(place), load_model(place)
+    restore = tf.function(lambda volume: model(volume, training=False), jit_compile=False)
+    row: dict[str, Any] = {
+        "weights": trained.parameters,
+        "multiply-adds per voxel": network.cost.multiply_adds(config.network.total_stride)
+        // int(np.prod(config.network.total_stride)),
+        "reach, depth and plane": ", ".join(f"{a}+{b}" for a, b in (axis.halo for axis in network.cost.field.axes[:2])),
+        "processor ms a step": round(1000 * spent / trained.steps),
+    }
+    from tasks.protocol import WHOLE, held_out_slabs
+    from tasks.template import template_path
+
+    for path in unseen or [template_path()]:
+        reference = read_volume(path)
+        trial = degraded_trial(reference, config.degradation)
+        slab = WHOLE if unseen else held_out_slabs(reference.grid.shape, config.data.held_out)[1]
+        found = find_intensity(trial.coarse.voxels)
+        resampled = trial.axes.to_network(trial.padded_baseline("cubic"))
+        seen = normalise(resampled, found, clip=CLIP)
+        padding = [(0, -size % step) for size, step in zip(seen.shape, config.network.total_stride, strict=True)]
+        whole = restore(tf.constant(np.pad(seen, padding, mode="edge")[None, ..., None])).numpy()[0, ..., 0]
+        added = (whole[tuple(map(slice, seen.shape))] - seen) * np.float32(found.high - found.low)
+        restored = trial.axes.to_file(resampled + added)
+        corrected = trial.corrected(restored, config.degradation).voxels
+        for title, volume in (("network", restored), ("corrected", corrected)):
+            score = trial.scores(trial.cropped(volume), slab).psnr
+            row[f"{path.name.split('.')[0]} {title}"] = round(score.restored - score.cubic, 2)
+    return row
+
+
+def main(steps: int) -> None:
+    rows = []
+    for name, (preset, overrides) in VARIANTS.items():
+        settings = [*overrides, f"training.steps={steps}"]
+        ran = subprocess.run(
+            [sys.executable, "-m", "benchmarks.variants", "--one", preset, *settings],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+            check=True,
+        )
+        rows.append({"variant": name, **json.loads(ran.stdout.splitlines()[-1])})
+        print(rows[-1], flush=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [
+        f"# {steps} steps each; dB over cubic",
+        "",
+        f"Made by `python -m benchmarks.variants {steps}`.",
+        "",
+        f"| {' | '.join(columns)} |",
+        f"|{' --- |' * len(columns)}",
+        *(f"| {' | '.join(str(row.get(column, '')) for column in columns)} |" for row in rows),
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "variants.json").write_text(json.dumps({"steps": steps, "variants": rows}, indent=2) + "\n")
+    (RESULTS / "variants.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    if "--one" in sys.argv:
+        print(json.dumps(train_and_score(sys.argv[2], sys.argv[3:])))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else STEPS)
