@@ -1,0 +1,192 @@
+"""The tracking store tried out: a run is opened, written, read back and deleted."""
+
+import re
+import socket
+import sqlite3
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from tasks.errors import InputError
+from workflow.tracking.store import experiment_id, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
+ANSWER_SECONDS = 10.0
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+PARAMETER, METRIC, ARTIFACT = ("probe", "written"), ("probe", 0.5), ("probe.txt", "written")
+
+
+@dataclass(frozen=True)
+class StoreProbe:
+    """A store that holds what is written to it.
+
+    Args:
+        uri: Of the store, without a password.
+        artifacts: Where the artifacts of an experiment go.
+        seconds: What opening, writing, reading and deleting a run took, the import of MLflow with it.
+        left: What could not be deleted, and why; None when nothing is left but what `mlflow gc` removes.
+    """
+
+    uri: str
+    artifacts: str
+    seconds: float
+    left: str | None
+
+
+def probe_store(uri: str | None = None) -> StoreProbe:
+    """Write a parameter, a metric and an artifact to a run of an experiment of its own, read them back, delete both.
+
+    Args:
+        uri: Of the store; `tracking_uri()` by default.
+
+    Raises:
+        InputError: The store cannot be used, or does not return what was written.
+    """
+    started = time.monotonic()
+    uri = uri or tracking_uri()
+    with _one_sentence(uri):
+        _require_place(uri)
+        from mlflow import MlflowClient
+
+        client = MlflowClient(tracking_uri=uri)
+        # A name of its own: who probes at the same time deletes no experiment that another is using.
+        experiment = experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
+    run_id = None
+    try:
+        with _one_sentence(uri):
+            run = client.create_run(experiment, run_name="probe")
+            run_id = run.info.run_id
+            differing = _differing(client, run_id)
+    finally:
+        left = _delete(client, experiment, run_id)
+    if differing:
+        raise InputError(
+            f"Cannot record in the tracking store {shown(uri)}: it does not return what was written"
+            f" ({', '.join(differing)}). Look into the server's log, or set MLFLOW_TRACKING_URI to another store."
+        )
+    artifacts = run.info.artifact_uri.split(f"/{run_id}")[0]
+    return StoreProbe(shown(uri), artifacts, time.monotonic() - started, left)
+
+
+def server_version(uri: str) -> str:
+    """Ask a tracking server for its version.
+
+    Args:
+        uri: Begins with `http://` or `https://`.
+
+    Returns:
+        The version; what came instead where the server does not tell it.
+
+    Raises:
+        InputError: Nobody answers.
+    """
+    # MLflow's own request, not urllib's: it brings the credentials and certificates that MLflow is configured with.
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    with _one_sentence(uri):
+        credentials = get_default_host_creds(uri)
+        answer = http_request(
+            credentials, "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
+        )
+    return str(answer.text).strip() if answer.status_code == 200 else f"unknown, HTTP status {answer.status_code}"
+
+
+def shown(uri: str) -> str:
+    """The URI of a store without the name and password in it.
+
+    >>> shown("https://jane:secret@mlflow.example.org/team")
+    'https://mlflow.example.org/team'
+    """
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def _differing(client: "MlflowClient", run_id: str) -> list[str]:
+    """Write, read back, and name what differs."""
+    from mlflow.entities import Metric, Param
+
+    stamp = int(time.time() * 1000)
+    client.log_batch(run_id, metrics=[Metric(*METRIC, stamp, 0)], params=[Param(*PARAMETER)])
+    name, content = ARTIFACT
+    with tempfile.TemporaryDirectory() as scratch:
+        written, fetched = Path(scratch) / name, Path(scratch) / "fetched"
+        written.write_text(content)
+        client.log_artifact(run_id, str(written))
+        fetched.mkdir()
+        read = Path(client.download_artifacts(run_id, name, str(fetched))).read_text()
+    data = client.get_run(run_id).data
+    found = {
+        "the parameter": data.params.get(PARAMETER[0]) == PARAMETER[1],
+        "the metric": data.metrics.get(METRIC[0]) == METRIC[1],
+        "the artifact": read == content,
+    }
+    return [what for what, same in found.items() if not same]
+
+
+def _delete(client: "MlflowClient", experiment: str, run_id: str | None) -> str | None:
+    """Delete what the probe made; returns what is left. A run is worth having in a store that never deletes."""
+    try:
+        if run_id is not None:
+            _delete_artifact(client.get_run(run_id).info.artifact_uri)
+            client.delete_run(run_id)
+        client.delete_experiment(experiment)
+    except Exception as error:  # noqa: BLE001 - whatever a store's backend raises
+        return f"the experiment {experiment} could not be deleted: {_first_line(error)}"
+    return None
+
+
+def _delete_artifact(artifact_uri: str) -> None:
+    """Delete the one file, never a prefix, which on some stores reaches further; then the folders that it leaves."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    get_artifact_repository(artifact_uri).delete_artifacts(ARTIFACT[0])
+    address = urlsplit(artifact_uri)
+    if address.scheme in {"file", ""}:
+        artifacts = Path(unquote(address.path))
+        with suppress(OSError):  # one that is not empty, or gone
+            for folder in (artifacts, artifacts.parent, artifacts.parents[1]):
+                folder.rmdir()
+
+
+def _require_place(uri: str) -> None:
+    """Lock the SQLite file, or connect to the server: MLflow itself tries for up to two minutes."""
+    if uri.startswith(SQLITE):
+        path = Path(uri.removeprefix(SQLITE).partition("?")[0])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path, timeout=ANSWER_SECONDS, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.execute("ROLLBACK")
+        return
+    address = urlsplit(uri)
+    port = address.port or PORTS.get(address.scheme.partition("+")[0])
+    behind_proxy = address.scheme in getproxies() and not proxy_bypass(address.hostname or "")
+    if address.hostname and port and not behind_proxy:
+        socket.create_connection((address.hostname, port), ANSWER_SECONDS).close()
+
+
+@contextmanager
+def _one_sentence(uri: str) -> Iterator[None]:
+    """Make whatever is raised against the store a sentence, without the password that the URI may hold."""
+    try:
+        yield
+    except Exception as error:
+        cure = "Make room there and see that you may write" if uri.startswith(SQLITE) else "Start the server"
+        raise InputError(
+            f"Cannot record in the tracking store {shown(uri)}: {_first_line(error)}. {cure}, or set"
+            " MLFLOW_TRACKING_URI to a store that is there."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = ((isinstance(error, OSError) and error.strerror) or str(error)).strip().splitlines()
+    return lines[0][:200].rstrip(". ") if lines else type(error).__name__
