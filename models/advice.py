@@ -5,7 +5,7 @@ from dataclasses import replace
 from math import prod
 
 from models.composition import accumulated_shift
-from models.stages import AXES, Axis, Stage
+from models.stages import AXES, LARGEST, Axis, Stage
 from models.wording import by, grouped, shape_text
 
 
@@ -25,10 +25,13 @@ def blocks(axis: Axis) -> bool:
 def clean_kernel(stride: int) -> int:
     """Take the smallest clean kernel that blends neighbours: two taps or more reach every output voxel.
 
-    >>> [clean_kernel(stride) for stride in (1, 2, 3, 4)]
-    [3, 4, 9, 8]
+    Where that is larger than a kernel may be, it is the stride itself, which is clean but blends nothing.
+
+    >>> [clean_kernel(stride) for stride in (1, 2, 3, 4, 1000)]
+    [3, 4, 9, 8, 1000]
     """
-    return stride * (2 if stride % 2 == 0 else 3)
+    blending = stride * (2 if stride % 2 == 0 else 3)
+    return blending if blending <= LARGEST else stride
 
 
 def cure(stage: Stage) -> Stage:
@@ -46,7 +49,7 @@ def warnings_about(stages: Sequence[Stage]) -> Iterator[str]:
             found = grouped((name, text) for name, axis in named if (text := remark(axis)))
             if found:
                 yield f"Stage {number}, {problem}: {'; '.join(found)}. Cure: {_prescription(stage)}."
-    if sum(any(axis.shift for axis in stage.axes) for stage in stages) > 1:
+    if any(axis.shift for stage in stages[:-1] for axis in stage.axes):
         drift = accumulated_shift(stages)
         totals = [prod(stage.strides[i] for stage in stages) for i in range(3)]
         latent = [moved / total for moved, total in zip(drift, totals, strict=True)]

@@ -8,6 +8,7 @@ from models.stages import AXES, Axis, Shape, Stage
 from models.wording import grouped, listed, options, shape_text
 
 DIMENSIONS = ("batch", *AXES, "channels")
+LARGEST_SIZE = 2**63 - 1  # TensorFlow counts in signed 64-bit integers
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def check_shape(shape: Sequence[int], what: str) -> Shape:
     """Take a shape for (batch, depth, height, width, channels).
 
     Raises:
-        ShapeError: If it has not five sizes, or one below 1.
+        ShapeError: If it has not five sizes, or one below 1 or beyond what TensorFlow counts.
     """
     if len(shape) != len(DIMENSIONS):
         raise ShapeError(
@@ -35,10 +36,9 @@ def check_shape(shape: Sequence[int], what: str) -> Shape:
             f" Received {shape_text(shape)}."
         )
     for name, size in zip(DIMENSIONS, shape, strict=True):
-        if size < 1:
-            raise ShapeError(
-                f"The {what} has {name} {size}, but every size is 1 or more. Received {shape_text(shape)}."
-            )
+        if not 1 <= size <= LARGEST_SIZE:
+            rule = "1 or more" if size < 1 else f"at most {LARGEST_SIZE}"
+            raise ShapeError(f"The {what} has {name} {size}, but every size is {rule}. Received {shape_text(shape)}.")
     batch, depth, height, width, channels = shape
     return batch, depth, height, width, channels
 

@@ -11,7 +11,9 @@ from models.errors import ShapeError
 from models.forward import ForwardCheck, check_shape, forward_check, output_shape
 from models.stages import Shape, Stage, Triple
 
-__all__ = ["Report", "Shape", "Stage", "StageReport", "Triple", "describe"]
+__all__ = ["Report", "Shape", "Stage", "StageReport", "Triple", "check_runnable", "describe"]
+
+MOST_VALUES = 2**27  # of latent, weights and outputs: 512 MiB in float32, and running them holds them several times
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,15 @@ def describe(latent_shape: Sequence[int], stages: Sequence[Stage]) -> Report:
         stages: From the latent to the output, at least one.
 
     Raises:
-        ShapeError: If the latent is no shape, or there is no stage.
+        ShapeError: If the latent is no shape, there is no stage, or a size grows beyond what TensorFlow counts.
     """
     shape = check_shape(latent_shape, "latent")
     if not stages:
         raise ShapeError("An upsampler has at least one stage.")
     reports = []
-    for stage in stages:
+    for number, stage in enumerate(stages, start=1):
         reports.append(_describe_stage(stage, shape))
-        shape = reports[-1].output_shape
+        shape = check_shape(reports[-1].output_shape, f"output of stage {number}")
     depth, height, width = (prod(stage.strides[i] for stage in stages) for i in range(3))
     return Report(
         stages=tuple(reports),
@@ -99,6 +101,21 @@ def describe(latent_shape: Sequence[int], stages: Sequence[Stage]) -> Report:
         receptive_field=receptive_field(stages),
         warnings=tuple(warnings_about(stages)),
     )
+
+
+def check_runnable(report: Report) -> None:
+    """Refuse stages too large to be built and run for a look.
+
+    Raises:
+        ShapeError: If latent, weights and outputs hold too many values.
+    """
+    values = prod(report.stages[0].input_shape)
+    values += sum(prod(stage.output_shape) + stage.parameters for stage in report.stages)
+    if values > MOST_VALUES:
+        raise ShapeError(
+            f"Cannot build and run these stages: latent, weights and outputs hold {values:,} values, more than"
+            f" {MOST_VALUES:,}. The same stages on a smaller latent, or with fewer filters, would do."
+        )
 
 
 def _describe_stage(stage: Stage, shape: Shape) -> StageReport:

@@ -14,7 +14,7 @@ from models.composition import accumulated_shift
 from models.errors import ShapeError
 from models.forward import check_shape
 from models.stages import AXES, Shape, Stage, Triple
-from models.wording import options, shape_text
+from models.wording import grouped, options, shape_text
 
 LARGEST_STRIDE = 16  # of one stage: its clean kernel has 32 taps along the axis
 LARGEST_GROWTH = 4096
@@ -41,7 +41,8 @@ def solve(
 
     Returns:
         At most 8 chains of stages, ranked: fewest holes, least uneven overlap, least shift, then the most balanced
-        growth (the least sum of squared strides), then blending neighbours. All have padding "same".
+        growth (the least sum of squared strides), then blending neighbours. All have padding "same" and no output
+        padding.
 
     Raises:
         ShapeError: Where there is none: it names the axis that forbids it and the nearest shapes that can be reached.
@@ -146,18 +147,19 @@ def _check_channels(channels: Sequence[int], target: Shape, stage_count: int | N
 def _check_reachable(latent: Shape, target: Shape, stage_count: int | None) -> None:
     remarks, below, above = [], list(target), list(target)
     if latent[0] != target[0]:
-        remarks.append(f"batch: it stays {latent[0]}")
+        remarks.append(("batch", f"it stays {latent[0]}"))
         below[0] = above[0] = latent[0]
     for i, name in enumerate(AXES, start=1):
         rule = _obstacle(latent[i], target[i], stage_count)
         if rule:
             near = _nearest(latent[i], target[i], stage_count)
-            remarks.append(f"{name}: {rule}; {options(near)} would do")
+            remarks.append((name, f"{rule}; {options(near)} would do"))
             below[i], above[i] = near[0], near[-1]
     if remarks:
         shapes = " or ".join(dict.fromkeys(map(shape_text, (below, above))))
         raise ShapeError(
-            f"No stages lead from {shape_text(latent)} to {shape_text(target)}: {'. '.join(remarks)}."
+            "No stages with padding same and no output padding lead from"
+            f" {shape_text(latent)} to {shape_text(target)}: {'; '.join(grouped(remarks))}."
             f" Nearest shapes that can be reached: {shapes}."
         )
 

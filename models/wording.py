@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 
 
-def by(values: Sequence[float]) -> str:
+def by(values: Sequence[int]) -> str:
     """Numbers per axis as the command line takes them.
 
-    >>> by((1, 2, 2)), by((3, 3, 3)), by((0.0, 0.5, 0.5))
-    ('1x2x2', '3', '0x0.5x0.5')
+    >>> by((1, 2, 2)), by((1000000, 1000000, 1000000))
+    ('1x2x2', '1000000')
     """
-    texts = [f"{value:g}" for value in values]
+    texts = list(map(str, values))
     return texts[0] if len(set(texts)) == 1 else "x".join(texts)
 
 

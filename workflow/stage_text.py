@@ -8,7 +8,7 @@ from models.shapes import Stage, Triple
 from models.wording import by
 
 FORM = "FILTERS,kDxHxW,sDxHxW and optionally dDxHxW, psame or pvalid, opDxHxW, one number standing for three"
-_PART = re.compile(r"(?P<key>op|k|s|d)=?(?P<sizes>-?\d+(x-?\d+x-?\d+)?)|(p=?)?(?P<padding>same|valid)")
+_PART = re.compile(r"(?P<key>op|k|s|d)=?(?P<sizes>-?\d{1,9}(x-?\d{1,9}x-?\d{1,9})?)|(p=?)?(?P<padding>same|valid)")
 _NAMES = {"k": "kernel_size", "s": "strides", "d": "dilation_rate", "op": "output_padding"}
 
 
@@ -23,17 +23,21 @@ def read_stage(text: str) -> Stage:
     """
     filters, *parts = text.replace(" ", "").split(",")
     triples: dict[str, Triple] = {}
-    padding = "same"
+    padding, seen = "same", set[str]()
     for part in parts:
         found = _PART.fullmatch(part)
         if found is None:
             raise ShapeError(f"Cannot read --stage {text}: {part!r} is none of its parts. A stage is {FORM}.")
+        key = found["key"] or "p"
+        if key in seen:
+            raise ShapeError(f"Cannot read --stage {text}: {part!r} says {key} a second time. A stage is {FORM}.")
+        seen.add(key)
         if found["padding"]:
             padding = found["padding"]
         else:
             sizes = [int(size) for size in found["sizes"].split("x")]
-            triples[_NAMES[found["key"]]] = (sizes[0], sizes[len(sizes) // 2], sizes[-1])
-    if not re.fullmatch(r"-?\d+", filters) or "kernel_size" not in triples:
+            triples[_NAMES[key]] = (sizes[0], sizes[len(sizes) // 2], sizes[-1])
+    if not re.fullmatch(r"-?\d{1,9}", filters) or "kernel_size" not in triples:
         raise ShapeError(
             f"Cannot read --stage {text}: it needs filters and a kernel, such as 32,k3,s2. A stage is {FORM}."
         )

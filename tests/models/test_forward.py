@@ -74,6 +74,14 @@ def test_a_latent_that_cannot_be_is_refused(shape):
         check_shape(shape, "latent")
 
 
+def test_sizes_beyond_what_tensorflow_counts_are_refused():
+    assert check_shape((2, 2, 7, 7, 2**63 - 1), "latent")
+    with pytest.raises(ShapeError, match=f"The latent has batch {2**63}, but every size is at most {2**63 - 1}"):
+        check_shape((2**63, 2, 7, 7, 64), "latent")
+    with pytest.raises(ShapeError, match="The output of stage 7 has depth"):
+        describe((1, 1, 1, 1, 1), [Stage(1, (1, 1, 1), (1024, 1, 1))] * 200)
+
+
 def test_an_upsampler_without_stages_is_refused():
     with pytest.raises(ShapeError, match="at least one stage"):
         describe(LATENT, [])

@@ -106,12 +106,26 @@ def test_warnings_name_fault_axis_number_and_cure():
     assert "+3.5, +5.5, +5.5 voxels of the last output" in report.warnings[-1]
 
 
+def test_a_shift_that_later_stages_enlarge_is_told_for_the_whole():
+    lopsided, clean = Stage(1, (3, 3, 3), (2, 2, 2)), Stage(1, (4, 4, 4), (2, 2, 2))
+    report = describe((1, 2, 2, 2, 1), [lopsided, clean])
+    assert report.warnings[-1].startswith("All stages, shift: depth, height, width add up to +1, +1, +1 voxels")
+    assert not any("All stages" in warning for warning in describe((1, 2, 2, 2, 1), [clean, lopsided]).warnings)
+
+
 def test_every_cure_is_clean_and_leaves_a_clean_stage_alone():
     for stage in stages():
         cured = cure(stage)
         assert not describe((1, 3, 3, 3, 1), [cured]).warnings
         assert cured.strides == stage.strides
         assert cure(cured) == cured
+
+
+@pytest.mark.parametrize("stride", [341, 343, 512, 514, 1023, 1024])
+def test_the_largest_strides_have_a_cure_too(stride):
+    cured = cure(Stage(1, (3, 3, 3), (1, 2, stride)))
+    assert cured.kernel_size[:2] == (3, 4)
+    assert not describe((1, 3, 3, 3, 1), [cured]).warnings
 
 
 def test_the_rule_of_thumb_for_clean_holds():

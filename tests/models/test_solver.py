@@ -84,6 +84,16 @@ def test_channels_are_halved_or_as_given():
     assert [stage.filters for stage in solve((1, 1, 1, 1, 4), (1, 4, 4, 4, 32))[0]] == [4, 32]
 
 
+def test_axes_that_share_an_obstacle_are_named_together():
+    with pytest.raises(ShapeError) as caught:
+        solve(LATENT, (2, 4, 13, 13, 1))
+    assert str(caught.value) == (
+        "No stages with padding same and no output padding lead from [2, 2, 7, 7, 64] to [2, 4, 13, 13, 1]:"
+        " height and width: each stage multiplies the size by its stride, and 13 is no whole multiple of 7;"
+        " 7 or 14 would do. Nearest shapes that can be reached: [2, 4, 7, 7, 1] or [2, 4, 14, 14, 1]."
+    )
+
+
 @pytest.mark.parametrize(
     ("count", "channels", "said"),
     [

@@ -141,6 +141,15 @@ def test_it_answers_within_a_second_and_loads_nothing_heavy():
         ((*LATENT, "--stage", "32,k3,s1", "--target", "2,4,14,14,32"), "size 2 would do, or stride 2 or 3"),
         ((*LATENT, "--target", "2,15,112,112,1"), "[2, 14, 112, 112, 1] or [2, 16, 112, 112, 1]"),
         (("--preset", "four-stage-k3", "--stages", "2"), "--stages and --channels"),
+        (("--preset", "four-stage-k3", "--stages", "0"), "--stages and --channels"),
+        ((*FORMS["target"], "--channels", ""), "Cannot read --channels"),
+        (("--latent", "", "--stage", "1,k3"), "Cannot read --latent"),
+        (("--latent", "1,10000,9999,100000,1", "--stage", "1,k3", "--verify"), "hold 19,998,000,000,028 values"),
+        ((*LATENT, "--stage", "1,k3,s2,s4"), "'s4' says s a second time"),
+        ((*LATENT, "--stage", "1,k3,s1000000"), "Received strides=1000000."),
+        ((*LATENT, "--stage", f"1,k{'9' * 5000}"), "is none of its parts"),
+        ((*LATENT, "--stage", f"{'9' * 5000},k3"), "needs filters and a kernel"),
+        (("--latent", f"{'9' * 4000},2,7,7,64", "--stage", "1,k3"), "every size is at most"),
     ],
 )
 def test_what_cannot_be_gets_one_sentence_and_status_2(arguments, said):

@@ -1,5 +1,6 @@
 """`voxlift shapes`: the stage table of a latent and stages, or the stages for a wanted output."""
 
+import os
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 from models.errors import ShapeError
 from models.forward import check_shape, stage_making
 from models.presets import LATENT, PRESETS
-from models.shapes import Shape, Stage, describe
+from models.shapes import Shape, Stage, check_runnable, describe
 from models.solver import solve
 from workflow.console import JsonOption, screen
 from workflow.stage_text import read_numbers, read_stage
@@ -40,8 +41,8 @@ def shapes(
     Give --preset NAME, or --latent and --stage …, or --latent and --target.
     """
     with screen(as_json) as opened:
-        start = check_shape(read_numbers(latent, "--latent"), "latent") if latent else None
-        wanted = read_numbers(target, "--target") if target else None
+        start = check_shape(read_numbers(latent, "--latent"), "latent") if latent is not None else None
+        wanted = read_numbers(target, "--target") if target is not None else None
         found: list[tuple[Stage, ...]] = []
         if preset and not (stage or wanted):
             chain, start = _preset(preset), start or LATENT
@@ -50,14 +51,14 @@ def shapes(
             if wanted:
                 chain = _ending_in(start, chain, wanted)
         elif start and wanted and not preset:
-            found = solve(start, wanted, stages, read_numbers(channels, "--channels") if channels else None)
+            found = solve(start, wanted, stages, read_numbers(channels, "--channels") if channels is not None else None)
             chain = found[0]
         else:
             raise ShapeError(
                 "Cannot tell what to explain: give --preset NAME, or --latent SHAPE and a --stage for each stage, or"
                 f" --latent SHAPE and --target SHAPE. Presets: {', '.join(PRESETS)}."
             )
-        if not found and (stages or channels):
+        if not found and (stages is not None or channels is not None):
             raise ShapeError(
                 "--stages and --channels say which stages to find: they go with --latent and --target alone."
             )
@@ -71,6 +72,8 @@ def shapes(
             result["solutions"] = [asdict(describe(start, solution)) for solution in found]
             tables.insert(0, solutions_table(start, found))
         if verify:
+            check_runnable(report)
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own remarks, not a warning
             from models.verification import verify as run
 
             verified = run(start, chain)
