@@ -13,7 +13,7 @@ from configs.schema import Resources
 from tasks.errors import InputError
 from tasks.network_file import NetworkFile
 from tasks.protocol import Score, Trial, degraded_trial
-from tasks.volumes import read_volume
+from tasks.volumes import open_volume, read_volume
 from workflow.cluster import cluster
 from workflow.progress import progress_bar
 from workflow.restoration import plan_restoration, restore_volume
@@ -85,10 +85,29 @@ def evaluate(
     Raises:
         InputError: A volume or the mask cannot be used.
     """
-    inside = None if mask is None else read_volume(mask).voxels != 0
+    inside = None if mask is None else _inside(mask, references)
     with cluster():
         volumes = tuple(_scored(path, network, recipe, resources, inside, console) for path in references)
     return Evaluation(recipe.name, volumes, _means(volumes))
+
+
+def _inside(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
+    """Read a mask, which must lie where every reference lies."""
+    read = read_volume(mask)
+    for path in references:
+        grid = open_volume(path).grid
+        if grid.shape != read.grid.shape:
+            raise InputError(
+                f"Cannot score {path.name}: the mask {mask.name} has {read.grid.shape} voxels and the reference"
+                f" {grid.shape}. Give a mask on the reference's grid."
+            )
+        apart = float(np.linalg.norm(grid.corners() - read.grid.corners(), axis=1).max())
+        if apart > min(grid.spacing) / 2:
+            raise InputError(
+                f"Cannot score {path.name}: the corners of the mask {mask.name} lie up to {apart:.3g} mm from those of"
+                " the reference. Give a mask on the reference's grid, in its axis order and directions."
+            )
+    return np.asarray(read.voxels != 0)
 
 
 def _scored(
@@ -99,13 +118,7 @@ def _scored(
     inside: NDArray[np.bool_] | None,
     console: "Console",
 ) -> VolumeScores:
-    reference = read_volume(path)
-    if inside is not None and inside.shape != reference.grid.shape:
-        raise InputError(
-            f"Cannot score {path.name}: the mask has {inside.shape} voxels and the reference {reference.grid.shape}."
-            " Give a mask on the reference's grid."
-        )
-    trial = degraded_trial(reference, recipe)
+    trial = degraded_trial(read_volume(path), recipe)
     remarks = _remarks(trial, network)
     for remark in remarks:
         console.print(f"{path.name}: out of the model's range: {remark}.")

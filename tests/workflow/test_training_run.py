@@ -13,10 +13,16 @@ import numpy as np
 import psutil
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
+from configs.degradation import named_degradation
+from configs.schema import Resources
+from tasks.errors import InputError
+from tasks.network_file import read_network
 from tests.tasks.small_training import SMALL
 from tests.workflow.test_demo import ROOT, voxlift
+from workflow.evaluation import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +32,17 @@ def reference(tmp_path_factory):
     image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.diag([0.9, 1.1, 1.2, 1]))
     path = tmp_path_factory.mktemp("data") / "brain.nii.gz"
     nibabel.save(image, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mask(tmp_path_factory, reference):
+    """The front half of the reference."""
+    image = nibabel.load(reference)
+    part = np.zeros(image.shape, np.uint8)
+    part[:, 30:] = 1
+    path = tmp_path_factory.mktemp("mask") / "mask.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(part, image.affine), path)
     return path
 
 
@@ -61,9 +78,10 @@ def test_training_leaves_model_configuration_and_run(trained):
     assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_model_is_evaluated_beside_interpolation(trained, reference):
+def test_a_model_is_evaluated_beside_interpolation(trained, reference, mask):
     folder, _ = trained
-    ran = voxlift(folder, "evaluate", str(reference), "--model", "run", "--degradation", "iso2x", "--json")
+    options = ("--model", "run", "--degradation", "iso2x", "--mask", str(mask), "--json")
+    ran = voxlift(folder, "evaluate", str(reference), *options)
     assert ran.returncode == 0, ran.stderr[-2000:]
     report = json.loads(ran.stdout)
     (volume,) = report["volumes"]
@@ -74,6 +92,20 @@ def test_a_model_is_evaluated_beside_interpolation(trained, reference):
     assert volume["psnr"]["restored"] > volume["psnr"]["cubic"] > volume["psnr"]["trilinear"]
     assert volume["consistency"] < 2e-4 < volume["consistency_before"]
     assert volume["warnings"] == []
+
+
+def test_a_mask_that_lies_elsewhere_is_refused(trained, reference, mask):
+    folder, _ = trained
+    image = nibabel.load(mask)
+    others = {
+        "lie up to 9 mm from those of the reference": (image.get_fdata(), image.affine + 9 * np.eye(4, k=3)),
+        r"has \(37, 60, 40\) voxels and the reference \(37, 60, 41\)": (image.get_fdata()[..., 1:], image.affine),
+    }
+    for sentence, (voxels, affine) in others.items():
+        nibabel.save(nibabel.Nifti1Image(voxels.astype(np.uint8), affine), folder / "other.nii.gz")
+        network, recipe = read_network(folder / "run" / "model.keras"), named_degradation("iso2x")
+        with pytest.raises(InputError, match=sentence):
+            evaluate([reference], network, recipe, Resources(), folder / "other.nii.gz", Console(quiet=True))
 
 
 def test_self_supervision_asks_for_a_scan(tmp_path):
