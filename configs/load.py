@@ -131,7 +131,8 @@ def _one_line(error: Exception) -> str:
 
 def _sentence(error: ValidationError) -> str:
     """The first problem of a validation error as one sentence."""
-    problem = error.errors()[0]
+    # A misspelt key is missing as well where it is needed: its name is what helps.
+    problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = _nearest(problem["loc"])
@@ -147,6 +148,8 @@ def _nearest(location: tuple[int | str, ...]) -> str | None:
     """The known key nearest to an unknown one, in full."""
     model: type[BaseModel] = RunConfig
     for part in location[:-1]:
+        if isinstance(part, int):  # an entry of a list: the field has named its model
+            continue
         field = model.model_fields.get(str(part))
         candidates = [] if field is None else [field.annotation, *get_args(field.annotation)]
         sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

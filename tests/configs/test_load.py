@@ -32,6 +32,10 @@ def test_flatten_names_every_leaf():
 
 BAD = [
     ("training: {stpes: 5}", "no key training.stpes. Did you mean training.steps?"),
+    (
+        "network: {stages: [{filters: 1, kernel: [4, 4, 4], strides: [2, 2, 2]}]}",
+        "no key network.stages.0.kernel. Did you mean network.stages.0.kernel_size?",
+    ),
     ("trainning: {}", "no key trainning. Did you mean training?"),
     ("training: {steps: 0}", "training.steps"),
     ("training: {steps: many}", "received 'many'"),
