@@ -84,6 +84,8 @@ class Augmentation(Section):
         invert: Share of pieces whose contrast is inverted.
         sharpen: Largest amount of unsharp masking of the volumes; a template is smoother than any brain.
         blur: The recipe's blur is multiplied by a number drawn between these.
+        factor: The recipe's factors over 1, and its blur along those axes, are multiplied by a number drawn between
+            these: slices of several thicknesses. The losses `consistency` and `unseen` go by the recipe itself.
         noise: Standard deviation of the noise added to the coarse volume is drawn between these, in normalised
             intensity.
     """
@@ -94,11 +96,12 @@ class Augmentation(Section):
     invert: float = Field(0.0, ge=0, le=1)
     sharpen: float = Field(0.0, ge=0)
     blur: tuple[float, float] = (1.0, 1.0)
+    factor: tuple[float, float] = (1.0, 1.0)
     noise: tuple[float, float] = (0.0, 0.0)
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        for name, (low, high) in {"blur": self.blur, "noise": self.noise}.items():
+        for name, (low, high) in {"blur": self.blur, "factor": self.factor, "noise": self.noise}.items():
             if not 0 <= low <= high:
                 raise ValueError(f"{name} must be a range from low to high, from 0 on, received {low} and {high}")
         return self

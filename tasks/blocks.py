@@ -218,13 +218,15 @@ def vary(random: np.random.Generator, fine: Array, how: Augmentation) -> Array:
 
 
 def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmentation) -> Degradation:
-    """Draw a degradation around the recipe: its blur and its noise."""
+    """Draw a degradation around the recipe: its blur, its factors and its noise."""
     stretch, sigma = random.uniform(*how.blur), random.uniform(*how.noise)
-    if how.blur == (1.0, 1.0) and sigma == 0:
+    thicker = random.uniform(*how.factor) if how.factor != (1.0, 1.0) else 1.0
+    if how.blur == (1.0, 1.0) and thicker == 1 and sigma == 0:
         return recipe
-    axes = {
-        name: axis.model_copy(update={"blur_fwhm": axis.blur_fwhm * stretch})
-        for name, axis in zip(("depth", "height", "width"), recipe.axes, strict=True)
-    }
+    axes = {}
+    for name, axis in zip(("depth", "height", "width"), recipe.axes, strict=True):
+        factor = max(1.0, axis.factor * thicker) if axis.factor > 1 else axis.factor
+        blur = axis.blur_fwhm * stretch * factor / axis.factor
+        axes[name] = axis.model_copy(update={"factor": factor, "blur_fwhm": blur})
     noise = recipe.noise.model_copy(update={"sigma": float(np.hypot(recipe.noise.sigma, sigma))})
     return recipe.model_copy(update={**axes, "noise": noise})

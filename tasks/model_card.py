@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.data import Mixture
 from configs.degradation import Degradation
-from configs.schema import RunConfig, StageConfig
+from configs.schema import Network, RunConfig, StageConfig
 from tasks.errors import InputError
 
 ENTRY = "card.json"  # Keras reads its own entries of the archive and leaves this one alone
@@ -45,6 +45,9 @@ class ModelCard(BaseModel):
         intensity_rule: How voxels become what the network sees.
         stages: Of the upsampler, from the latent.
         latent_filters: Channels of the latent.
+        convolutions: Per level, the latent first.
+        skip: How a stage joins the encoder's tensor of the same shape.
+        activation: What follows every convolution but the last.
         parameters: Trainable weights.
         training_data: What it was trained on.
         steps: Optimizer steps.
@@ -63,11 +66,19 @@ class ModelCard(BaseModel):
     )
     stages: tuple[StageConfig, ...]
     latent_filters: int
+    convolutions: tuple[int, ...] = Network().convolutions_per_level
+    skip: str = Network().skip
+    activation: str = Network().activation
     parameters: int
     training_data: TrainingData
     steps: int
     seed: int
     versions: dict[str, str]
+
+    @property
+    def network(self) -> Network:
+        """The network as a configuration names it."""
+        return Network.model_validate({name: getattr(self, name) for name in Network.model_fields})
 
     def remarks(self, scale: Three, spacing: Three) -> list[str]:
         """Say where a use leaves what the model was trained for; empty where it does not.
@@ -97,9 +108,12 @@ def make_card(
     """Make the card of a trained model."""
     return ModelCard(
         degradation=config.degradation,
-        scale_range=tuple((factor, factor) for factor in config.degradation.scale),
+        scale_range=tuple(_range(factor, config.augmentation.factor) for factor in config.degradation.scale),
         stages=config.network.stages,
         latent_filters=config.network.latent_filters,
+        convolutions=config.network.convolutions_per_level,
+        skip=config.network.skip,
+        activation=config.network.activation,
         parameters=parameters,
         training_data=TrainingData(mixture=config.data.mixture, volumes=volumes, spacing=spacing),
         steps=steps,
@@ -129,6 +143,12 @@ def read_card(archive: zipfile.ZipFile, name: str) -> ModelCard | None:
             f"Cannot use the model {name}: its card cannot be read ({error.errors()[0]['msg']}). It may come from a"
             " later version of voxlift."
         ) from error
+
+
+def _range(factor: float, drawn: tuple[float, float]) -> tuple[float, float]:
+    """The factors that training drew around one of the recipe's."""
+    low, high = (max(1.0, factor * stretch) if factor > 1 else factor for stretch in drawn)
+    return low, high
 
 
 def _versions() -> list[tuple[str, str]]:

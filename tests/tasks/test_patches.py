@@ -7,6 +7,7 @@ from configs.load import load_config
 from tasks.blocks import BlockSource, TrainingVolume, block_shape, cut, drawn_recipe, slanted_slice, vary
 from tasks.degrade import degrade
 from tasks.errors import InputError
+from tasks.model_card import make_card
 from tasks.patches import PatchSource, block_number
 from tasks.resample import resample
 
@@ -138,6 +139,28 @@ def test_degradations_are_drawn_from_their_range():
     assert np.ptp(blurs) > 1
     assert all(0.01 <= one.noise.sigma <= 0.02 for one in drawn)
     assert drawn_recipe(random, recipe, run().augmentation) == recipe
+
+
+def test_slices_of_several_thicknesses_are_drawn():
+    thick = run("augmentation.factor=[0.75, 1.25]", degradation="thick4x")
+    random = np.random.default_rng(0)
+    drawn = [drawn_recipe(random, thick.degradation, thick.augmentation) for _ in range(50)]
+    factors = [one.depth.factor for one in drawn]
+    assert 3 <= min(factors) < 3.5
+    assert 4.5 < max(factors) <= 5
+    assert {one.height.factor for one in drawn} == {1}
+    halved = run("augmentation.factor=[1.5, 1.5]")
+    across = drawn_recipe(random, halved.degradation, halved.augmentation).width
+    assert (across.factor, across.blur_fwhm) == (3, 3)
+    given_input, target, _ = PatchSource([numbered((64, 72, 80))], thick).draw(0)
+    assert given_input.shape == target.shape == (8, 16, 16, 1)
+
+
+def test_the_card_tells_the_range_of_factors():
+    card = make_card(run("augmentation.factor=[0.75, 1.5]", degradation="thick4x"), 1, 1, 1, None)
+    assert list(card.scale_range) == [(3, 6), (1, 1), (1, 1)]
+    assert card.remarks((5, 1, 1), (1, 1, 1)) == []
+    assert card.remarks((2, 1, 1), (1, 1, 1)) == ["scale 2 along depth: the model was trained for 3 to 6"]
 
 
 @pytest.mark.parametrize("source", ["shapes", "tissues", "slices"])
