@@ -4,6 +4,16 @@ import tensorflow as tf
 
 from tasks.errors import InputError
 
+# Whether XLA compiles networks, by kind of device; Keras is not left to choose. On the CPU it makes transposed
+# convolutions two orders of magnitude slower. On a lone GPU Keras' "auto" would compile; here it does not, because XLA
+# compiles anew for every shape of shard, and what it then picks by timing need not be the same bits twice.
+XLA = {"CPU": False, "GPU": False}
+
+
+def device_kind() -> str:
+    """What this process computes on: "GPU" if it sees one, else "CPU"."""
+    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
 
 def mirrored_strategy(replicas: int | None, batch_size: int) -> tf.distribute.MirroredStrategy:
     """Make the strategy that training runs under.

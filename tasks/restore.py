@@ -70,7 +70,7 @@ class Restorer:
         import tensorflow as tf
 
         from models.phases import with_phases
-        from tasks.devices import claim_devices
+        from tasks.devices import XLA, claim_devices, device_kind
         from tasks.saved_models import load_model
 
         claim_devices(threads)
@@ -80,7 +80,7 @@ class Restorer:
             model = with_phases(load_model(path))
         # One trace for every shape: a plan has one shape of read, but every volume has a plan of its own.
         signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32)]
-        network = tf.function(lambda volume: model(volume, training=False), signature, jit_compile=False)
+        network = tf.function(lambda volume: model(volume, training=False), signature, jit_compile=XLA[device_kind()])
         self.network: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda volume: network(
             tf.constant(volume[None, ..., None])
         ).numpy()[0, ..., 0]

@@ -18,7 +18,8 @@ from tasks.blocks import TrainingVolume
 from tasks.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
 from tasks.consistency import axis_factors, axis_matrices, squared_singular
 from tasks.degrade import coarse_shape
-from tasks.devices import layer_precision, mirrored_strategy
+from tasks.devices import XLA, device_kind, layer_precision, mirrored_strategy
+from tasks.errors import InputError
 from tasks.model_card import add_card, make_card
 from tasks.patches import PatchSource
 from tasks.saved_models import load_model
@@ -60,7 +61,8 @@ def train(job: TrainingJob) -> Iterator[TrainingRecord]:
         steps before its checkpoint again.
 
     Raises:
-        InputError: The devices do not fit the replicas, or the checkpoint cannot be gone on from.
+        InputError: The devices do not fit the replicas, the checkpoint cannot be gone on from, or the weights to start
+            from are those of another network.
     """
     config, training = job.config, job.config.training
     keras.utils.set_random_seed(training.seed)
@@ -83,16 +85,17 @@ def train(job: TrainingJob) -> Iterator[TrainingRecord]:
     resumed_from = taken
 
     source = PatchSource(job.volumes, config)
-    started, waited = time.perf_counter(), 0.0
+    started, waited, stepped = time.perf_counter(), 0.0, 0.0
     batches = iter(strategy.experimental_distribute_dataset(patch_dataset(source, training, taken)))
     stops = validator is not None and validator.exhausted
     while taken < training.steps and not stops:
         asked = time.perf_counter()
         batch = next(batches)
-        # The first batch is waited for while the pipeline fills, as after every start.
-        waited += time.perf_counter() - asked if taken > resumed_from else 0.0
+        given = time.perf_counter()
         losses[taken] = trainer.step(batch)
         taken += 1
+        if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
+            waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
         yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
         if validator is not None and validator.is_due(taken):
             psnr = validator.validate()
@@ -117,9 +120,9 @@ def train(job: TrainingJob) -> Iterator[TrainingRecord]:
         path=job.model_path,
         parameters=parameters,
         seconds=seconds,
-        waiting_share=waited / seconds if taken > resumed_from else 0.0,
+        waiting_share=waited / (waited + stepped) if stepped else 0.0,
         replicas=strategy.num_replicas_in_sync,
-        device="GPU" if tf.config.list_physical_devices("GPU") else "CPU",
+        device=device_kind(),
         latent_shape=(
             training.batch_size,
             *(size // stride for size, stride in zip(training.patch, config.network.total_stride, strict=True)),
@@ -132,6 +135,7 @@ def train(job: TrainingJob) -> Iterator[TrainingRecord]:
 
 class _Trainer:
     """A network, its optimizer and the moving average of its weights, made inside a strategy's scope.
+        validation_psnr=validator.best_psnr if validator is not None and validator.best else None,
 
     Args:
         config: The run.
@@ -149,8 +153,7 @@ class _Trainer:
         self._weights = [weight.value for weight in self._model.trainable_variables]
         self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
         self._loss = weighted(dict(training.losses.items()), patch_degradation(config))
-        # XLA on the CPU is two orders of magnitude slower for transposed convolutions.
-        self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=False)
+        self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=XLA[device_kind()])
 
     def step(self, batch: Any) -> float:  # noqa: ANN401 - per-replica tensors of TensorFlow's making
         """Take an optimizer step; returns the loss."""
@@ -175,7 +178,13 @@ class _Trainer:
 
     def start_from(self, path: Any) -> None:  # noqa: ANN401 - a path
         """Take over the weights of a saved model."""
-        for weight, average, value in zip(self._weights, self._averages, load_model(path).get_weights(), strict=True):
+        given = load_model(path).get_weights()
+        if [value.shape for value in given] != [tuple(weight.shape) for weight in self._weights]:
+            raise InputError(
+                f"Cannot start from {path.name}: its weights are those of another network than the configuration names."
+                " Give the section network that it was trained with, or start without it."
+            )
+        for weight, average, value in zip(self._weights, self._averages, given, strict=True):
             weight.assign(value)
             average.assign(value)
 

@@ -87,12 +87,13 @@ class TrainedModel:
         path: The `.keras` file.
         parameters: Trainable weights.
         seconds: From the first patch to the last step, of this start.
-        waiting_share: Share of that time in which the network waited for patches.
+        waiting_share: Share of the time of all steps but the first in which the network waited for patches.
         replicas: Model replicas.
         device: Kind of device, "GPU" or "CPU".
         latent_shape: Shape of the latent of one batch, `(batch, depth, height, width, channels)`.
         steps: Steps taken, those before a resumption included.
         resumed_from: The step that training went on from; 0 for a fresh start.
+        validation_psnr: Of the best validation, before a resumption or after it, in dB; None without validation.
     """
 
     path: Path
@@ -104,6 +105,7 @@ class TrainedModel:
     latent_shape: tuple[int, ...]
     steps: int
     resumed_from: int
+    validation_psnr: float | None = None
 
 
 TrainingRecord = TrainingStep | Validation | TrainedModel

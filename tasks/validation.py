@@ -10,6 +10,7 @@ import tensorflow as tf
 from configs.schema import EarlyStopping, RunConfig
 from tasks.checkpoints import Checkpoint
 from tasks.consistency import correct
+from tasks.devices import XLA, device_kind
 from tasks.score import head_mask, psnr
 from tasks.training import ValidationVolume
 
@@ -24,6 +25,10 @@ class Validator:
         volumes: To restore.
         config: The run.
         weights: Returns the weights to score.
+
+    Attributes:
+        best: Weights of the best validation so far; empty before the first.
+        best_psnr: Of that validation, in dB.
     """
 
     def __init__(
@@ -36,9 +41,11 @@ class Validator:
         self._rule = config.training.early_stopping or EarlyStopping()
         self._model = build_network(config.network)
         signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32)]
-        self._restore = tf.function(lambda volume: self._model(volume, training=False), signature, jit_compile=False)
+        self._restore = tf.function(
+            lambda volume: self._model(volume, training=False), signature, jit_compile=XLA[device_kind()]
+        )
         self.best: Sequence[NDArray[Any]] = ()
-        self._best_psnr, self._misses = -np.inf, 0
+        self.best_psnr, self._misses = -np.inf, 0
 
     @property
     def exhausted(self) -> bool:
@@ -54,19 +61,19 @@ class Validator:
         weights = self._weights()
         self._model.set_weights(weights)
         score = float(np.mean([self._score(volume) for volume in self._volumes]))
-        if score > self._best_psnr:
-            self.best, self._best_psnr, self._misses = weights, score, 0
+        if score > self.best_psnr:
+            self.best, self.best_psnr, self._misses = weights, score, 0
         else:
             self._misses += 1
         return score
 
     def noted(self, checkpoint: Checkpoint) -> Checkpoint:
         """Add what the next validation depends on."""
-        return replace(checkpoint, best=self.best, best_psnr=self._best_psnr, misses=self._misses)
+        return replace(checkpoint, best=self.best, best_psnr=self.best_psnr, misses=self._misses)
 
     def go_on(self, checkpoint: Checkpoint) -> None:
         """Take back what `noted` added."""
-        self.best, self._best_psnr, self._misses = checkpoint.best, checkpoint.best_psnr, checkpoint.misses
+        self.best, self.best_psnr, self._misses = checkpoint.best, checkpoint.best_psnr, checkpoint.misses
 
     def _score(self, volume: ValidationVolume) -> float:
         sizes = volume.resampled.shape

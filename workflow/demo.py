@@ -146,6 +146,7 @@ def _train(
         parameters=trained.parameters,
         latent_shape=trained.latent_shape,
         final_loss=loss,
+        waiting_share=trained.waiting_share,
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How the restorer was trained."""
+    """How the restorer was trained; `waiting_share` of its steps went on waiting for patches."""
 
     steps: int
     seconds: float
@@ -22,6 +22,7 @@ class TrainingReport:
     parameters: int
     latent_shape: tuple[int, ...]
     final_loss: float
+    waiting_share: float
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def summary(report: DemoReport) -> "list[RenderableType]":
     training, inference = report.training, report.inference
     work = (
         f"Trained {training.steps} steps in {training.seconds:.0f} s on {training.replicas} {training.device} "
-        f"replica(s); restored {inference.shards} shards on {inference.workers} workers in {inference.seconds:.1f} s; "
-        f"{report.seconds:.0f} s in all."
+        f"replica(s), {training.waiting_share:.1%} of the steps waiting for patches; restored {inference.shards} "
+        f"shards on {inference.workers} workers in {inference.seconds:.1f} s; {report.seconds:.0f} s in all."
     )
     page = f"mlflow ui --backend-store-uri {report.mlflow.tracking_uri} --host 127.0.0.1 --port 5000"
     look = f"Look at the run:  .venv/bin/{page}\n  then open http://127.0.0.1:5000"

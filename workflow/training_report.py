@@ -20,7 +20,7 @@ class TrainReport:
         steps: Steps taken, those before a resumption included.
         resumed_from: The step that training went on from; 0 for a fresh start.
         seconds: From the first patch to the last step, of this start.
-        waiting_share: Share of that time in which the network waited for patches.
+        waiting_share: Share of the time of all steps but the first in which the network waited for patches.
         replicas: Model replicas.
         device: Kind of device.
         parameters: Trainable weights.
@@ -56,7 +56,7 @@ def summary(report: TrainReport) -> "list[RenderableType]":
     rows = {
         "steps": f"{report.steps}" + (f", resumed after {report.resumed_from}" if report.resumed_from else ""),
         "time": f"{report.seconds:.0f} s on {report.replicas} {report.device} replica(s),"
-        f" {report.waiting_share:.1%} of it waiting for patches",
+        f" {report.waiting_share:.1%} of the steps waiting for patches",
         "network": f"{report.parameters} weights, {report.multiply_adds_per_voxel} multiply-adds per voxel",
         "receptive field": f"{reach} voxels beside its own along depth, height and width",
         "loss": f"{report.final_loss:.3g}",

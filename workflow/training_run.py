@@ -92,7 +92,7 @@ def run_train(
         if address is None:
             record_setup(recorder, config, "train")
             recorder.inputs(training_inputs(config))
-        trained, loss, best = _streamed(job, recorder, console)
+        trained, loss = _streamed(job, recorder, console)
         stride = config.network.total_stride
         probes = [stride, config.training.patch]
         (uri,) = stream(logged_model, where, trained.path, probes, promised, request=training_request(config))
@@ -115,7 +115,7 @@ def run_train(
         multiply_adds_per_voxel=network.cost.multiply_adds(stride) // int(np.prod(stride)),
         receptive_field=tuple(axis.halo for axis in network.cost.field.axes),
         final_loss=loss,
-        validation_psnr=best,
+        validation_psnr=trained.validation_psnr,
         mlflow=MlflowReport(where.tracking_uri, where.experiment, where.run_id, uri, registered),
     )
 
@@ -186,10 +186,10 @@ def _padded(
     return np.pad(voxels, [(0, whole - size) for whole, size in zip(shape, voxels.shape, strict=True)], mode="edge")
 
 
-def _streamed(job: TrainingJob, recorder: Recorder, console: "Console") -> tuple[TrainedModel, float, float | None]:
+def _streamed(job: TrainingJob, recorder: Recorder, console: "Console") -> tuple[TrainedModel, float]:
     """Train in a process of its own; this one writes the curve, each point once however often it is told."""
     known, validated = recorder.last_step("train/loss"), recorder.last_step("validation/psnr")
-    loss, best = float("nan"), None
+    loss = float("nan")
     total = job.config.training.steps
     with progress_bar(console, "Training", total) as advance:
         for record in stream(run_training, job, request=training_request(job.config)):
@@ -199,13 +199,12 @@ def _streamed(job: TrainingJob, recorder: Recorder, console: "Console") -> tuple
                     recorder.metrics({"train/loss": loss, "train/learning_rate": record.learning_rate}, record.step)
                 advance(f"loss {loss:.4g}")
             elif isinstance(record, Validation):
-                best = record.psnr if best is None else max(best, record.psnr)
                 if record.step > validated:
                     recorder.metrics({"validation/psnr": record.psnr}, record.step)
                 console.print(f"Step {record.step}: validation {record.psnr:.2f} dB")
             else:
                 trained = record
-    return trained, loss, best
+    return trained, loss
 
 
 def _last_address(folder: Path) -> RunAddress | None:

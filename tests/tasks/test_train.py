@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from configs.load import load_config
 from tasks.checkpoints import last_checkpoint
 from tasks.consistency import correct
 from tasks.errors import InputError
@@ -31,6 +32,7 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_restores(tmp_path):
     )
     assert np.mean((network - held.fine) ** 2) < np.mean((cubic - held.fine) ** 2)
     assert trained.latent_shape == (2, 4, 4, 4, 4)
+    assert 0 < trained.waiting_share < 1
 
 
 @pytest.mark.parametrize("options", [(), ("training.optimizer=adamw", "training.weigh_patches=true")])
@@ -88,6 +90,7 @@ def test_training_may_start_from_given_weights(tmp_path):
 
 def test_the_model_carries_its_card(tmp_path):
     trained = outcome(train(small_job(tmp_path, "training.steps=1", degradation="thick4x")))[2]
+    assert again[2].validation_psnr == trained.validation_psnr == max(one.psnr for one in validations)
     card = read_network(trained.path).card
     assert card is not None
     assert card.degradation.name == "thick4x"
@@ -98,6 +101,26 @@ def test_the_model_carries_its_card(tmp_path):
     assert card.remarks((4.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == []
     assert card.remarks((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == ["scale 2 along depth: the model was trained for 4"]
 
+    with pytest.raises(InputError, match=r"Cannot start from model\.keras: its weights are those of another network"):
+        outcome(train(small_job(tmp_path, *still, "network.latent_filters=6", start_from=first.path)))
+
+
+@pytest.mark.parametrize("route", ["iso2x", "iso2x-three-stage"])
+def test_four_and_three_stages_train(tmp_path, route):
+    network = load_config(route).network
+    rules = (f"network={network.model_dump_json()}", "training.patch=[8, 16, 16]", "training.steps=2")
+    trained = outcome(train(small_job(tmp_path, *rules)))[2]
+    assert trained.latent_shape == (2, 1, 1, 1, 64)
+    card = read_network(trained.path).card
+    assert card is not None
+    assert card.network == network.model_copy(update={"convolutions": network.convolutions_per_level})
+
+
+def test_half_precision_trains_and_single_precision_is_saved(tmp_path):
+    trained = outcome(train(small_job(tmp_path, "training.steps=3", "training.mixed_precision=bfloat16")))[2]
+    model = keras.saving.load_model(trained.path, compile=False, safe_mode=True)
+    assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    assert any(value.any() for value in model.get_layer("stage_1").get_weights())
 
 def test_the_learning_rate_rises_and_falls(tmp_path):
     training = small_job(tmp_path, "training.steps=20", "training.warmup_steps=5").config.training
