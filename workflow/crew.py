@@ -1,4 +1,4 @@
-"""A crew of workers: jobs go to whoever is free, a dead or silent worker is replaced, its job tried again."""
+"""A crew of workers: jobs go to whoever is free; one that dies, is silent or fails is replaced, its job tried again."""
 
 import time
 from collections import deque
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
 
-from workflow.cluster import WorkerDiedError, WorkerError, fetch, first_answers
+from workflow.cluster import WorkerError, fetch, first_answers
 
 
 class Worker(Protocol):
@@ -52,7 +52,7 @@ class Outcome:
     retries: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Hand:
     """One worker process, seen from the driver: jobs that it was given, the first being worked on."""
 
@@ -84,7 +84,7 @@ class Crew:
 
     def __init__(self, hire: Callable[[], Worker], workers: int, *, retries: int, patience: float) -> None:
         self._hire, self._retries, self._patience = hire, retries, patience
-        self._failed_starts = 0
+        self._failed_starts = 0  # in a row
         self._began = 0.0
         self._again: deque[tuple[Job, int]] = deque()
         self._hands = [_Hand(hire()) for _ in range(workers)]
@@ -110,7 +110,7 @@ class Crew:
 
         Raises:
             WorkerError: No worker can be kept alive.
-            Exception: What making the tool raised.
+            ValueError: What making the tool raised, if it is the input's fault.
         """
         source = iter(jobs)
         first = next(source, None)
@@ -131,7 +131,9 @@ class Crew:
 
     def _give(self, source: Iterator[Job]) -> bool:
         """Give jobs to the workers that have room; returns whether there are no more."""
-        for depth in range(self.AHEAD):
+        # Who is ready first does not take ahead what those that still load could begin with.
+        ahead = self.AHEAD if all(hand.loaded for hand in self._hands) else 1
+        for depth in range(ahead):
             for hand in self._hands:
                 if not hand.loaded or len(hand.given) > depth:
                     continue
@@ -152,15 +154,16 @@ class Crew:
             hand = awaited[answer]
             try:
                 value = fetch(answer)
-            except WorkerDiedError as error:
-                yield from self._lost(hand, error)
-            except Exception as error:
+            except ValueError as error:
                 if not hand.loaded:
                     raise
-                yield from self._finished(hand, error=error, again=not isinstance(error, ValueError))
+                yield from self._finished(hand, error=error)
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's or its job's
+                # Out of memory, or with a GPU in disorder, the process would fail at the next job too.
+                yield from self._lost(hand, error)
             else:
                 if not hand.loaded:
-                    hand.loaded = True
+                    hand.loaded, self._failed_starts = True, 0
                 else:
                     yield from self._finished(hand, value=value)
         now = time.monotonic()
@@ -179,7 +182,7 @@ class Crew:
         else:
             yield Outcome(job.key, value, error, retries)
 
-    def _lost(self, hand: _Hand, error: WorkerError) -> Iterator[Outcome]:
+    def _lost(self, hand: _Hand, error: Exception) -> Iterator[Outcome]:
         """Replace a worker; its first job counts a try, those that waited behind it do not."""
         hand.worker.end()
         self._hands.remove(hand)
@@ -193,4 +196,4 @@ class Crew:
         if self._failed_starts <= self._retries:
             self._hands.append(_Hand(self._hire()))
         elif not self._hands:
-            raise WorkerError(f"Cannot keep a worker alive: {error}.") from error
+            raise WorkerError(f"Cannot keep a worker alive: {str(error).rstrip('.')}.") from error

@@ -35,6 +35,8 @@ class Doubler:
                 raise InputError(f"Cannot double {number}.")
             if fate == "break":
                 raise KeyError(number)
+            if fate == "outgrow":
+                bytearray(1 << 60)
         return 2 * number
 
 
@@ -112,9 +114,85 @@ def test_wrong_input_is_not_tried_again_and_other_failures_are(crew):
     assert str(done[3].error) == "KeyError: 3"
 
 
+def test_a_job_that_outgrows_the_memory_of_every_worker_fails_alone(crew):
+    done = outcomes(crew(1, retries=1), Job(1, (1, "outgrow", 1)), Job(2, (2, "outgrow", 9)), Job(3, (3,)))
+    assert (done[1].value, done[1].retries) == (2, 1)
+    assert isinstance(done[2].error, MemoryError)
+    assert (done[2].retries, done[3].value) == (1, 6)
+
+
+class Poisoned:
+    """Runs out of memory once, and from then on at every call: a process that is no good any more."""
+
+    def __init__(self, folder):
+        self.mark, self.poisoned = Path(folder) / "poisoned", False
+
+    def __call__(self, number):
+        if number == 1 and not self.mark.exists():
+            self.mark.touch()
+            self.poisoned = True
+        return len(bytearray(1 << 60 if self.poisoned else number))
+
+
+def test_what_failed_is_tried_again_in_another_process(crew):
+    done = outcomes(crew(1, retries=1, make=Poisoned), *(Job(number, (number,)) for number in range(5)))
+    assert {key: (outcome.value, outcome.retries) for key, outcome in done.items()} == {
+        number: (number, int(number == 1)) for number in range(5)
+    }
+
+
+class Latecomer:
+    """The second one is there once the first has begun; each call ends when the other's has begun."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        try:
+            (self.folder / "first").mkdir()
+        except FileExistsError:
+            self.wait_for("0", "1")
+
+    def __call__(self, number):
+        (self.folder / str(number)).touch()
+        self.wait_for(str(1 - number))
+
+    def wait_for(self, *names):
+        while not any((self.folder / name).exists() for name in names):
+            time.sleep(0.01)
+
+
+def test_a_worker_that_still_loads_finds_work(crew):
+    done = outcomes(crew(2, retries=0, patience=60.0, make=Latecomer), Job(0, (0,)), Job(1, (1,)))
+    assert [done[number].error for number in (0, 1)] == [None, None]
+
+
 class Refuser:
     def __init__(self, _):
         raise InputError("Cannot load the model head.keras.")
+
+
+class FullDisk:
+    """Cannot be made the first so many times."""
+
+    times = 1
+
+    def __init__(self, folder):
+        marks = len(list(Path(folder).glob("full-*")))
+        if marks < self.times:
+            (Path(folder) / f"full-{marks}").touch()
+            raise OSError("No space left on device")
+
+    def __call__(self, number):
+        return number
+
+
+class EverFullDisk(FullDisk):
+    times = 9
+
+
+def test_a_worker_that_fails_at_the_start_is_replaced(crew):
+    assert outcomes(crew(1, make=FullDisk), Job(1, (1,)))[1].value == 1
+    with pytest.raises(WorkerError, match=r"^Cannot keep a worker alive: OSError: No space left on device\.$"):
+        outcomes(crew(1, make=EverFullDisk), Job(1, (1,)))
 
 
 class Dier:
