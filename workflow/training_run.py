@@ -55,6 +55,7 @@ def run_train(
     parent: str | None = None,
 ) -> TrainReport:
     """Train a restorer and record it.
+    registers: bool = True,
 
     Args:
         config: The run.
@@ -66,6 +67,7 @@ def run_train(
         parent: Id of the run of the sweep that it belongs to.
 
     Raises:
+        registers: Whether the model is registered; of a sweep, the best one is at its end.
         InputError: A volume, a checkpoint or the tracking store cannot be used.
         ConfigError: The configuration names no volume where it needs one, or the cluster has no room.
     """
@@ -96,9 +98,8 @@ def run_train(
         stride = config.network.total_stride
         probes = [stride, config.training.patch]
         (uri,) = stream(logged_model, where, trained.path, probes, promised, request=training_request(config))
-        # Of a sweep, the best one is registered at its end.
         name_of_model = config.tracking.registered_model
-        registered = uri if parent else register_model(where, uri, name_of_model).uri
+        registered = register_model(where, uri, name_of_model).uri if registers and not parent else uri
         recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
         recorder.metrics({"model/parameters": trained.parameters})
     network = read_network(trained.path)

@@ -118,6 +118,7 @@ class UpscaleReport:
         voxels_per_second: Voxels kept, while workers worked.
         timings: By kind of work.
         mlflow: Where it is recorded.
+        adapted_model: The network that was trained on the volumes themselves first; None without `--adapt`.
     """
 
     volumes: tuple[VolumeReport, ...]
@@ -128,6 +129,7 @@ class UpscaleReport:
     voxels_per_second: float
     timings: Timings
     mlflow: MlflowAddress | None = None
+    adapted_model: Path | None = None
 
     @property
     def failed(self) -> tuple[VolumeReport, ...]:
@@ -215,6 +217,8 @@ def summary(report: UpscaleReport) -> "list[RenderableType]":
         f" {report.peak_rss_mib:.0f} MiB. Seconds: reading {spent.reading:.1f}, resampling {spent.resampling:.1f},"
         f" network {spent.network:.1f}, writing {spent.writing:.1f}.",
     ]
+    if report.adapted_model is not None:
+        lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")
     return lines
 
 

@@ -15,7 +15,10 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
     replicas: Annotated[int | None, typer.Option(min=1, help="Same as --set training.replicas=N.")] = None,
     start_from: Annotated[
-        Path | None, typer.Option(metavar="MODEL", help="Start from the weights of a .keras file.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Start from the weights of a .keras file, a folder, or a models:/ or runs:/ URI."
+        ),
     ] = None,
     overrides: Overrides = None,
     as_json: JsonOption = False,
@@ -23,11 +26,13 @@ def train(
     """Train a restorer under MirroredStrategy and record it in MLflow."""
     with screen(as_json) as opened:
         from configs.load import load_config
+        from workflow.tracking import resolve_model
         from workflow.training_report import summary
         from workflow.training_run import run_train
 
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
         loaded = load_config(config, settings)
         folder = out or Path("runs") / Path(config).stem
-        report = run_train(loaded, folder, resume=resume, start_from=start_from, console=opened.console)
+        given = resolve_model(start_from) if start_from else None
+        report = run_train(loaded, folder, resume=resume, start_from=given, console=opened.console)
         opened.show(report, *summary(report))

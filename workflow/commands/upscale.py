@@ -1,5 +1,6 @@
 """`voxlift upscale`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,9 @@ from workflow.console import JsonOption, screen
 def upscale(
     volumes: Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")],
     out: Annotated[Path, typer.Option(help="Folder for the outputs.")],
-    model: Annotated[str, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI.")],
+    model: Annotated[
+        str | None, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; --adapt can do without.")
+    ] = None,
     scale: Annotated[
         str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
     ] = None,
@@ -20,6 +23,14 @@ def upscale(
     correct: Annotated[
         bool, typer.Option("--correct/--no-correct", help="Make each output explain its input (data consistency).")
     ] = True,
+    adapt: Annotated[
+        bool,
+        typer.Option("--adapt", help="First train on the thick-slice volumes themselves, from the weights of --model."),
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the preset self4x, for --adapt."),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
     cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
     gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
@@ -35,32 +46,55 @@ def upscale(
     """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
         from configs.schema import Resources
+        from tasks.errors import InputError
         from tasks.inputs import expand_inputs
         from tasks.target import three_numbers
+        from workflow.adaptation import run_adaptation
         from workflow.upscale_report import summary
         from workflow.upscale_run import run_upscaling, saved_network
         from workflow.upscaling import Order
 
+        if model is None and not adapt:
+            raise InputError("Cannot super-resolve: no model is named. Give --model M, or --adapt to train one here.")
+        if settings and not adapt:
+            raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains. Give --adapt too.")
+        sources = expand_inputs(volumes)
+        resources = Resources(
+            workers=workers,
+            cpus_per_worker=cpus_per_worker,
+            gpus_per_worker=gpus_per_worker,
+            memory_budget_mib=memory_budget,
+            retries=retries,
+            patience_seconds=patience,
+        )
+        by_scale = three_numbers(scale, "--scale") if scale else None
+        by_spacing = three_numbers(spacing, "--spacing") if spacing else None
+        adapted = None
+        if adapt:
+            adapted = run_adaptation(
+                sources,
+                out,
+                model=model,
+                scale=by_scale,
+                spacing=by_spacing,
+                resources=resources,
+                settings=settings or [],
+                resume=resume,
+                console=opened.console,
+            )
         order = Order(
-            sources=expand_inputs(volumes),
+            sources=sources,
             out=out,
-            network=saved_network(model),
-            resources=Resources(
-                workers=workers,
-                cpus_per_worker=cpus_per_worker,
-                gpus_per_worker=gpus_per_worker,
-                memory_budget_mib=memory_budget,
-                retries=retries,
-                patience_seconds=patience,
-            ),
-            scale=three_numbers(scale, "--scale") if scale else None,
-            spacing=three_numbers(spacing, "--spacing") if spacing else None,
+            network=saved_network(str(adapted or model)),
+            resources=resources,
+            scale=by_scale,
+            spacing=by_spacing,
             dtype=dtype,
             correct=correct,
             resume=resume,
             fail_fast=fail_fast,
         )
-        report = run_upscaling(order, opened.console)
+        report = replace(run_upscaling(order, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))
     for volume in report.failed:
         typer.echo(f"voxlift: {volume.error}", err=True)
