@@ -35,6 +35,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.sharding
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.variants
+	$(BIN)/python -m benchmarks.robustness
 	$(BIN)/python -m benchmarks.tracking
 
 lint: setup

@@ -49,13 +49,13 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
 def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
     """Train one variant in this process and score it."""
     import numpy as np
-    import tensorflow as tf
 
+    from benchmarks.one_pass import one_pass
     from configs.load import load_config
-    from tasks.intensity import CLIP, find_intensity, normalise
     from tasks.network_file import read_network
-    from tasks.protocol import degraded_trial
+    from tasks.protocol import WHOLE, degraded_trial, held_out_slabs
     from tasks.saved_models import load_model
+    from tasks.template import template_path
     from tasks.training import TrainedModel, TrainingJob, run_training
     from tasks.volumes import read_volume
     from workflow.training_run import training_volumes
@@ -71,8 +71,8 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
         if isinstance(record, TrainedModel):
             trained = record
     spent = time.process_time() - spent
-    network, model = read_network(place), load_model(place)
-    restore = tf.function(lambda volume: model(volume, training=False), jit_compile=False)
+    network = read_network(place)
+    restore = one_pass(load_model(place), config.network.total_stride)
     row: dict[str, Any] = {
         "weights": trained.parameters,
         "multiply-adds per voxel": network.cost.multiply_adds(config.network.total_stride)
@@ -80,20 +80,11 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
         "reach, depth and plane": ", ".join(f"{a}+{b}" for a, b in (axis.halo for axis in network.cost.field.axes[:2])),
         "processor ms a step": round(1000 * spent / trained.steps),
     }
-    from tasks.protocol import WHOLE, held_out_slabs
-    from tasks.template import template_path
-
     for path in unseen or [template_path()]:
         reference = read_volume(path)
         trial = degraded_trial(reference, config.degradation)
         slab = WHOLE if unseen else held_out_slabs(reference.grid.shape, config.data.held_out)[1]
-        found = find_intensity(trial.coarse.voxels)
-        resampled = trial.axes.to_network(trial.padded_baseline("cubic"))
-        seen = normalise(resampled, found, clip=CLIP)
-        padding = [(0, -size % step) for size, step in zip(seen.shape, config.network.total_stride, strict=True)]
-        whole = restore(tf.constant(np.pad(seen, padding, mode="edge")[None, ..., None])).numpy()[0, ..., 0]
-        added = (whole[tuple(map(slice, seen.shape))] - seen) * np.float32(found.high - found.low)
-        restored = trial.axes.to_file(resampled + added)
+        restored = restore(trial)
         corrected = trial.corrected(restored, config.degradation).voxels
         for title, volume in (("network", restored), ("corrected", corrected)):
             score = trial.scores(trial.cropped(volume), slab).psnr
