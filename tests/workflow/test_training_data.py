@@ -1,0 +1,53 @@
+"""What a configuration names, read and made ready for training."""
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from configs.errors import ConfigError
+from configs.load import load_config
+from tasks.degrade import degrade
+from tasks.geometry import Grid
+from tasks.resample import resample
+from tasks.volumes import write_volume
+from workflow.training_run import training_inputs, training_volumes, validation_volumes
+
+STOPS = "training.early_stopping={every: 2, patience: 1}"
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """Odd sizes, slices along the first file axis, which runs against its world axis."""
+    blobs = gaussian_filter(np.random.default_rng(0).normal(size=(21, 35, 38)), 2) > 0
+    path = tmp_path / "scan.nii.gz"
+    write_volume(path, blobs.astype(np.float32) * 900 + 100, Grid(blobs.shape, np.diag([-3.0, 1, 1, 1])))
+    return path
+
+
+@pytest.mark.parametrize("degradation", ["iso2x", "thick4x"])
+def test_a_validation_volume_is_its_coarse_version_resampled(scan, degradation):
+    config = load_config("iso2x", [f"degradation={degradation}", f"data.validation=[{scan}]", STOPS])
+    (volume,) = validation_volumes(config)
+    assert volume.fine.shape == {"iso2x": (22, 38, 36), "thick4x": (24, 38, 35)}[degradation]
+    np.testing.assert_allclose(volume.coarse, degrade(volume.fine, config.degradation), atol=1e-5)
+    np.testing.assert_allclose(volume.resampled, np.clip(resample(volume.coarse, volume.fine.shape), 0, 1.5), atol=1e-5)
+
+
+def test_validation_is_read_for_early_stopping_alone_and_never_trained_on(scan):
+    rules = [f"data.validation=[{scan}]", "data.mixture={volumes: 0, shapes: 1}"]
+    assert validation_volumes(load_config("iso2x", rules)) == []
+    stopping = load_config("iso2x", [*rules, STOPS])
+    assert training_volumes(stopping) == []
+    assert [given.role for given in training_inputs(stopping)] == ["validation"]
+    with pytest.raises(ConfigError, match="Cannot stop early: no validation volume is named"):
+        validation_volumes(load_config("iso2x", [STOPS]))
+
+
+def test_slices_keep_their_axis_and_no_part_is_held_back(scan):
+    config = load_config("self4x", [f"data.volumes=[{scan}]"])
+    (volume,) = training_volumes(config)
+    assert volume.fine.shape == (21, 38, 35)
+    assert volume.spacing == (3, 1, 1)
+    held = load_config("iso2x", [f"data.volumes=[{scan}]", "data.held_out={axis: 1, start: 0.5, stop: 1, gap: 3}"])
+    (part,) = training_volumes(held)
+    assert part.fine.shape == (21, 38, 15)
