@@ -94,7 +94,9 @@ class Assembly:
                     slab[i0:i1, j0:j1, low - start : high - start] = core[:, :, low - k0 : high - k0]
             yield slab
 
-    def remainder(self, coarse: NDArray[Any], recipe: Degradation) -> NDArray[np.float32]:
+    def remainder(
+        self, coarse: NDArray[Any], recipe: Degradation, arrived: Callable[[Shard], None] | None = None
+    ) -> NDArray[np.float32]:
         """The input less the restored volume degraded again.
 
         A degradation is a sum over voxels, so each core adds its part, and the volume is never held whole.
@@ -102,6 +104,7 @@ class Assembly:
         Args:
             coarse: The input, `(depth, height, width)`.
             recipe: What leads from the restored volume to the input's shape.
+            arrived: Returns when a core is in the store; without it they are all there.
 
         Returns:
             float32 of the input's shape, in the unit of the input.
@@ -109,6 +112,8 @@ class Assembly:
         matrices = axis_matrices(self.plan.target_shape, recipe)
         again = np.zeros(coarse.shape, np.float32)
         for shard in self.plan.shards:
+            if arrived is not None:
+                arrived(shard)
             part = self.axes.to_network(self.load(shard))
             window = []
             for axis, (matrix, (low, high)) in enumerate(zip(matrices, shard.core, strict=True)):
@@ -122,7 +127,13 @@ class Assembly:
         return coarse - again
 
     def correction(
-        self, coarse: NDArray[np.float32], intensity: Intensity, recipe: Degradation, *, corrects: bool
+        self,
+        coarse: NDArray[np.float32],
+        intensity: Intensity,
+        recipe: Degradation,
+        arrived: Callable[[Shard], None] | None = None,
+        *,
+        corrects: bool,
     ) -> tuple[Change | None, Consistency]:
         """Find what makes the volume explain its input.
 
@@ -130,13 +141,14 @@ class Assembly:
             coarse: The input, `(depth, height, width)`, in the unit of the file.
             intensity: Of the input.
             recipe: What leads from the restored volume to the input's shape.
+            arrived: Returns when a core is in the store; without it they are all there.
             corrects: Whether to correct; otherwise the volume is only compared with its input.
 
         Returns:
             The change, in the unit of the file, None where there is none; and how consistent the volume is.
         """
         unit, shape = np.float32(intensity.high - intensity.low), self.plan.target_shape
-        missing = self.remainder(coarse, recipe) / unit
+        missing = self.remainder(coarse, recipe, arrived) / unit
         before = float(np.sqrt(np.mean(np.square(missing, dtype=np.float64))))
         noise = noise_level(coarse / unit, shape, recipe) if corrects else 0.0
         change = explain(missing, shape, recipe, noise=noise) if corrects else None

@@ -152,7 +152,9 @@ def restore_volume(
     """
     axes = axes or network_axes(volume.grid)
     plan = plan_restoration(volume, target, network, resources.memory_budget_mib, axes=axes, name=name)
-    coarse = CoarseVolume(axes.to_network(volume.voxels), plan.target_shape, intensity or find_intensity(volume.voxels))
+    # Only what lies in one piece is mapped by the workers; anything else would be copied for every shard.
+    voxels = np.ascontiguousarray(axes.to_network(volume.voxels))
+    coarse = CoarseVolume(voxels, plan.target_shape, intensity or find_intensity(volume.voxels))
     restored = np.empty(target.shape, np.float32)
     canvas = axes.to_network(restored)
 

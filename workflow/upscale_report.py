@@ -145,7 +145,7 @@ def volume_report(work: VolumeWork) -> VolumeReport:
         input=work.scan.path,
         status="failed" if written is None else "resumed" if work.shards_resumed == work.shards else "done",
         output=work.output if written else None,
-        error=None if written else f"Cannot super-resolve {work.scan.path.name}: {work.error}",
+        error=None if written else str(work.failure),
         input_shape=(*work.scan.grid.shape, *times),
         output_shape=(*work.target.shape, *times),
         output_spacing=work.target.spacing,

@@ -56,7 +56,8 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
         record_environment(recorder, "upscale")
 
         def told(progress: Progress) -> None:
-            advance(f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers")
+            remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
+            advance(remark, progress.shards)
 
         report = upscale(replace(order, run_id=address.run_id), planned, told)
         _record(recorder, order, report)

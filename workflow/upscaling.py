@@ -142,10 +142,9 @@ def upscale(
         shards = sum(work.shards for work in works)
         with queue, restorers(order.network, order.resources, shards) as crew:
             for outcome in crew.work(queue.jobs()):
-                queue.take(outcome)
-                if on_progress is not None:
-                    left = shards - sum(work.shards_resumed for work in works)
-                    on_progress(Progress(queue.total.shards, left, queue.total.voxels, crew.seconds, crew.alive))
+                if queue.take(outcome) and on_progress is not None:
+                    wanted = sum(work.shards_to_compute for work in works)
+                    on_progress(Progress(queue.total.shards, wanted, queue.total.voxels, crew.seconds, crew.alive))
             seconds = crew.seconds
     total = queue.total
     return UpscaleReport(
@@ -180,10 +179,21 @@ class _Queue:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is not None:
-            for work in self._works:
-                work.abandon(InterruptedError("the run was stopped"))
-        self._ahead.shutdown(cancel_futures=error is not None)
-        self._behind.shutdown(cancel_futures=error is not None)
+            self._stop()
+            return
+        try:
+            self._ahead.shutdown()
+            self._behind.shutdown()
+            self._heed_failures()
+        except BaseException:  # an interrupt while the last outputs are written
+            self._stop()
+            raise
+
+    def _stop(self) -> None:
+        for work in self._works:
+            work.abandon(InterruptedError("the run was stopped"))
+        self._ahead.shutdown(cancel_futures=True)
+        self._behind.shutdown(cancel_futures=True)
 
     def jobs(self) -> Iterator[Job]:
         """Every shard that has to be computed, volume after volume; the next time point is read meanwhile."""
@@ -193,8 +203,7 @@ class _Queue:
             frame = reading.result()
             if following is not None:
                 reading = self._ahead.submit(self._read, *following)
-            if self._order.fail_fast and work.error is not None:
-                raise work.error
+            self._heed_failures()
             if frame is None:
                 continue
             if number == 0:
@@ -205,16 +214,23 @@ class _Queue:
                     break
                 yield Job((work, number, shard), (coarse, shard))
 
-    def take(self, outcome: Outcome) -> None:
-        """Keep a core, or give its volume up."""
+    def take(self, outcome: Outcome) -> bool:
+        """Keep a core, or give its volume up; returns whether it was kept."""
         work, number, shard = outcome.key
-        if outcome.error is not None:
-            work.abandon(outcome.error)
-        elif self._kept(work, number, shard, outcome.value):
+        kept = outcome.error is None and self._kept(work, number, shard, outcome.value)
+        if kept:
             self.total.count(outcome)
             work.tally.count(outcome)
-        if self._order.fail_fast and work.error is not None:
-            raise work.error
+        elif outcome.error is not None:
+            work.abandon(outcome.error)
+        self._heed_failures()
+        return kept
+
+    def _heed_failures(self) -> None:
+        """Raise why a volume failed, whichever it is and in whichever thread, if asked to fail fast."""
+        for work in self._works if self._order.fail_fast else ():
+            if (failure := work.failure) is not None:
+                raise failure
 
     def _kept(self, work: VolumeWork, number: int, shard: Shard, core: RestoredCore) -> bool:
         try:
@@ -238,6 +254,7 @@ class _Queue:
         try:
             work.write()
             write_sidecar(work.output.with_name(sidecar_name(work.output.name)), sidecar(work, self._order.run_id))
+            work.conclude()
         except AbandonedError:
             pass
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this volume's alone

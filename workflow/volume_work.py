@@ -1,11 +1,10 @@
 """One volume on its way from file to file: read ahead, restored shard by shard, written while shards still come in."""
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Condition
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from configs.degradation import Degradation
 from configs.schema import Resources
 from tasks.assemble import Assembly, Consistency
-from tasks.atomic import replacing, sweep
+from tasks.atomic import sweep
 from tasks.consistency import Change
 from tasks.errors import InputError
 from tasks.geometry import Grid, NetworkAxes
@@ -30,28 +29,15 @@ from tasks.shard_store import ShardStore, content_key, program_versions
 from tasks.shards import Shard, ShardPlan
 from tasks.volumes import write_slabs
 from workflow.restoration import Tally
+from workflow.volume_record import Written, note, noted
 
 
 class AbandonedError(RuntimeError):
     """A volume was given up while its writer waited for shards."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What was written.
-
-    Args:
-        sha256: Of the voxels, float32, i fastest.
-        consistency: Root mean square difference between the output, degraded again, and the input, in normalised
-            intensity; None where the target grid is coarser than the input along an axis.
-        consistency_before: The same before the correction.
-        noise: Standard deviation of the input's noise as the correction took it, in normalised intensity.
-    """
-
-    sha256: str
-    consistency: float | None
-    consistency_before: float | None
-    noise: float | None
+class VolumeError(RuntimeError):
+    """Why a volume failed for no fault of the input, in one line that names it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +119,11 @@ class VolumeWork:
         return self.times * len(self.plan.shards)
 
     @property
+    def shards_to_compute(self) -> int:
+        """Shards that this run has computed or will compute, as far as it is known."""
+        return self.tally.shards if self.error is not None else self.shards - self.shards_resumed
+
+    @property
     def scale(self) -> tuple[float, float, float]:
         """Target voxels per voxel along (i, j, k)."""
         i, j, k = (fine / size for fine, size in zip(self.target.shape, self.scan.grid.shape, strict=True))
@@ -143,6 +134,7 @@ class VolumeWork:
         """What the output is made from, down to the programs and threads that decide on the last bits."""
         return content_key(
             {
+                "output": self.output.name,  # two inputs of the same bytes do not share their cores
                 "input": [file_digest(path) for path in sorted({self.scan.path, self.scan.data_path})],
                 "model": self.network.digest,
                 "target": [self.target.shape, self.axes.order, self.axes.flipped],
@@ -161,19 +153,12 @@ class VolumeWork:
         self._began = time.perf_counter()
         if self.resume:
             sweep(self.output)
-        self.written = self._written_before() if self.resume else None
+        self.written = noted(self._record, self.output, self._asked) if self.resume else None
         if self.written is None:
             with _adding_time(self, "read_seconds"):
                 self.findings = preflight(self.scan.path)
         else:
             self.shards_resumed = self.shards
-
-    def _written_before(self) -> Written | None:
-        if not self._record.is_file() or not self.output.is_file():
-            return None
-        record = json.loads(self._record.read_text())
-        same = record["output"] == file_digest(self.output) and record["asked"] == self._asked
-        return Written(**record["written"]) if same else None
 
     def frame(self, number: int) -> Frame:
         """Read a time point and see which of its shards are there already."""
@@ -189,7 +174,9 @@ class VolumeWork:
         with self._news:
             self._here |= {(number, shard) for shard in set(ordered) - set(missing)}
             self._news.notify_all()
-        return Frame(number, CoarseVolume(self.axes.to_network(voxels), self.plan.target_shape, intensity), missing)
+        # Only what lies in one piece is mapped by the workers; anything else would be copied for every shard.
+        coarse = np.ascontiguousarray(self.axes.to_network(voxels))
+        return Frame(number, CoarseVolume(coarse, self.plan.target_shape, intensity), missing)
 
     def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
         """Keep a core of a time point that a worker has restored."""
@@ -204,6 +191,13 @@ class VolumeWork:
         with self._news:
             self.error = self.error or error
             self._news.notify_all()
+
+    @property
+    def failure(self) -> Exception | None:
+        """Why the volume was given up, if it was, in one line that names it."""
+        if self.error is None or isinstance(self.error, InputError):
+            return self.error
+        return VolumeError(f"Cannot super-resolve {self.scan.path.name}: {self.error}")
 
     def write(self) -> None:
         """Write the output: while its cores come in, or, corrected, when they are all there.
@@ -222,12 +216,14 @@ class VolumeWork:
                 over_times = np.array([(check.after, check.before, check.noise) for check in checks])
                 after, before, noise = np.sqrt(np.mean(over_times**2, axis=0)).tolist()
                 written = Written(digest.hexdigest(), after, before, noise if self.corrects else None)
-            record = {"output": file_digest(self.output), "asked": self._asked, "written": asdict(written)}
-            with replacing(self._record) as beside:
-                beside.write_text(json.dumps(record))
-            ShardStore(self._record.with_suffix("")).clear()
         self.seconds = time.perf_counter() - self._began
         self.written = written
+
+    def conclude(self) -> None:
+        """Note that the output and what stands beside it are done, and drop the cores."""
+        if self.written is not None:
+            note(self._record, self.output, self._asked, self.written)
+            ShardStore(self._record.with_suffix("")).clear()
 
     @property
     def _asked(self) -> list[str | bool | None]:
@@ -257,7 +253,9 @@ class VolumeWork:
             self._await(number, shard)
         with _adding_time(self, "write_seconds"):
             coarse = self.axes.to_network(self.scan.read(number).voxels)
-            change, check = assembly.correction(coarse, self.intensities[number], self.recipe, corrects=self.corrects)
+            change, check = assembly.correction(
+                coarse, self.intensities[number], self.recipe, partial(self._await, number), corrects=self.corrects
+            )
             checks.append(check)
             return change
 

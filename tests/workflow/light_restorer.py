@@ -12,6 +12,8 @@ class LightRestorer:
         assert content[:2] == b"PK"
 
     def __call__(self, volume, shard):
+        # Mapped from shared memory: an array of the worker's own could be written to.
+        assert not volume.voxels.flags.writeable
         if volume.voxels.max() > 1e6:
             raise RuntimeError("too bright")
         window = resample_window(volume.voxels, volume.target_shape, shard.read)

@@ -1,7 +1,14 @@
 """Many volumes through one queue: failures kept apart, an interrupted run resumed, nothing computed twice."""
 
 import json
+import shutil
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from traceback import extract_stack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,11 +19,13 @@ from configs.schema import Resources
 from tasks.errors import InputError
 from tasks.geometry import Grid, scaled_grid
 from tasks.network_file import read_network
-from tasks.resample import resample
+from tasks.resample import resample, resample_window
+from tasks.restore import RestoredCore
 from tasks.volumes import open_volume, read_volume, write_slabs, write_volume
 from tests.networks import small_restorer
 from tests.workflow.light_restorer import LightRestorer
 from workflow.upscaling import Order, plan_volumes, upscale
+from workflow.volume_work import VolumeError, VolumeWork
 
 if TYPE_CHECKING:
     from workflow.restoration import Progress
@@ -85,6 +94,34 @@ def test_any_number_of_workers_gives_the_same_bytes(network, head, tmp_path):
     assert (tmp_path / "1/head_sr.nii").read_bytes() == (tmp_path / "3/head_sr.nii").read_bytes()
 
 
+@pytest.mark.parametrize("corrects", [False, True])
+def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, head, tmp_path, corrects):
+    written = set()
+    for seed in range(3):
+        (work,) = plan_volumes(order(network, tmp_path / str(seed), head))
+        assert isinstance(work, VolumeWork)
+        work.corrects = corrects
+        work.begin()
+        frame = work.frame(0)
+        shards = list(frame.missing)
+        assert len(shards) > 3
+        np.random.default_rng(seed).shuffle(shards)
+        with ThreadPoolExecutor(1) as behind:
+            writing = behind.submit(work.write)
+            for shard in shards:
+                window = resample_window(frame.coarse.voxels, frame.coarse.target_shape, shard.read)[shard.crop]
+                work.arrive(0, shard, RestoredCore(window, 0.0, 0.0, 0.0))
+            writing.result()
+        written.add((work.written, work.output.read_bytes()))
+    assert len(written) == 1
+
+
+def test_inputs_of_the_same_bytes_do_not_meet(network, head, tmp_path):
+    shutil.copy(head, tmp_path / "again.nii")
+    one, other = run(order(network, tmp_path / "out", head, tmp_path / "again.nii")).volumes
+    assert (one.status, other.status, one.sha256) == ("done", "done", other.sha256)
+
+
 def test_time_points_are_restored_one_by_one(network, tmp_path):
     voxels = np.random.default_rng(1).gamma(2.0, 300.0, size=(3, 30, 20, 12)).astype(np.float32)
     voxels[1] = 5
@@ -124,6 +161,31 @@ def test_fail_fast_stops_at_the_first_failure(network, tmp_path):
     with pytest.raises(RuntimeError, match="too bright"):
         run(order(network, tmp_path / "out", bright, small, fail_fast=True))
     assert not (tmp_path / "out/bright_sr.nii").exists()
+
+
+def test_fail_fast_heeds_what_cannot_be_written_too(network, head, tmp_path):
+    (tmp_path / "out/head_sr.nii").mkdir(parents=True)
+    (volume,) = run(order(network, tmp_path / "out", head)).failed
+    assert volume.error.startswith("Cannot super-resolve head.nii: [Errno 21] Is a directory")
+    with pytest.raises(VolumeError, match=r"^Cannot super-resolve head\.nii: \[Errno 21\] Is a directory"):
+        run(order(network, tmp_path / "out", head, fail_fast=True))
+
+
+def stuck_until_the_run_is_stopped(work):
+    """In place of `VolumeWork.write`: interrupts the driver, as soon as it waits for nothing but this."""
+    names: list[str] = []
+    while "shutdown" not in names:
+        time.sleep(0.01)
+        names = [entry.name for entry in extract_stack(sys._current_frames()[threading.main_thread().ident or 0])]
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    work._await(0, "a shard that never comes")
+
+
+def test_an_interrupt_while_the_last_output_is_written_ends_the_run(network, head, tmp_path, monkeypatch):
+    monkeypatch.setattr(VolumeWork, "write", stuck_until_the_run_is_stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(order(network, tmp_path / "out", head))
+    monkeypatch.undo()
 
 
 def test_a_single_volume_that_cannot_be_used_is_refused_with_its_sentence(network, tmp_path):
@@ -168,12 +230,34 @@ def test_a_resumed_run_computes_what_is_missing_or_torn_and_nothing_else(network
     computed: list[Progress] = []
     volume = run(order(network, out, head, resume=True), computed.append).volumes[0]
     assert (volume.status, volume.shards_resumed, len(computed)) == ("done", kept - 1, volume.shards - kept + 1)
+    assert (computed[-1].shards, computed[-1].seconds_left) == (len(computed), 0)
     assert volume.sha256 == whole.sha256
     assert (out / "head_sr.nii").read_bytes() == (tmp_path / "whole/head_sr.nii").read_bytes()
     assert not cores(out)
 
     again = run(order(network, out, head, resume=True)).volumes[0]
     assert (again.status, again.shards_resumed, again.sha256) == ("resumed", volume.shards, whole.sha256)
+
+
+def test_what_stands_beside_an_output_is_made_good(network, head, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("workflow.upscaling.write_sidecar", full)
+        (failed,) = run(order(network, tmp_path, head)).failed
+    assert "No space left on device" in failed.error
+    volume = run(order(network, tmp_path, head, resume=True)).volumes[0]
+    assert (volume.status, volume.shards_resumed) == ("resumed", volume.shards)
+    assert (tmp_path / "head_sr.json").is_file()
+
+
+def test_a_torn_record_is_no_record(network, head, tmp_path):
+    whole = run(order(network, tmp_path, head)).volumes[0]
+    (record,) = tmp_path.glob(".voxlift/*.json")
+    record.write_text(record.read_text()[:40])
+    volume = run(order(network, tmp_path, head, resume=True)).volumes[0]
+    assert (volume.status, volume.shards_resumed, volume.sha256) == ("done", 0, whole.sha256)
 
 
 @pytest.mark.parametrize("change", ["input", "budget", "fresh"])
