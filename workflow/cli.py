@@ -8,6 +8,7 @@ from configs.errors import ConfigError
 from models.errors import ShapeError
 from tasks.errors import InputError
 from workflow.commands import compare, demo, evaluate, inspect, promote, shapes, sweep, train, upscale, verify
+from workflow.errors import RunError
 
 app = typer.Typer(
     name="voxlift",
@@ -43,3 +44,6 @@ def main() -> None:
     except (ConfigError, InputError, ShapeError) as error:
         print(f"voxlift: {error}", file=sys.stderr)  # noqa: T201 - the one place where an error meets a person
         sys.exit(2)
+    except RunError as error:
+        print(f"voxlift: {error}", file=sys.stderr)  # noqa: T201 - the same
+        sys.exit(1)

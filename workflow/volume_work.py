@@ -28,6 +28,7 @@ from tasks.seal import file_digest
 from tasks.shard_store import ShardStore, content_key, program_versions
 from tasks.shards import Shard, ShardPlan
 from tasks.volumes import write_slabs
+from workflow.errors import RunError
 from workflow.restoration import Tally
 from workflow.volume_record import Written, note, noted
 
@@ -36,7 +37,7 @@ class AbandonedError(RuntimeError):
     """A volume was given up while its writer waited for shards."""
 
 
-class VolumeError(RuntimeError):
+class VolumeError(RunError):
     """Why a volume failed for no fault of the input, in one line that names it."""
 
 

@@ -2,16 +2,18 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from models.errors import ShapeError
 from tasks.errors import InputError
 from tasks.geometry import Grid
 from tasks.volumes import write_volume
 from tests.networks import small_restorer
 from tests.workflow.light_restorer import LightRestorer
-from workflow.cli import app
+from workflow.cli import app, main
 
 KEYS = {
     *("input", "output", "status", "input_shape", "output_shape", "output_spacing", "scale", "shards"),
@@ -49,17 +51,37 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
     said = capfd.readouterr()
     report = json.loads(said.out)
     assert "voxlift: Cannot read text.nii" in said.err
+    plan, started = (said.err.replace("\n", " ").find(words) for words in ("(least possible budget:", "Restoring"))
+    assert 0 < plan < started
     assert [volume["status"] for volume in report["volumes"]] == ["done", "failed", "done"]
     assert set(report["volumes"][0]) >= KEYS
     assert report["volumes"][0]["output"].endswith("sub-01_rec-voxlift_T1w.nii.gz")
     assert report["volumes"][0]["output_spacing"] == pytest.approx([0.5] * 3)
     assert {"overhead", "halo", "core_shape", "budget_mib"} <= set(report["plan"])
-    assert {"workers", "peak_rss_mib", "seconds", "voxels_per_second"} <= set(report)
+    assert {"volumes", "workers", "plan", "peak_rss_mib", "seconds", "voxels_per_second", "mlflow"} <= set(report)
+    assert all(report["timings"][kind] > 0 for kind in ("reading", "resampling", "network", "writing"))
 
     run = MlflowClient(report["mlflow"]["tracking_uri"]).get_run(report["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.metrics["failed"] == 1
     assert str(place) not in json.dumps([run.data.params, run.data.tags])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_first_failure_ends_a_fail_fast_run_in_one_sentence(place, model, monkeypatch, capfd):
+    write_volume(
+        place / "bright.nii", np.linspace(0, 2e6, 512, dtype=np.float32).reshape(8, 8, 8), Grid((8, 8, 8), np.eye(4))
+    )
+    command = ["upscale", place / "bright.nii", place / "other.nii", "--scale", "2,2,2", "--model", model, "--json"]
+    command += ["--out", place / "out", "--fail-fast", "--workers", "1", "--retries", "0"]
+    monkeypatch.setattr("sys.argv", ["voxlift", *map(str, command)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capfd.readouterr()
+    assert ended.value.code == 1
+    assert said.err.endswith("\nvoxlift: Cannot super-resolve bright.nii: RuntimeError: too bright\n")
+    assert json.loads(said.out) == {"error": "Cannot super-resolve bright.nii: RuntimeError: too bright"}
+    assert not list((place / "out").glob("*.nii"))
 
 
 def test_what_cannot_be_done_is_refused(place, model):
@@ -72,4 +94,8 @@ def test_what_cannot_be_done_is_refused(place, model):
         upscale(place / "text.nii", *aim, "--scale", "2,2,2")
     with pytest.raises(InputError, match=r"holds 0 \.keras files"):
         upscale(place / "other.nii", "--out", place / "out", "--model", place, "--scale", "2,2,2")
+    inputs = keras.Input((None, None, None, 1))
+    keras.Model(inputs, keras.layers.GroupNormalization(1, name="over_all")(inputs)).save(place / "group.keras")
+    with pytest.raises(ShapeError, match=r"layer over_all \(GroupNormalization\) would see the shard, not the volume"):
+        upscale(place / "other.nii", "--out", place / "out", "--model", place / "group.keras", "--scale", "2,2,2")
     assert not (place / "out").exists()
