@@ -101,6 +101,32 @@ class ModelCard(BaseModel):
                 )
         return remarks
 
+    def markdown(self) -> str:
+        """The card as a page for a person."""
+        data, axes = self.training_data, ("depth", "height", "width")
+        recipe = ", ".join(
+            f"{name} {axis.factor:g}x ({axis.profile}, blur {axis.blur_fwhm:g}, gap {axis.gap:g})"
+            for name, axis in zip(axes, self.degradation.axes, strict=True)
+        )
+        noise = self.degradation.noise
+        ranges = ", ".join(
+            f"{name} {low:g}" + (f" to {high:g}" if high > low else "")
+            for name, (low, high) in zip(axes, self.scale_range, strict=True)
+        )
+        parts = ", ".join(f"{name} {share:g}" for name, share in data.mixture.parts.items() if share)
+        spacing = f"{data.spacing[0]:.3g} to {data.spacing[1]:.3g} mm" if data.spacing else "none"
+        rows = {
+            "degradation": f"{self.degradation.name}: {recipe}; {noise.kind} noise {noise.sigma:g}",
+            "trained for a scale of": ranges,
+            "intensities": self.intensity_rule,
+            "trained on": f"{data.volumes} volume(s), voxels {spacing}; patches from {parts}",
+            "training": f"{self.steps} steps, seed {self.seed}",
+            "network": f"{self.parameters} weights, {len(self.stages)} stages, latent of {self.latent_filters} filters",
+            "versions": ", ".join(f"{name} {number}" for name, number in self.versions.items()),
+        }
+        table = [f"| {name} | {value} |" for name, value in rows.items()]
+        return "\n".join(["# Restorer", "", "| | |", "|---|---|", *table, ""])
+
 
 def make_card(
     config: RunConfig, parameters: int, steps: int, volumes: int, spacing: tuple[float, float] | None

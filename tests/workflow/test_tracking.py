@@ -13,12 +13,14 @@ import pytest
 from mlflow import MlflowClient
 
 import workflow.tracking as tracking
+from configs.load import load_config
 from models.restorer import build_restorer
 from models.shapes import Stage
 from tasks.artifact_contract import ModelContract, volume_contract
 from tasks.contract import ContractError
 from tasks.errors import InputError
 from tasks.geometry import Grid
+from tasks.model_card import add_card, make_card
 from tasks.volumes import write_volume
 from workflow.verification import verify
 
@@ -78,6 +80,41 @@ def test_sigterm_ends_a_run_as_killed(client):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_a_run_that_is_being_ended_is_ended_first(client, monkeypatch, number, error):
+    def interrupted(*given):
+        os.kill(os.getpid(), number)
+        return log_artifact(*given)
+
+    log_artifact = MlflowClient.log_artifact
+    with pytest.raises(error), tracking.recorded_run("things", "late") as recorder:
+        monkeypatch.setattr(MlflowClient, "log_artifact", interrupted)
+    run = client.get_run(recorder.address.run_id)
+    assert run.info.status == "FINISHED"
+    assert verify(run.info.run_id).damages == ()
+
+
+def test_a_killed_run_that_is_resumed_keeps_its_contracts(client):
+    script = (
+        "import os\nfrom workflow.tracking import recorded_run\nwith recorded_run('things', 'killed') as r:\n"
+        "    r.text('1', 'first.txt')\n    print(r.address.run_id, flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    run_id = killed.stdout.strip()
+    (said,) = verify(run_id).damages
+    assert str(said) == "contracts.json: it is not sealed: the run has not ended"
+    with tracking.recorded_run("things", "killed", run_id) as recorder:
+        assert recorder.holds("first.txt")
+        assert not recorder.holds("second.txt")
+        recorder.text("2", "second.txt")
+    assert client.get_run(run_id).info.status == "FINISHED"
+    found = verify(run_id)
+    assert (found.artifacts, found.damages) == (2, ())
+
+
 def test_a_resumed_run_logs_no_step_twice(client, tmp_path):
     with pytest.raises(RuntimeError), tracking.recorded_run("things", "long") as first:
         first.text("1", "first.txt")
@@ -129,8 +166,16 @@ def test_a_deleted_experiment_is_told(client):
         pass
 
 
+@pytest.fixture(params=["known", "new"])
+def crowded(request, store, tmp_path, monkeypatch):
+    """A client of a store that holds runs already, and of one that has not even tables; no experiment in either."""
+    if request.param == "new":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new.db")
+    return lambda: MlflowClient(tracking_uri=tracking.tracking_uri())
+
+
 @pytest.mark.slow
-def test_four_processes_record_at_once_and_lose_nothing(store, client, tmp_path):
+def test_four_processes_record_at_once_and_lose_nothing(crowded, tmp_path):
     script = (
         "import sys\nfrom pathlib import Path\nfrom workflow.tracking import input_volume, recorded_run\n"
         "given = [input_volume(Path(sys.argv[2]), 'training', record_paths=False)]\n"
@@ -138,13 +183,12 @@ def test_four_processes_record_at_once_and_lose_nothing(store, client, tmp_path)
         "    for step in range(1, 301): r.metrics({'loss': step * float(sys.argv[1]), 'other': 1.0}, step)\n"
         "    r.text(sys.argv[1], 'who.txt')\n    print(r.address.run_id)\n"
     )
-    with tracking.recorded_run("crowd", "the first makes the experiment"):
-        pass
     write_volume(tmp_path / "all.nii", np.ones((4, 4, 4), np.float32), Grid((4, 4, 4), np.eye(4)))
     start = [[sys.executable, "-c", script, str(number), str(tmp_path / "all.nii")] for number in range(1, 5)]
     processes = [subprocess.Popen(one, cwd=ROOT, stdout=subprocess.PIPE, text=True) for one in start]
     run_ids = [process.communicate(timeout=120)[0].strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0, 0]
+    client = crowded()
     for number, run_id in enumerate(run_ids, start=1):
         losses = client.get_metric_history(run_id, "loss")
         assert {metric.step: metric.value for metric in losses} == {step: step * number for step in range(1, 301)}
@@ -159,11 +203,20 @@ def test_a_store_that_is_not_there_is_told(monkeypatch, free_port):
         pass
 
 
+@pytest.mark.parametrize("uri", ["sqlite:////proc/none/runs.db", f"sqlite:///{__file__}", "https://jane:secret@[::1"])
+def test_a_store_that_cannot_be_opened_is_told(monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match="Cannot record in") as told, tracking.recorded_run("things", "first"):
+        pass
+    assert "secret" not in str(told.value)
+
+
 @pytest.fixture(scope="module")
 def restorer(tmp_path_factory):
     network = build_restorer((Stage(2, (4, 4, 4), (2, 2, 2)), Stage(1, (3, 4, 4), (1, 2, 2))), latent_filters=2)
     path = tmp_path_factory.mktemp("model") / "restorer.keras"
     network.save(path)
+    add_card(path, make_card(load_config("demo"), 7, 3, 1, None))
     return network, path
 
 
@@ -171,7 +224,7 @@ def restorer(tmp_path_factory):
 def logged(store, restorer):
     with tracking.recorded_run("things", "model") as recorder:
         contract = ModelContract(total_stride=(2, 4, 4))
-        (uri,) = tracking.logged_model(recorder.address, restorer[1], [(2, 4, 4), (4, 8, 4)], contract, "# Card")
+        (uri,) = tracking.logged_model(recorder.address, restorer[1], [(2, 4, 4), (4, 8, 4)], contract)
     return recorder.address.run_id, uri
 
 
@@ -193,10 +246,36 @@ def test_a_logged_model_answers_in_the_shape_of_its_signature(logged, restorer):
     np.testing.assert_array_equal(mlflow.keras.load_model(logged[1])(volume), expected)
 
 
-def test_no_pickle_is_needed_to_load_a_model(logged):
+def test_no_pickle_is_needed_to_load_a_model(logged, monkeypatch):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     folder = tracking.resolve_model(logged[1]).parents[1]
     assert not [path for path in folder.rglob("*") if path.suffix in {".pkl", ".pickle", ".joblib"}]
-    assert (folder / "README.md").read_text() == "# Card"
+    for load in (mlflow.pyfunc.load_model, mlflow.keras.load_model):
+        assert load(str(folder)) is not None
+
+
+def test_a_logged_model_brings_its_card(logged):
+    card = (tracking.resolve_model(logged[1]).parents[1] / "README.md").read_text()
+    assert "| degradation | iso2x: depth 2x (box, blur 2, gap 0), height 2x" in card
+    assert "| training | 3 steps, seed 0 |" in card
+
+
+def test_a_resumed_run_logs_and_registers_the_same_network_once(client, logged, restorer, tmp_path):
+    network, path = restorer
+    again = tmp_path / "again.keras"
+    network.save(again)
+    add_card(again, make_card(load_config("demo"), 7, 3, 1, None))
+    assert again.read_bytes() != path.read_bytes()
+    with tracking.recorded_run("things", "model", logged[0]) as recorder:
+        address = recorder.address
+        first = tracking.register_model(address, logged[1], "once")
+        assert list(tracking.logged_model(address, again, [(2, 4, 4)])) == [logged[1]]
+        second = tracking.register_model(address, logged[1], "once")
+    assert second == first
+    assert (first.version, first.alias) == ("1", "champion")
+    assert len(client.get_run(logged[0]).outputs.model_outputs) == 1
 
 
 def test_every_name_of_a_model_leads_to_the_same_file(logged, restorer):

@@ -157,6 +157,7 @@ DAMAGES = {
     ),
     "a model of the same architecture": (MODEL, saved_restorer, "not the file that was sealed"),
     "a model cut short": (MODEL, cut, "no Keras model"),
+    "a model that is missing": (MODEL, Path.unlink, "it is missing"),
     "another signature": ("model/MLmodel", edit_signature, "not the file that was sealed"),
     "a file under no contract": ("volumes/extra.nii.gz", lambda path: path.write_bytes(b"?"), "under no contract"),
     "contracts that are missing": ("contracts.json", Path.unlink, "missing"),
@@ -182,6 +183,16 @@ def test_the_file_of_another_run_is_found(run, runs, verify, name):
     status, damages = verify(run_id)
     assert status == 2
     assert name in damages
+
+
+def test_a_model_that_has_lost_its_folder_is_named_file_by_file(run, verify):
+    run_id, _, model = run
+    shutil.rmtree(model)
+    status, damages = verify(run_id)
+    model.mkdir()
+    assert status == 2
+    assert {MODEL, "model/MLmodel"} <= set(damages)
+    assert set(damages.values()) == {"it is missing"}
 
 
 def test_contracts_rewritten_to_fit_a_damage_are_found(run, verify):

@@ -1,6 +1,8 @@
 """The volumes that a run worked on, as MLflow's dataset inputs: digest and geometry, no name, no path."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +23,7 @@ class InputVolume:
 
     Args:
         role: What it was for: "training", "reference", "input".
-        sha256: Of the file.
+        sha256: Of the file; of the digests of both where header and voxels are files of their own.
         shape: Voxels along (i, j, k).
         spacing: mm along (i, j, k).
         axes: Directions in which i, j and k grow, such as "RAS".
@@ -47,13 +49,18 @@ def input_volume(path: Path, role: str, *, record_paths: bool) -> InputVolume:
     scan = open_volume(path)
     return InputVolume(
         role=role,
-        sha256=file_digest(path),
+        sha256=_digest(sorted({scan.path, scan.data_path})),
         shape=scan.grid.shape,
         spacing=scan.grid.spacing,
         axes=axis_codes(scan.grid),
         dtype=scan.header.dtype.name,
         path=str(path) if record_paths else None,
     )
+
+
+def _digest(files: Sequence[Path]) -> str:
+    digests = [file_digest(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def dataset_input(volume: InputVolume) -> "DatasetInput":

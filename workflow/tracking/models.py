@@ -1,29 +1,28 @@
-"""Trained models in the store: loaded by MLflow without a pickle, checked before they are logged and on loading."""
+"""Trained models in the store: checked before they are logged and on loading, found by every name they go by."""
 
 import atexit
-import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tasks.artifact_contract import ModelContract
-from tasks.contract import ContractError
 from tasks.errors import InputError
 from tasks.seal import Seal, file_digest, sealed
-from workflow.tracking import serving
+from workflow.tracking.model_folder import (
+    MODEL_FILE,
+    logged_seal,
+    network_of,
+    require_answers,
+    write_folder,
+    write_mlmodel,
+)
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-MODEL_FILE = "data/model.keras"
-SERVING_MODULE = "voxlift_serving"
-CONTRACT_KEY = "voxlift"
 
 
 def logged_model(
@@ -31,9 +30,10 @@ def logged_model(
     model_path: Path,
     probe_shapes: Sequence[tuple[int, int, int]],
     contract: ModelContract | None = None,
-    card: str = "",
 ) -> Iterator[str]:
     """Check a trained model against its contract, through MLflow's own loader, and log it.
+
+    A resumed run that has logged the same network already keeps that one.
 
     Loads TensorFlow: it runs in a worker.
 
@@ -43,7 +43,6 @@ def logged_model(
         probe_shapes: Depth, height and width of the inputs that the model must answer in their own shape; the first is
             that of the example that is logged.
         contract: What the model promises; a restorer of any stride by default.
-        card: The model's card, Markdown.
 
     Yields:
         The model's URI, once.
@@ -54,14 +53,17 @@ def logged_model(
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 
-    promised = contract or ModelContract()
-    seal = sealed(model_path, promised)
     client = MlflowClient(tracking_uri=address.tracking_uri)
     run = client.get_run(address.run_id)
+    promised = contract or ModelContract()
+    seal = sealed(model_path, promised)
+    if known := _logged_before(client, run, model_path):
+        yield f"models:/{known}"
+        return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        _write_folder(folder, model_path, seal, probe_shapes[0], card)
-        _require_answers(folder, promised, probe_shapes)
+        write_folder(folder, model_path, seal, probe_shapes[0])
+        require_answers(folder, promised, probe_shapes)
         entity = client.create_logged_model(
             run.info.experiment_id,
             "model",
@@ -69,7 +71,7 @@ def logged_model(
             params=run.data.params,
             model_type="restorer",
         )
-        _write_mlmodel(folder, seal, run.info.run_id, entity.model_id)
+        write_mlmodel(folder, seal, run.info.run_id, entity.model_id)
         client.log_model_artifacts(entity.model_id, str(folder))
         client.finalize_logged_model(entity.model_id, LoggedModelStatus.READY)
         client.log_outputs(run.info.run_id, [LoggedModelOutput(entity.model_id, step=0)])
@@ -99,7 +101,7 @@ def resolve_model(text: str) -> Path:
             f"Cannot load the model {text}: it {what}. Name a .keras file, a folder with one, models:/NAME@champion or "
             "runs:/RUN/model."
         )
-    seal = _logged_seal(folder)
+    seal = logged_seal(folder)
     if seal and file_digest(files[0]) != seal.sha256:
         said = "; ".join(seal.damages(files[0]))
         raise InputError(f"Cannot load the model {text}: {files[0].name} departs from what was logged: {said}.")
@@ -118,24 +120,39 @@ def model_seals(client: "MlflowClient", run: "Run", into: Path) -> dict[str, Sea
         Seals by path within the run.
     """
     seals: dict[str, Seal] = {}
-    for folder in fetch_models(client, run, into):
-        known = _logged_seal(folder)
+    for folder in fetch_models(client, run, into).values():
+        known = logged_seal(folder)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             inside = path.relative_to(into).as_posix()
             seals[inside] = known if known and inside.endswith(MODEL_FILE) else sealed(path)
     return seals
 
 
-def fetch_models(client: "MlflowClient", run: "Run", into: Path) -> list[Path]:
-    """Fetch the models that a run has logged into the folders `model`, `model-2`, … of a folder."""
-    folders = []
+def fetch_models(client: "MlflowClient", run: "Run", into: Path) -> dict[str, Path]:
+    """Fetch the models that a run has logged into the folders `model`, `model-2`, … of a folder.
+
+    Returns:
+        The folders by the id of the model; without those of models that have lost all their files.
+    """
+    folders = {}
     outputs = run.outputs.model_outputs if run.outputs else []
     for number, output in enumerate(outputs, start=1):
+        if not client.list_logged_model_artifacts(output.model_id):
+            continue  # an empty folder cannot be fetched
         folder = into / ("model" if number == 1 else f"model-{number}")
         with tempfile.TemporaryDirectory(dir=into) as scratch:
             _download(client, f"models:/{output.model_id}", Path(scratch)).rename(folder)
-        folders.append(folder)
+        folders[output.model_id] = folder
     return folders
+
+
+def _logged_before(client: "MlflowClient", run: "Run", model_path: Path) -> str | None:
+    """Return the id of the model of a run that holds the same network as a file, None if there is none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for model_id, folder in fetch_models(client, run, Path(scratch)).items():
+            if (folder / MODEL_FILE).is_file() and network_of(folder / MODEL_FILE) == network_of(model_path):
+                return model_id
+    return None
 
 
 def _download(client: "MlflowClient", uri: str, into: Path) -> Path:
@@ -183,98 +200,3 @@ def _fetched(uri: str) -> Path:
             f"Cannot load the model {uri}: {said}. Look at the models of {tracking_uri()}, or set MLFLOW_TRACKING_URI "
             "to another store."
         ) from error
-
-
-def _logged_seal(folder: Path) -> Seal | None:
-    """Return the seal of the `.keras` file that stands in an `MLmodel`, None if it is no model of ours."""
-    import yaml
-
-    try:
-        metadata = yaml.safe_load((folder / "MLmodel").read_text())["metadata"]
-        return Seal.model_validate_json(metadata[CONTRACT_KEY])
-    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
-        return None
-
-
-def _write_folder(folder: Path, model_path: Path, seal: Seal, example: tuple[int, int, int], card: str) -> None:
-    """Write all that MLflow wants to load a model: weights, the code that answers, an example, what to install."""
-    import yaml
-
-    (folder / "data").mkdir(parents=True)
-    (folder / "code").mkdir()
-    shutil.copyfile(model_path, folder / MODEL_FILE)
-    shutil.copyfile(serving.__file__, folder / "code" / f"{SERVING_MODULE}.py")
-    volume = [[[[0.0]] * example[2]] * example[1]] * example[0]
-    (folder / "input_example.json").write_text(json.dumps([volume]))
-    (folder / "serving_input_example.json").write_text(json.dumps({"inputs": [volume]}))
-    (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n")
-    python = {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "build_dependencies": ["pip"],
-        "dependencies": ["-r requirements.txt"],
-    }
-    (folder / "python_env.yaml").write_text(yaml.safe_dump(python))
-    if card:
-        (folder / "README.md").write_text(card)
-    _write_mlmodel(folder, seal)
-
-
-def _write_mlmodel(folder: Path, seal: Seal, run_id: str | None = None, model_id: str | None = None) -> None:
-    """Write the `MLmodel`: signature with the true free axes, both flavours, and the seal of the weights."""
-    import numpy as np
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    promised = seal.contract
-    assert isinstance(promised, ModelContract)  # noqa: S101 - what `sealed` was given
-    tensor = promised.tensor()
-    # Unnamed: Keras gives the input another name when it is loaded again.
-    spec = Schema([TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))])
-    known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
-    model = Model(
-        run_id=run_id,
-        signature=ModelSignature(inputs=spec, outputs=spec),
-        saved_input_example_info={
-            "artifact_path": "input_example.json",
-            "serving_input_path": "serving_input_example.json",
-            "type": "ndarray",
-        },
-        metadata={CONTRACT_KEY: seal.model_dump_json()},
-        **known,
-    )
-    model.add_flavor("keras", data="data", keras_version=version("keras"), save_exported_model=False)
-    pyfunc.add_to_model(
-        model, loader_module=SERVING_MODULE, data="data", code="code", python_env="python_env.yaml", conda_env=None
-    )
-    model.save(str(folder / "MLmodel"))
-
-
-def _require_answers(folder: Path, promised: ModelContract, shapes: Sequence[tuple[int, int, int]]) -> None:
-    """Ask the model, loaded by MLflow, and check that what it returns has the promised shape.
-
-    Raises:
-        ContractError: It has not.
-    """
-    import numpy as np
-    from mlflow import pyfunc
-
-    loaded = pyfunc.load_model(str(folder))
-    for shape in shapes:
-        probe = np.zeros((1, *shape, promised.channels), promised.dtype)
-        try:
-            answer = loaded.predict(probe)
-        except ValueError as error:
-            raise ContractError(f"The model departs from its contract: {error}") from None
-        promised.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
-
-
-def _requirements() -> list[str]:
-    """What a clean process needs to load the model, pinned to what saved it."""
-    found = []
-    for package in ("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy"):
-        try:
-            found.append(f"{package}=={version(package)}")
-        except PackageNotFoundError:
-            continue
-    return found

@@ -1,6 +1,5 @@
 """The tracking store tried out: a run is opened, written, read back and deleted."""
 
-import re
 import socket
 import sqlite3
 import tempfile
@@ -15,12 +14,11 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tasks.errors import InputError
-from workflow.tracking.store import experiment_id, tracking_uri
+from workflow.tracking.store import SQLITE, experiment_id, shown, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-SQLITE = "sqlite:///"
 ANSWER_SECONDS = 10.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PARAMETER, METRIC, ARTIFACT = ("probe", "written"), ("probe", 0.5), ("probe.txt", "written")
@@ -100,15 +98,6 @@ def server_version(uri: str) -> str:
             credentials, "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
         )
     return str(answer.text).strip() if answer.status_code == 200 else f"unknown, HTTP status {answer.status_code}"
-
-
-def shown(uri: str) -> str:
-    """The URI of a store without the name and password in it.
-
-    >>> shown("https://jane:secret@mlflow.example.org/team")
-    'https://mlflow.example.org/team'
-    """
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def _differing(client: "MlflowClient", run_id: str) -> list[str]:

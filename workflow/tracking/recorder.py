@@ -28,6 +28,7 @@ INPUT_TURNS = 3
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 CONTRACTS_TAG = "voxlift.contracts"
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Recorder:
@@ -104,7 +105,9 @@ class Recorder:
         """
         seal = sealed(path, contract)
         self._client.log_artifact(self.address.run_id, str(path), folder)
-        self.keep({f"{folder}/{path.name}" if folder else path.name: seal})
+        self._seals[f"{folder}/{path.name}" if folder else path.name] = seal
+        # Now, not only at the end: a run that is killed and resumed still knows what it promised.
+        self._log_contracts()
         return seal
 
     def volume(self, path: Path, folder: str, contract: VolumeContract, *, with_header: bool) -> Seal:
@@ -128,9 +131,9 @@ class Recorder:
             path.write_text(content, encoding="utf-8")
             self.artifact(path, folder or None)
 
-    def keep(self, seals: Mapping[str, Seal]) -> None:
-        """Keep the seals of artifacts, by path within the run, for its `contracts.json`."""
-        self._seals |= seals
+    def holds(self, artifact: str) -> bool:
+        """Say whether the run, or an earlier part of it, has recorded an artifact of that path."""
+        return artifact in self._seals
 
     def inputs(self, volumes: Sequence[InputVolume]) -> None:
         """Record which volumes the run works on: digest, geometry and role."""
@@ -160,21 +163,26 @@ class Recorder:
         """Send what is kept back, log the contracts, and end the run."""
         try:
             self.flush()
-            self._log_contracts()
+            self._seal()
         except Exception:
             status = "FAILED"
             raise
         finally:
             self._client.set_terminated(self.address.run_id, status)
 
-    def _log_contracts(self) -> None:
+    def _seal(self) -> None:
+        """Put the models under contract too, and note on the run itself what its contracts are."""
         run = self._client.get_run(self.address.run_id)
         with tempfile.TemporaryDirectory() as scratch:
-            seals = self._seals | model_seals(self._client, run, Path(scratch))
+            self._seals = model_seals(self._client, run, Path(scratch)) | self._seals
+        self.tags({CONTRACTS_TAG: self._log_contracts()})
+
+    def _log_contracts(self) -> str:
+        with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / CONTRACTS_FILE
-            path.write_text(Contracts(run_id=self.address.run_id, seals=seals).text())
+            path.write_text(Contracts(run_id=self.address.run_id, seals=self._seals).text())
             self._client.log_artifact(self.address.run_id, str(path))
-            self.tags({CONTRACTS_TAG: file_digest(path)})
+            return file_digest(path)
 
 
 @contextmanager
@@ -203,23 +211,25 @@ def recorded_run(
     Raises:
         InputError: The store cannot be used.
     """
-    uri = tracking_uri()
-    with opened_store("record", uri) as client:
-        recorder = _resumed(client, uri, experiment, run_id) if run_id else None
-        if recorder is None:
-            started_tags = {**(tags or {}), **({PARENT_TAG: parent} if parent else {})}
-            run = client.create_run(experiment_id(client, uri, experiment), run_name=name, tags=started_tags)
-            recorder = Recorder(client, RunAddress(uri, experiment, run.info.run_id))
-    status = "FAILED"
-    try:
-        with _exit_on_sigterm(), SystemSampler(recorder.metrics, recorder.next_step(SYSTEM_PREFIX)):
-            yield recorder
-        status = "FINISHED"
-    except (KeyboardInterrupt, SystemExit):
-        status = "KILLED"
-        raise
-    finally:
-        recorder.end(status)
+    with _exit_on_sigterm():
+        uri = tracking_uri()
+        with opened_store("record", uri) as client:
+            recorder = _resumed(client, uri, experiment, run_id) if run_id else None
+            if recorder is None:
+                started_tags = {**(tags or {}), **({PARENT_TAG: parent} if parent else {})}
+                run = client.create_run(experiment_id(client, uri, experiment), run_name=name, tags=started_tags)
+                recorder = Recorder(client, RunAddress(uri, experiment, run.info.run_id))
+        status = "FAILED"
+        try:
+            with SystemSampler(recorder.metrics, recorder.next_step(SYSTEM_PREFIX)):
+                yield recorder
+            status = "FINISHED"
+        except (KeyboardInterrupt, SystemExit):
+            status = "KILLED"
+            raise
+        finally:
+            with _uninterrupted():
+                recorder.end(status)
 
 
 def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> Recorder:
@@ -251,3 +261,20 @@ def _exit_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block has ended: a run that is being ended is ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])

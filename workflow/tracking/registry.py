@@ -39,6 +39,8 @@ class Version:
 def register_model(address: RunAddress, model_uri: str, name: str) -> Version:
     """Register a logged model: the first of a name is its champion, each later one the challenger.
 
+    One that is registered already, by an earlier part of a resumed run, keeps its version.
+
     Args:
         address: Of the run that trained it.
         model_uri: As `logged_model` returned it.
@@ -50,6 +52,11 @@ def register_model(address: RunAddress, model_uri: str, name: str) -> Version:
         # Another process may be registering the first of this name.
         with suppress(MlflowException):
             client.create_registered_model(name)
+        for known in client.search_model_versions(f"name = '{name}' and run_id = '{address.run_id}'"):
+            if known.source == model_uri:
+                # What a search finds lacks its aliases.
+                aliases = client.get_model_version(name, known.version).aliases
+                return _version(known, next(iter(aliases), None))
         made = client.create_model_version(
             name, model_uri, address.run_id, model_id=model_uri.removeprefix("models:/"), await_creation_for=0
         )

@@ -1,8 +1,10 @@
 """Where runs are recorded: the store, its experiments, and the sentence when it cannot be used."""
 
+import fcntl
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +13,8 @@ from tasks.errors import InputError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+SQLITE = "sqlite:///"
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # A server that is not there is told after seconds, not after minutes.
@@ -52,17 +56,26 @@ def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]
     Raises:
         InputError: The store cannot be used.
     """
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = uri or tracking_uri()
     try:
-        yield MlflowClient(tracking_uri=uri)
+        client = _client(uri)
+    except Exception as error:
+        raise _refusal(doing, uri, error) from error
+    try:
+        yield client
     except MlflowException as error:
-        raise InputError(
-            f"Cannot {doing} in the tracking store {uri}: {' '.join(str(error).split())[:200]}. "
-            "Start the server, or set MLFLOW_TRACKING_URI to a store that is there."
-        ) from error
+        raise _refusal(doing, uri, error) from error
+
+
+def shown(uri: str) -> str:
+    """The URI of a store without the name and password in it.
+
+    >>> shown("https://jane:secret@mlflow.example.org/team")
+    'https://mlflow.example.org/team'
+    """
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
@@ -71,19 +84,60 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     Raises:
         InputError: It was deleted.
     """
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is None:
-        return str(client.create_experiment(name, artifact_location=_artifact_location(uri)))
+        try:
+            return str(client.create_experiment(name, artifact_location=_artifact_location(uri)))
+        except MlflowException:
+            # Another process may have made it meanwhile.
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
     if found.lifecycle_stage == "deleted":
         raise InputError(
-            f"Cannot record in the experiment {name}: it was deleted in {uri}. Restore it, or take another name with "
-            "--set tracking.experiment=NAME."
+            f"Cannot record in the experiment {name}: it was deleted in {shown(uri)}. Restore it, or take another name"
+            " with --set tracking.experiment=NAME."
         )
     return str(found.experiment_id)
 
 
 def _artifact_location(uri: str) -> str | None:
     """Artifacts of a SQLite store lie beside its file; a server knows its own place."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri()
+    return (_sqlite_folder(uri) / "mlruns").as_uri() if uri.startswith(SQLITE) else None
+
+
+def _sqlite_folder(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve().parent
+
+
+def _client(uri: str) -> "MlflowClient":
+    """Open the store, which makes the tables of a SQLite file that has none."""
+    from mlflow import MlflowClient
+
+    if not uri.startswith(SQLITE):
+        return MlflowClient(tracking_uri=uri)
+    with _alone_in(_sqlite_folder(uri)):
+        return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time in: those that make the tables of a file at once trip over each other."""
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _refusal(doing: str, uri: str, error: Exception) -> InputError:
+    said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(". ")
+    return InputError(
+        f"Cannot {doing} in the tracking store {shown(uri)}: {said}. Start the server, or set MLFLOW_TRACKING_URI to a"
+        " store that is there."
+    )

@@ -1,0 +1,119 @@
+"""A model as MLflow keeps it: a folder that it loads and serves without a pickle."""
+
+import json
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.artifact_contract import ModelContract
+from tasks.contract import ContractError
+from tasks.network_file import read_network
+from tasks.seal import Seal
+from workflow.tracking import serving
+
+MODEL_FILE = "data/model.keras"
+SERVING_MODULE = "voxlift_serving"
+CONTRACT_KEY = "voxlift"
+
+
+def logged_seal(folder: Path) -> Seal | None:
+    """Return the seal of the `.keras` file that stands in an `MLmodel`, None if it is no model of ours."""
+    try:
+        metadata = yaml.safe_load((folder / "MLmodel").read_text())["metadata"]
+        return Seal.model_validate_json(metadata[CONTRACT_KEY])
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None
+
+
+def network_of(path: Path) -> set[tuple[str, int]]:
+    """What tells networks apart: checksums of architecture, weights and card, not the date in the file."""
+    with zipfile.ZipFile(path) as archive:
+        return {(entry.filename, entry.CRC) for entry in archive.infolist() if entry.filename != "metadata.json"}
+
+
+def write_folder(folder: Path, model_path: Path, seal: Seal, example: tuple[int, int, int]) -> None:
+    """Write all that MLflow wants to load a model: weights, the code that answers, an example, packages, card."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "code").mkdir()
+    shutil.copyfile(model_path, folder / MODEL_FILE)
+    shutil.copyfile(serving.__file__, folder / "code" / f"{SERVING_MODULE}.py")
+    volume = [[[[0.0]] * example[2]] * example[1]] * example[0]
+    (folder / "input_example.json").write_text(json.dumps([volume]))
+    (folder / "serving_input_example.json").write_text(json.dumps({"inputs": [volume]}))
+    (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n")
+    python = {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "build_dependencies": ["pip"],
+        "dependencies": ["-r requirements.txt"],
+    }
+    (folder / "python_env.yaml").write_text(yaml.safe_dump(python))
+    if card := read_network(model_path).card:
+        (folder / "README.md").write_text(card.markdown())
+    write_mlmodel(folder, seal)
+
+
+def write_mlmodel(folder: Path, seal: Seal, run_id: str | None = None, model_id: str | None = None) -> None:
+    """Write the `MLmodel`: signature with the true free axes, both flavours, and the seal of the weights."""
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    promised = seal.contract
+    assert isinstance(promised, ModelContract)  # noqa: S101 - what `sealed` was given
+    tensor = promised.tensor()
+    # Unnamed: Keras gives the input another name when it is loaded again.
+    spec = Schema([TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))])
+    known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
+    model = Model(
+        run_id=run_id,
+        signature=ModelSignature(inputs=spec, outputs=spec),
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "serving_input_path": "serving_input_example.json",
+            "type": "ndarray",
+        },
+        metadata={CONTRACT_KEY: seal.model_dump_json()},
+        **known,
+    )
+    model.add_flavor("keras", data="data", keras_version=version("keras"), save_exported_model=False)
+    pyfunc.add_to_model(
+        model, loader_module=SERVING_MODULE, data="data", code="code", python_env="python_env.yaml", conda_env=None
+    )
+    model.save(str(folder / "MLmodel"))
+
+
+def require_answers(folder: Path, promised: ModelContract, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Ask the model, loaded by MLflow, and check that what it returns has the promised shape.
+
+    Raises:
+        ContractError: It has not.
+    """
+    import numpy as np
+    from mlflow import pyfunc
+
+    loaded = pyfunc.load_model(str(folder))
+    for shape in shapes:
+        probe = np.zeros((1, *shape, promised.channels), promised.dtype)
+        try:
+            answer = loaded.predict(probe)
+        except ValueError as error:
+            raise ContractError(f"The model departs from its contract: {error}") from None
+        promised.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
+
+
+def _requirements() -> list[str]:
+    """What a clean process needs to load the model, pinned to what saved it."""
+    found = []
+    for package in ("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy"):
+        try:
+            found.append(f"{package}=={version(package)}")
+        except PackageNotFoundError:
+            continue
+    return found
