@@ -67,7 +67,7 @@ def choose_encoding(
     before = np.dtype(stored)
     name = before.name if before.name in WRITABLE and before.kind in "iu" else "float32"
     if wanted is not None:
-        name = _name(wanted)
+        name = writable_name(wanted)
     if np.dtype(name).kind == "f":
         return Encoding(name)
     whole = before.kind in "iu"
@@ -83,7 +83,12 @@ def choose_encoding(
     return Encoding(name, span, low - spare - span * limits.min)
 
 
-def _name(wanted: DTypeLike) -> str:
+def writable_name(wanted: DTypeLike) -> str:
+    """Name the dtype that is asked for.
+
+    Raises:
+        InputError: It is not one that is written.
+    """
     try:
         name = np.dtype(wanted).name
     except TypeError:

@@ -6,6 +6,7 @@ view* is the box between them. Voxel `(i, j, k)` has its centre at `affine @ (i,
 
 from dataclasses import dataclass
 from itertools import permutations, product
+from math import prod
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from tasks.errors import InputError
 T = TypeVar("T")
 
 LONGEST = 1_000_000  # voxels along an axis: beyond is a slip of the unit
+MOST = 1_000_000_000_000  # voxels of a grid: four times a human brain at 0.02 mm
 FARTHEST = 1e9  # millimetres: a thousand kilometres is as good as infinite
 # Spacings closer than this are equal: such differences come from reconstruction, not from thick slices.
 EQUAL_SPACING = 0.02
@@ -94,7 +96,7 @@ def scaled_grid(grid: Grid, scale: tuple[float, float, float]) -> Grid:
         scale: Target voxels per voxel along (i, j, k); below 1 is coarser.
 
     Raises:
-        InputError: A scale that is not a positive finite number.
+        InputError: A scale that is not a positive finite number, or asks for more voxels than any volume has.
 
     >>> scaled_grid(Grid((5, 5, 5), np.eye(4)), (2, 1, 0.5)).shape
     (10, 5, 3)
@@ -111,10 +113,10 @@ def scaled_shape(shape: tuple[int, int, int], scale: tuple[float, float, float])
     if len(scale) != 3 or not np.isfinite(scale).all() or min(scale) <= 0:
         raise InputError(f"Cannot scale a grid: three positive numbers are needed, received {_numbers(scale)}.")
     wanted = [size * float(factor) for size, factor in zip(shape, scale, strict=True)]
-    if max(wanted) > LONGEST:
+    if max(wanted) > LONGEST or prod(wanted) > MOST:
         raise InputError(
-            f"Cannot scale a grid: no axis may hold more than {LONGEST} voxels, and a scale of {_numbers(scale)} asks "
-            f"for {_numbers(tuple(wanted))}. Choose a smaller scale or a wider spacing."
+            f"Cannot scale a grid: no axis may hold more than {LONGEST} voxels and no grid more than {MOST:.0e}, and a "
+            f"scale of {_numbers(scale)} asks for {_numbers(tuple(wanted))}. Choose a smaller scale or a wider spacing."
         )
     # Rounding half up with a tolerance: a third of 9 voxels is 3 whatever the last bit says.
     i, j, k = (max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted)

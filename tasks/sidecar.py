@@ -42,7 +42,7 @@ class Sidecar(_Camel):
         output_shape: Voxels of the output.
         input_spacing: mm along (i, j, k).
         output_spacing: mm along (i, j, k).
-        intensity: The values that the network saw as 0 and 1.
+        intensity: The values that the network saw as 0 and 1; of each time point, if there are several.
         consistency: Error of the output, degraded again, against the input; normalised intensity.
         warnings: What preflight and the model's card said.
     """
@@ -57,7 +57,7 @@ class Sidecar(_Camel):
     output_shape: tuple[int, ...]
     input_spacing: tuple[float, float, float]
     output_spacing: tuple[float, float, float]
-    intensity: tuple[float, float] | None = None
+    intensity: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     consistency: float | None = None
     warnings: tuple[str, ...] = ()
 

@@ -6,6 +6,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from tasks.geometry import axis_codes
 from tasks.shards import MIB
 from tasks.sidecar import Sidecar
 from workflow.volume_work import VolumeWork
@@ -32,7 +33,7 @@ class VolumeReport:
         shards: Shards of the volume.
         shards_resumed: Those of them that an earlier run had left.
         retries: Shards that were computed again.
-        seconds: From the first look at its voxels to the written file.
+        seconds: From reading its first time point to the written file.
         sha256: Of the restored voxels, float32, i fastest.
         consistency: Root mean square difference between the output, degraded again, and the input, in normalised
             intensity; None where the target grid is coarser than the input along an axis.
@@ -178,7 +179,7 @@ def plan_report(works: Sequence[VolumeWork], budget_mib: int) -> PlanReport:
 def sidecar(work: VolumeWork, run_id: str | None) -> Sidecar:
     """What stands beside a written output."""
     report = volume_report(work)
-    intensity = work.intensities[0]
+    intensities = tuple((found.low, found.high) for _, found in sorted(work.intensities.items()))
     return Sidecar(
         sources=(work.scan.path.name,),
         resolution=f"super-resolved {'x'.join(f'{factor:.4g}' for factor in work.scale)}",
@@ -189,9 +190,18 @@ def sidecar(work: VolumeWork, run_id: str | None) -> Sidecar:
         output_shape=(*work.target.shape, *((work.times,) if work.times > 1 else ())),
         input_spacing=work.scan.grid.spacing,
         output_spacing=work.target.spacing,
-        intensity=(intensity.low, intensity.high),
+        intensity=intensities if len(intensities) > 1 else intensities[0],
         consistency=report.consistency,
         warnings=report.warnings,
+    )
+
+
+def understood(work: VolumeWork) -> str:
+    """How the geometry of a volume is understood, and what becomes of it, in one line."""
+    grid, target = work.scan.grid, work.target
+    return (
+        f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[work.axes.order[0]]},"
+        f" becomes {_by(target.shape)} at {_by(target.spacing)} mm"
     )
 
 

@@ -9,7 +9,7 @@ from workflow.progress import progress_bar
 from workflow.provenance import record_environment
 from workflow.restoration import Progress
 from workflow.tracking import Recorder, recorded_run, resolve_model
-from workflow.upscale_report import MlflowAddress, UpscaleReport
+from workflow.upscale_report import MlflowAddress, UpscaleReport, understood
 from workflow.upscaling import Order, plan_volumes, upscale
 from workflow.volume_work import VolumeWork
 
@@ -42,9 +42,10 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
     shards = 0
     for work in planned:
         if isinstance(work, VolumeWork):
-            console.print(f"{work.scan.path.name}: {work.plan}")
-            for remark in work.remarks:
-                console.print(f"{work.scan.path.name}: {remark}; do not trust the result unseen", style="yellow")
+            unseen = (f"{remark}; do not trust the result unseen" for remark in work.remarks)
+            odd = [*(work.findings.warnings if work.findings else ()), *unseen]
+            for line, style in [(understood(work), None), (work.plan, None), *((said, "yellow") for said in odd)]:
+                console.print(f"{work.scan.path.name}: {line}", style=style, markup=False)
             shards += work.shards
     request = order.resources
     with (

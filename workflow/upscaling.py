@@ -1,5 +1,6 @@
 """Super-resolve many volumes: one queue over volumes and shards, read ahead and written behind, failures kept apart."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,11 +11,14 @@ from pathlib import Path
 from configs.degradation import Degradation
 from configs.schema import Resources
 from tasks.consistency import recipe_at
+from tasks.destination import check_destination
+from tasks.encoding import writable_name
 from tasks.errors import InputError
 from tasks.geometry import Grid, NetworkAxes, network_axes
 from tasks.model_card import ModelCard
 from tasks.naming import output_paths, sidecar_name
 from tasks.network_file import NetworkFile
+from tasks.preflight import preflight
 from tasks.restore import RestoredCore
 from tasks.shards import Shard, plan_shards
 from tasks.sidecar import write_sidecar
@@ -38,6 +42,7 @@ class Order:
         resources: Workers, what each takes, the memory budget.
         scale: Target voxels per voxel along (i, j, k); without it and a spacing, that of the model's card.
         spacing: Wanted mm along (i, j, k), instead of a scale.
+        slice_axis: The file axis across the slices, 0, 1 or 2; without it the one of the largest spacing.
         dtype: Of the outputs on disk; None keeps integers.
         correct: Make outputs explain their inputs, as far as the model's card says what leads from one to the other.
         resume: Go on with what an interrupted run left.
@@ -51,6 +56,7 @@ class Order:
     resources: Resources
     scale: Three | None = None
     spacing: Three | None = None
+    slice_axis: int | None = None
     dtype: str | None = None
     correct: bool = True
     resume: bool = False
@@ -59,14 +65,17 @@ class Order:
 
 
 def plan_volumes(order: Order) -> list[VolumeWork | InputError]:
-    """Plan every volume by its header, before any work.
+    """Check every volume to its last byte and plan it, before any work.
 
     Returns:
         For each source its work, or why there is none.
 
     Raises:
-        InputError: Two outputs would collide; or, asked to fail fast or with a single source, one that cannot be used.
+        InputError: Two outputs would collide, or their dtype is not one that is written; or, asked to fail fast or with
+            a single source, one that cannot be used.
     """
+    if order.dtype is not None:
+        writable_name(order.dtype)
     planned: list[VolumeWork | InputError] = []
     for source, output in zip(order.sources, output_paths(order.sources, order.out), strict=True):
         try:
@@ -79,8 +88,12 @@ def plan_volumes(order: Order) -> list[VolumeWork | InputError]:
 
 
 def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
+    began = time.perf_counter()
+    # What an earlier run has finished need not be read again: a run that is resumed looks for that first.
+    findings = None if order.resume else preflight(source)
+    seconds = time.perf_counter() - began
     scan = open_volume(source)
-    axes, card = network_axes(scan.grid), order.network.card
+    axes, card = network_axes(scan.grid, order.slice_axis), order.network.card
     scale = order.scale
     if scale is None and order.spacing is None:
         if card is None:
@@ -98,7 +111,7 @@ def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
     fine, coarse = plan.target_shape, axes.of_file(scan.grid.shape)
     finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
     recipe = recipe_at(card.degradation if card else Degradation(name="mean"), fine, coarse) if finer else None
-    return VolumeWork(
+    work = VolumeWork(
         scan,
         output,
         target,
@@ -111,7 +124,14 @@ def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
         corrects=order.correct and card is not None and recipe is not None,
         remarks=_remarks(card, axes, scan.grid, target),
         resume=order.resume,
+        findings=findings,
+        read_seconds=seconds,
     )
+    work.check()
+    if work.written is None:
+        # The cores of all time points wait on disk as float32 until the output is written.
+        check_destination(output, 4 * scan.header.times * prod(target.shape))
+    return work
 
 
 def _remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
@@ -242,8 +262,6 @@ class _Queue:
     def _read(self, work: VolumeWork, number: int) -> Frame | None:
         """Read a time point, unless its volume has failed or is done; in the thread that reads ahead."""
         try:
-            if number == 0:
-                work.begin()
             return None if work.error is not None or work.written is not None else work.frame(number)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this volume's alone
             work.abandon(error)

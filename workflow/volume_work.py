@@ -78,7 +78,7 @@ class VolumeWork:
         error: Why the volume was given up, if it was.
         tally: What its shards took.
         shards_resumed: Shards that an earlier run had left.
-        seconds: From the first look at its voxels to the written file.
+        seconds: From reading its first time point to the written file.
         read_seconds: Of that, checking and reading.
         write_seconds: Of that, keeping cores and writing.
         intensities: Which intensities are 0 and 1 to the network, of each time point.
@@ -145,24 +145,25 @@ class VolumeWork:
             }
         )
 
-    def begin(self) -> None:
+    def check(self) -> None:
         """See whether an earlier run has finished the volume; if not, read it to its end to know that it is sound.
 
         Raises:
             InputError: It cannot be super-resolved.
         """
-        self._began = time.perf_counter()
         if self.resume:
             sweep(self.output)
-        self.written = noted(self._record, self.output, self._asked) if self.resume else None
-        if self.written is None:
+            self.written = noted(self._record, self.output, self._asked)
+        if self.written is not None:
+            self.shards_resumed = self.shards
+        elif self.findings is None:
             with _adding_time(self, "read_seconds"):
                 self.findings = preflight(self.scan.path)
-        else:
-            self.shards_resumed = self.shards
 
     def frame(self, number: int) -> Frame:
         """Read a time point and see which of its shards are there already."""
+        if number == 0:
+            self._began = time.perf_counter()
         with _adding_time(self, "read_seconds"):
             voxels = self.scan.read(number).voxels
             intensity = self._intensity(number, voxels)

@@ -1,6 +1,7 @@
 """Images for the tests: a ramp in world space, written in any format, and where the real ones lie."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel
@@ -14,6 +15,18 @@ def data_folder() -> Path | None:
     """The folder of real volumes, or None where there is none."""
     folder = Path(os.environ.get("VOXLIFT_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
     return folder if folder.is_dir() else None
+
+
+def packaged_volumes() -> list[Path]:
+    """The volumes that nibabel and nilearn carry."""
+    packages = [Path(str(find_spec(name).origin)).parent for name in ("nibabel", "nilearn")]  # type: ignore[union-attr]
+    return sorted(
+        path
+        for package in packages
+        for ending in ("*.nii", "*.nii.gz", "*.mgz", "*.mnc", "*.BRIK*")
+        for path in package.rglob(ending)
+        if ".dconn" not in path.name
+    )
 
 
 def affine(spacing=(1.0, 1.5, 3.0), angles=(0.0, 0.0, 0.0), axes="RAS", origin=(-20.0, 13.0, 7.0), shear=0.0):

@@ -13,8 +13,24 @@ from urllib.error import URLError
 import pytest
 
 from tests.conftest import unused_port
+from workflow.cli import main
 
 MLFLOW = [sys.executable, "-m", "mlflow"]
+
+
+@pytest.fixture
+def voxlift(monkeypatch, capfd):
+    """Run a command line: (exit status, standard output, standard error)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["voxlift", *arguments])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
 
 
 @dataclass(frozen=True)

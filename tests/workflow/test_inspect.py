@@ -1,31 +1,12 @@
 """`voxlift inspect`: what passes, what is refused, and how."""
 
 import json
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.tasks.damaged import CATALOGUE, good
-from tests.tasks.images import affine, ramp, save
-from workflow.cli import main
-
-
-@pytest.fixture
-def voxlift(monkeypatch, capfd):
-    """Run a command line: (exit status, standard output, standard error)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["voxlift", *arguments])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+from tests.tasks.images import affine, packaged_volumes, ramp, save
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
@@ -93,23 +74,13 @@ def test_odd_voxels_are_counted_and_left_out_of_the_range(voxlift, tmp_path):
     assert "2 voxels are NaN or infinite" in record["warnings"][0]
 
 
-PACKAGES = [Path(str(find_spec(name).origin)).parent for name in ("nibabel", "nilearn")]  # type: ignore[union-attr]
-PACKAGED = sorted(
-    path
-    for package in PACKAGES
-    for ending in ("*.nii", "*.nii.gz", "*.mgz", "*.mnc", "*.BRIK*")
-    for path in package.rglob(ending)
-    if ".dconn" not in path.name
-)
-
-
 def test_the_packages_bring_volumes():
-    names = {path.name for path in PACKAGED}
+    names = {path.name for path in packaged_volumes()}
     assert {"example4d.nii.gz", "anatomical.nii", "example_nifti2.nii.gz", "test.mgz"} <= names
     assert any(name.startswith("mni_icbm152_t1") for name in names)
 
 
 def test_every_volume_in_the_packages_passes(voxlift):
-    status, out, err = voxlift("inspect", "--json", *map(str, PACKAGED))
+    status, out, err = voxlift("inspect", "--json", *map(str, packaged_volumes()))
     assert (status, err) == (0, "")
     assert {volume["status"] for volume in json.loads(out)["volumes"]} == {"passed"}

@@ -12,6 +12,7 @@ from tasks.errors import InputError
 from tasks.geometry import Grid
 from tasks.volumes import write_volume
 from tests.networks import small_restorer
+from tests.tasks.damaged import CATALOGUE
 from tests.workflow.light_restorer import LightRestorer
 from workflow.cli import app, main
 
@@ -98,4 +99,53 @@ def test_what_cannot_be_done_is_refused(place, model):
     keras.Model(inputs, keras.layers.GroupNormalization(1, name="over_all")(inputs)).save(place / "group.keras")
     with pytest.raises(ShapeError, match=r"layer over_all \(GroupNormalization\) would see the shard, not the volume"):
         upscale(place / "other.nii", "--out", place / "out", "--model", place / "group.keras", "--scale", "2,2,2")
+    assert not (place / "out").exists()
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_bad_input_is_refused_before_any_work(name, model, voxlift, tmp_path):
+    make, part = CATALOGUE[name]
+    arguments = make(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    scale = () if {"--scale", "--spacing"} & set(arguments) else ("--scale", "2,2,2")
+    status, out, err = voxlift("upscale", *arguments, *scale, "--model", str(model), "--out", str(tmp_path / "out"))
+    assert status == 2
+    assert err.startswith("voxlift: Cannot ")
+    assert err.count("\n") == 1
+    assert part in err
+    assert not out.strip()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_if_no_volume_can_be_used_each_is_named_and_the_status_is_2(place, model, voxlift):
+    flat = place / "flat.nii"
+    write_volume(flat, np.ones((9, 9, 9), np.float32), Grid((9, 9, 9), np.eye(4)))
+    aim = ["--out", str(place / "out"), "--model", str(model), "--scale", "2,2,2"]
+    status, _, err = voxlift("upscale", str(flat), str(place / "text.nii"), *aim)
+    assert status == 2
+    assert "voxlift: Cannot use flat.nii: " in err
+    assert "voxlift: Cannot read text.nii: " in err
+    assert not (place / "out").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_geometry_is_printed_as_understood_and_the_slice_axis_may_be_given(place, model, voxlift):
+    aim = ["--out", str(place / "out"), "--model", str(model), "--scale", "2,2,2", "--workers", "1"]
+    status, out, _ = voxlift("upscale", str(place / "other.nii"), *aim, "--slice-axis", "i")
+    assert status == 0
+    assert "other.nii: 9x10x11 at 1x1x1 mm, RAS, slices along i, becomes 18x20x22 at 0.5x0.5x0.5 mm" in out
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_any_work(place, model):
+    asked = [place / "other.nii", "--model", model, "--scale", "2,2,2"]
+    with pytest.raises(InputError, match="Cannot write complex64 voxels"):
+        upscale(*asked, "--out", place / "out", "--dtype", "complex64")
+    with pytest.raises(InputError, match=r"Cannot write other_sr\.nii: text\.nii is a file, not a folder"):
+        upscale(*asked, "--out", place / "text.nii" / "deeper")
+    with pytest.raises(InputError, match=r"MiB are free\. Choose a smaller scale"):
+        upscale(place / "other.nii", "--model", model, "--scale", "900,900,900", "--out", place / "out")
+    long = (place / "other.nii").rename(place / f"{'n' * 240}.nii")
+    with pytest.raises(InputError, match="Rename the input"):
+        upscale(long, "--model", model, "--scale", "2,2,2", "--out", place / "out")
     assert not (place / "out").exists()

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from traceback import extract_stack
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from tasks.resample import resample, resample_window
 from tasks.restore import RestoredCore
 from tasks.volumes import open_volume, read_volume, write_slabs, write_volume
 from tests.networks import small_restorer
+from tests.tasks.images import packaged_volumes
 from tests.workflow.light_restorer import LightRestorer
 from workflow.upscaling import Order, plan_volumes, upscale
 from workflow.volume_work import VolumeError, VolumeWork
@@ -101,7 +103,6 @@ def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, head
         (work,) = plan_volumes(order(network, tmp_path / str(seed), head))
         assert isinstance(work, VolumeWork)
         work.corrects = corrects
-        work.begin()
         frame = work.frame(0)
         shards = list(frame.missing)
         assert len(shards) > 3
@@ -129,6 +130,12 @@ def test_time_points_are_restored_one_by_one(network, tmp_path):
     (volume,) = run(order(network, tmp_path / "out", tmp_path / "series.nii.gz")).volumes
     assert volume.output_shape == (60, 40, 24, 3)
     scan = open_volume(volume.output)
+    low_and_high = json.loads((tmp_path / "out/series_sr.json").read_text())["Intensity"]
+    assert low_and_high == [
+        [0, pytest.approx(np.percentile(voxels[0], 99.5))],
+        low_and_high[0],  # a constant time point goes by the one before it
+        [0, pytest.approx(np.percentile(voxels[2], 99.5))],
+    ]
     for number in range(3):
         expected = resample(voxels[number], (60, 40, 24))
         np.testing.assert_allclose(scan.read(number).voxels, expected, rtol=1e-5, atol=1e-3)
@@ -152,7 +159,7 @@ def test_one_volume_fails_alone(network, tmp_path):
     bright, text, flat = (volume.error for volume in report.failed)
     assert bright == "Cannot super-resolve bright.nii: RuntimeError: too bright"
     assert text.startswith("Cannot read text.nii.gz")
-    assert "every voxel is 7" in flat
+    assert flat.startswith("Cannot use flat.nii: it is an empty image, every voxel is 7")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == [".voxlift", "small_sr.json", "small_sr.nii"]
 
 
@@ -189,11 +196,13 @@ def test_an_interrupt_while_the_last_output_is_written_ends_the_run(network, hea
 
 
 def test_a_single_volume_that_cannot_be_used_is_refused_with_its_sentence(network, tmp_path):
-    _, text, flat, _ = bright_and_bad(tmp_path)
+    _, text, flat, small = bright_and_bad(tmp_path)
     with pytest.raises(InputError, match=r"Cannot read text\.nii\.gz"):
         plan_volumes(order(network, tmp_path, text))
     with pytest.raises(InputError, match=r"Raise --memory-budget"):
-        plan_volumes(order(network, tmp_path, flat, budget=1))
+        plan_volumes(order(network, tmp_path, small, budget=1))
+    with pytest.raises(InputError, match=r"Cannot use flat\.nii"):
+        plan_volumes(order(network, tmp_path, flat))
 
 
 def test_no_room_for_the_workers_is_told(network, head, tmp_path):
@@ -272,3 +281,23 @@ def test_cores_made_from_something_else_are_not_used(network, head, tmp_path, ch
         budget = 2 * BUDGET
     volume = run(order(network, out, head, resume=change != "fresh", budget=budget)).volumes[0]
     assert (volume.status, volume.shards_resumed) == ("done", 0)
+
+
+def test_the_slice_axis_is_the_one_that_is_given(network, head, tmp_path):
+    (by_spacing,) = plan_volumes(order(network, tmp_path / "out", head))
+    (given,) = plan_volumes(order(network, tmp_path / "out", head, slice_axis=2))
+    assert isinstance(by_spacing, VolumeWork)
+    assert isinstance(given, VolumeWork)
+    assert (by_spacing.axes.order[0], given.axes.order[0]) == (1, 2)
+    assert given.plan.target_shape[0] == 104
+
+
+def test_every_volume_in_the_packages_is_upscaled_in_its_own_frame(network, tmp_path):
+    sources = list({path.name: path for path in packaged_volumes()}.values())
+    asked = replace(order(network, tmp_path / "out", *sources, budget=400), scale=(1, 1, 2))
+    for volume in run(asked).volumes:
+        assert volume.status == "done", volume.error
+        before, after = open_volume(volume.input), open_volume(volume.output)
+        np.testing.assert_allclose(after.grid.corners(), before.grid.corners(), atol=1e-4)
+        assert after.grid.shape == (*before.grid.shape[:2], 2 * before.grid.shape[2])
+        assert (after.header.times, after.header.time_step) == (before.header.times, before.header.time_step)

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,10 @@ def upscale(
         str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
     ] = None,
     spacing: Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")] = None,
+    slice_axis: Annotated[
+        Literal["i", "j", "k"] | None,
+        typer.Option(help="The file's axis across the slices; the one of the largest spacing by default."),
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the outputs; by default that of an integer input.")] = None,
     correct: Annotated[
         bool, typer.Option("--correct/--no-correct", help="Make each output explain its input (data consistency).")
@@ -58,6 +62,11 @@ def upscale(
             raise InputError("Cannot super-resolve: no model is named. Give --model M, or --adapt to train one here.")
         if settings and not adapt:
             raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains. Give --adapt too.")
+        if slice_axis and adapt:
+            raise InputError(
+                f"Cannot adapt across --slice-axis {slice_axis}: --adapt learns across the axis of the largest spacing."
+                " Leave one of the two out."
+            )
         sources = expand_inputs(volumes)
         resources = Resources(
             workers=workers,
@@ -89,6 +98,7 @@ def upscale(
             resources=resources,
             scale=by_scale,
             spacing=by_spacing,
+            slice_axis="ijk".index(slice_axis) if slice_axis else None,
             dtype=dtype,
             correct=correct,
             resume=resume,
@@ -99,4 +109,4 @@ def upscale(
     for volume in report.failed:
         typer.echo(f"voxlift: {volume.error}", err=True)
     if report.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(1 if report.plan else 2)  # without a plan no input could be used at all
