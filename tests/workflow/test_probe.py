@@ -1,7 +1,9 @@
 """The tracking store tried out: real stores that work, and real ones that do not."""
 
+import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -69,3 +71,13 @@ def test_a_disk_without_room_is_told(size, tmp_path):
     assert done.stdout.startswith("Cannot record in the tracking store sqlite:///")
     assert done.stdout.endswith("or set MLFLOW_TRACKING_URI to a store that is there.\n")
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_stays_silent_is_given_up():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        started = time.monotonic()
+        with pytest.raises(InputError, match=rf"^Cannot record in the tracking store {uri}: .*timed out"):
+            probe_store(uri)
+    assert time.monotonic() - started < 60

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from tasks.errors import InputError
-from workflow.tracking.store import SQLITE, experiment_id, shown, tracking_uri
+from workflow.tracking.store import SQLITE, experiment_id, opened_store, shown, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,11 +54,12 @@ def probe_store(uri: str | None = None) -> StoreProbe:
     uri = uri or tracking_uri()
     with _one_sentence(uri):
         _require_place(uri)
-        from mlflow import MlflowClient
-
-        client = MlflowClient(tracking_uri=uri)
-        # A name of its own: who probes at the same time deletes no experiment that another is using.
-        experiment = experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
+        if urlsplit(uri).scheme in {"http", "https"}:
+            # For what listens and stays silent, MLflow's client waits for minutes.
+            server_version(uri)
+        with opened_store("record", uri) as client:
+            # A name of its own: who probes at the same time deletes no experiment that another is using.
+            experiment = experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
     run_id = None
     try:
         with _one_sentence(uri):
@@ -93,6 +94,7 @@ def server_version(uri: str) -> str:
     from mlflow.utils.rest_utils import http_request
 
     with _one_sentence(uri):
+        _require_place(uri)
         credentials = get_default_host_creds(uri)
         answer = http_request(
             credentials, "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
@@ -168,6 +170,8 @@ def _one_sentence(uri: str) -> Iterator[None]:
     """Make whatever is raised against the store a sentence, without the password that the URI may hold."""
     try:
         yield
+    except InputError:
+        raise
     except Exception as error:
         cure = "Make room there and see that you may write" if uri.startswith(SQLITE) else "Start the server"
         raise InputError(
@@ -177,5 +181,11 @@ def _one_sentence(uri: str) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    lines = ((isinstance(error, OSError) and error.strerror) or str(error)).strip().splitlines()
-    return lines[0][:200].rstrip(". ") if lines else type(error).__name__
+    root: BaseException = error
+    while deeper := root.__cause__ or root.__context__:
+        root = deeper
+    # What the system says is plainer than what layers of clients make of it.
+    told = root if isinstance(root, OSError | sqlite3.Error) else error
+    said = (isinstance(told, OSError) and told.strerror) or str(told) or type(told).__name__
+    # Within one sentence.
+    return said.strip().splitlines()[0][:200].rstrip(". ").replace(". ", "; ")
