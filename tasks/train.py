@@ -50,15 +50,16 @@ def build_network(network: Network, precision: str = "float32") -> keras.Model:
         keras.config.set_dtype_policy(before)
 
 
-def train(job: TrainingJob) -> Iterator[TrainingRecord]:
+def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
     """Train a restorer and save it.
 
     Args:
         job: What to train on, how, and where to.
+        should_stop: Asked after every step; if so, training leaves a checkpoint to go on from and ends.
 
     Yields:
-        A record per step and per validation, and at the end the trained model. A resumed training first tells the
-        steps before its checkpoint again.
+        A record per step and per validation, and at the end, unless it was stopped, the trained model. A resumed
+        training first tells the steps before its checkpoint again.
 
     Raises:
         InputError: The devices do not fit the replicas, the checkpoint cannot be gone on from, or the weights to start
@@ -93,18 +94,22 @@ def train(job: TrainingJob) -> Iterator[TrainingRecord]:
         batch = next(batches)
         given = time.perf_counter()
         losses[taken] = trainer.step(batch)
-        taken += 1
         if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
             waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
+        taken += 1
         yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
         if validator is not None and validator.is_due(taken):
             psnr = validator.validate()
             stops = validator.exhausted
             yield Validation(taken, psnr, stops)
-        every = training.checkpoints.every
-        if job.checkpoints is not None and every and (taken % every == 0 or taken == training.steps or stops):
+        every, leaves = training.checkpoints.every, should_stop()
+        if job.checkpoints is not None and (
+            leaves or (every and (taken % every == 0 or taken == training.steps or stops))
+        ):
             state = Checkpoint(taken, trainer.variables(), losses[:taken])
             write_checkpoint(job.checkpoints, validator.noted(state) if validator is not None else state, config)
+        if leaves:
+            return
     seconds = time.perf_counter() - started
 
     final = validator.best if validator is not None and validator.best else trainer.averaged()
@@ -130,12 +135,12 @@ def train(job: TrainingJob) -> Iterator[TrainingRecord]:
         ),
         steps=taken,
         resumed_from=resumed_from,
+        validation_psnr=validator.best_psnr if validator is not None and validator.best else None,
     )
 
 
 class _Trainer:
     """A network, its optimizer and the moving average of its weights, made inside a strategy's scope.
-        validation_psnr=validator.best_psnr if validator is not None and validator.best else None,
 
     Args:
         config: The run.

@@ -1,6 +1,6 @@
 """Training as whoever starts it sees it: what it is given, what it reports, and a start that loads TensorFlow late."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,8 +111,8 @@ class TrainedModel:
 TrainingRecord = TrainingStep | Validation | TrainedModel
 
 
-def run_training(job: TrainingJob) -> Iterator[TrainingRecord]:
+def run_training(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
     """Train in this process: `tasks.train.train`, imported when it is called."""
     from tasks.train import train
 
-    return train(job)
+    return train(job, should_stop)

@@ -16,7 +16,7 @@ ALLOWED = {
 }
 DOORS = {
     "nibabel": "tasks/volumes.py",
-    "ray": "workflow/cluster.py",
+    "ray": "workflow/cluster/",
     "mlflow": "workflow/tracking/",
 }
 

@@ -179,7 +179,7 @@ def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterat
     Raises:
         ConfigError: The cluster has no room for the workers.
     """
-    request = Request(resources.cpus_per_worker, resources.gpus_per_worker)
+    request = Request(resources.cpus_per_worker, resources.gpus_per_worker, resources.memory_budget_mib)
     require_room(resources.workers, request)
     model = share(network.content)
     crew = Crew(

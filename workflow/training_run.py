@@ -26,6 +26,7 @@ from workflow.demo_report import MlflowReport
 from workflow.progress import progress_bar
 from workflow.provenance import record_setup
 from workflow.resources import training_request
+from workflow.shared_storage import require_shared
 from workflow.tracking import (
     InputVolume,
     Recorder,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MODEL, CONFIG, ADDRESS, CHECKPOINTS = "model.keras", "config.yaml", "run.json", "checkpoints"
+STOP_SECONDS = 12.0  # for a last checkpoint: batch systems leave 20 to 30 s between their warning and the end
 
 
 def run_train(
@@ -53,9 +55,9 @@ def run_train(
     console: "Console",
     name: str = "train",
     parent: str | None = None,
+    registers: bool = True,
 ) -> TrainReport:
     """Train a restorer and record it.
-    registers: bool = True,
 
     Args:
         config: The run.
@@ -65,9 +67,9 @@ def run_train(
         console: For progress.
         name: Of the MLflow run.
         parent: Id of the run of the sweep that it belongs to.
+        registers: Whether the model is registered; of a sweep, the best one is at its end.
 
     Raises:
-        registers: Whether the model is registered; of a sweep, the best one is at its end.
         InputError: A volume, a checkpoint or the tracking store cannot be used.
         ConfigError: The configuration names no volume where it needs one, or the cluster has no room.
     """
@@ -89,6 +91,7 @@ def run_train(
     experiment = address.experiment if address else config.tracking.experiment
     with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
         where = recorder.address
+        require_shared(folder)
         _write(folder / ADDRESS, json.dumps(asdict(where)))
         _write(folder / CONFIG, resolved_yaml(config))
         if address is None:
@@ -193,7 +196,7 @@ def _streamed(job: TrainingJob, recorder: Recorder, console: "Console") -> tuple
     loss = float("nan")
     total = job.config.training.steps
     with progress_bar(console, "Training", total) as advance:
-        for record in stream(run_training, job, request=training_request(job.config)):
+        for record in stream(run_training, job, request=training_request(job.config), grace=STOP_SECONDS):
             if isinstance(record, TrainingStep):
                 loss = record.loss
                 if record.step > known:

@@ -14,6 +14,7 @@ from tasks.consistency import correct
 from tasks.errors import InputError
 from tasks.network_file import read_network
 from tasks.train import build_network, learning_rate_schedule, train
+from tasks.training import TrainingStep
 from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +50,20 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path, options):
     assert [path.name for path in sorted(job.checkpoints.iterdir())] == ["step-00000006.npz", "step-00000009.npz"]
 
 
+def test_a_training_that_is_told_to_stop_leaves_a_checkpoint_and_no_model(tmp_path):
+    rules = ("training.steps=9", "training.checkpoints.every=5")
+    whole = outcome(train(small_job(tmp_path / "whole", *rules)))
+    job = small_job(tmp_path / "stopped", *rules, checkpoints=tmp_path / "stopped" / "checkpoints")
+    told = list(train(job, should_stop=iter([False] * 6 + [True]).__next__))
+    assert [isinstance(record, TrainingStep) and record.step for record in told] == list(range(1, 8))
+    assert not job.model_path.exists()
+    again = outcome(train(replace(job, resume=True)))
+    assert again[2].resumed_from == 7
+    assert again[0] == whole[0]
+    for one, other in zip(weights_of(whole[2]), weights_of(again[2]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(tmp_path):
     job = small_job(tmp_path, "training.steps=2", "training.checkpoints.every=2", checkpoints=tmp_path / "checkpoints")
     outcome(train(job))
@@ -76,6 +91,7 @@ def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_pa
     assert len(losses) == trained.steps == 8
     again = outcome(train(replace(job, resume=True)))
     assert again[2].steps == again[2].resumed_from == 8
+    assert again[2].validation_psnr == trained.validation_psnr == max(one.psnr for one in validations)
     for one, other in zip(weights_of(trained), weights_of(again[2]), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -86,21 +102,6 @@ def test_training_may_start_from_given_weights(tmp_path):
     second = outcome(train(small_job(tmp_path / "second", *still, start_from=first.path)))[2]
     for one, other in zip(weights_of(first), weights_of(second), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
-
-
-def test_the_model_carries_its_card(tmp_path):
-    trained = outcome(train(small_job(tmp_path, "training.steps=1", degradation="thick4x")))[2]
-    assert again[2].validation_psnr == trained.validation_psnr == max(one.psnr for one in validations)
-    card = read_network(trained.path).card
-    assert card is not None
-    assert card.degradation.name == "thick4x"
-    assert card.steps == 1
-    assert card.parameters == trained.parameters
-    assert [stage.filters for stage in card.stages] == [4, 1]
-    assert card.versions["keras"] == keras.__version__
-    assert card.remarks((4.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == []
-    assert card.remarks((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == ["scale 2 along depth: the model was trained for 4"]
-
     with pytest.raises(InputError, match=r"Cannot start from model\.keras: its weights are those of another network"):
         outcome(train(small_job(tmp_path, *still, "network.latent_filters=6", start_from=first.path)))
 
@@ -121,6 +122,20 @@ def test_half_precision_trains_and_single_precision_is_saved(tmp_path):
     model = keras.saving.load_model(trained.path, compile=False, safe_mode=True)
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     assert any(value.any() for value in model.get_layer("stage_1").get_weights())
+
+
+def test_the_model_carries_its_card(tmp_path):
+    trained = outcome(train(small_job(tmp_path, "training.steps=1", degradation="thick4x")))[2]
+    card = read_network(trained.path).card
+    assert card is not None
+    assert card.degradation.name == "thick4x"
+    assert card.steps == 1
+    assert card.parameters == trained.parameters
+    assert [stage.filters for stage in card.stages] == [4, 1]
+    assert card.versions["keras"] == keras.__version__
+    assert card.remarks((4.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == []
+    assert card.remarks((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == ["scale 2 along depth: the model was trained for 4"]
+
 
 def test_the_learning_rate_rises_and_falls(tmp_path):
     training = small_job(tmp_path, "training.steps=20", "training.warmup_steps=5").config.training

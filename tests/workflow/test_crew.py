@@ -216,6 +216,8 @@ def test_what_cannot_be_placed_is_refused_before_it_is_asked_for():
         require_room(3, Request(cpus=2))
     with pytest.raises(ConfigError, match="room for 0"):
         next(stream(count_to, 1, request=Request(gpus=1)))
+    with pytest.raises(ConfigError, match=r"1 worker of 1 CPU, 0 GPUs and 99000000 MiB each: .* \d+ MiB on 1 node"):
+        require_room(1, Request(memory_mib=99_000_000))
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once(free_port):
@@ -265,3 +267,45 @@ def test_a_stream_that_nobody_listens_to_ends(tmp_path):
 def write_forever(path):
     yield os.getpid()
     signal.pause()
+
+
+def test_a_stream_with_grace_lets_the_function_end_by_itself(tmp_path):
+    place = tmp_path / "last"
+    records = stream(count_until_told, str(place), request=Request(), grace=20.0)
+    assert [next(records), next(records)] == [0, 1]
+    records.close()
+    assert int(place.read_text()) >= 2
+
+
+def count_until_told(path, should_stop):
+    number = 0
+    while not should_stop():
+        yield number
+        number += 1
+        time.sleep(0.01)
+    Path(path).write_text(str(number))
+
+
+def test_a_stream_with_grace_that_does_not_end_by_itself_is_ended():
+    records = stream(deaf, request=Request(), grace=1.0)
+    process = next(records)
+    records.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
+
+
+def deaf(should_stop):
+    yield os.getpid()
+    while True:
+        signal.pause()
+
+
+def test_a_worker_enters_the_tracking_store_as_the_driver_does(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "a token of the test")
+    assert list(stream(credentials, request=Request())) == ["a token of the test"]
+
+
+def credentials():
+    yield os.environ["MLFLOW_TRACKING_TOKEN"]

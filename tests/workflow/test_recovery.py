@@ -2,23 +2,23 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from tasks.geometry import Grid
 from tasks.volumes import write_volume
 from tests.networks import small_restorer
+from tests.processes import alive, below, end, until
+from tests.ray_nodes import ray_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
 
 
 class Job:
@@ -65,27 +65,8 @@ def job(tmp_path_factory):
     return Job(tmp_path_factory.mktemp("job"))
 
 
-def until(condition, process=None):
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process is None or process.poll() is None, "ended too early"
-        time.sleep(0.01)
-
-
-def alive(process):
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def workers_of(process):
-    return [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.name().startswith("ray::_Process")
-    ]
+    return [child for child in below(process) if child.name().startswith("ray::_Process")]
 
 
 def test_two_and_three_workers_write_the_bytes_of_one(job):
@@ -102,6 +83,19 @@ def test_a_killed_worker_changes_nothing(job):
     assert report["volumes"][0]["retries"] <= 2
 
 
+def test_a_warned_driver_ends_within_seconds_and_is_resumed(job):
+    process = job.start("warned")
+    until(lambda: job.cores("warned") >= 2, process)
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert not (job.folder / "warned" / "head_sr.nii.gz").exists()
+    kept = job.cores("warned")
+    report = job.finish(job.start("warned", "--resume"))
+    job.require_same(report, "warned")
+    assert report["volumes"][0]["shards_resumed"] == kept >= 2
+
+
 @pytest.mark.parametrize("moment", ["first core", "half of them", "all but one"])
 def test_a_killed_driver_is_resumed(job, moment):
     shards = job.whole["volumes"][0]["shards"]
@@ -109,7 +103,7 @@ def test_a_killed_driver_is_resumed(job, moment):
     wanted = {"first core": 1, "half of them": shards // 2, "all but one": shards - 1}[moment]
     process = job.start(out)
     until(lambda: job.cores(out) >= wanted, process)
-    family = psutil.Process(process.pid).children(recursive=True)
+    family = below(process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     kept = job.cores(out)
@@ -123,52 +117,20 @@ def test_a_killed_driver_is_resumed(job, moment):
     assert left == {".voxlift", "head_sr.json", "head_sr.nii.gz"}
 
 
-def ray_node(log, *options):
-    """A node that has started; tried again where its ports were taken under its hands."""
-    command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
-    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
-    for _ in range(3):
-        with log.open("w") as out:
-            process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, cwd=log.parent)
-        until(lambda process=process: "Ray runtime started" in log.read_text() or process.poll() is not None)
-        if process.poll() is None:
-            return process
-    raise AssertionError(log.read_text())
-
-
-def end(process):
-    """End a process and all below it."""
-    if process.poll() is None:
-        for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-            child.kill()
-    process.wait()
-
-
 @pytest.fixture
-def nodes(tmp_path, free_port):
+def nodes(tmp_path):
     """A head without GPUs and two nodes with a logical GPU each."""
-    address = f"127.0.0.1:{free_port}"
-    options = ("--head", f"--port={free_port}", "--num-cpus=1", "--num-gpus=0", "--include-dashboard=0")
-    started = [ray_node(tmp_path / "head.log", *options)]
-    try:
-        # One after the other: nodes of one machine that start together take each other's ports.
-        for number in range(2):
-            log = tmp_path / f"node-{number}.log"
-            started.append(ray_node(log, f"--address={address}", "--num-cpus=1", "--num-gpus=1"))
-        yield address, started[1:]
-    finally:
-        for process in reversed(started):
-            end(process)
+    with ray_nodes(tmp_path, "--num-cpus=1 --num-gpus=0", *["--num-cpus=1 --num-gpus=1"] * 2) as cluster:
+        yield cluster
 
 
 def test_a_killed_node_of_a_cluster_changes_nothing(job, nodes):
-    address, (first, second) = nodes
-    environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+    _, first, second = nodes.processes
     options = ["--workers", "2", "--gpus-per-worker", "1"]
-    process = job.start("node", *options, environment=environment)
+    process = job.start("node", *options, environment=nodes.environment)
 
     def busy(node):
-        return [child for child in psutil.Process(node.pid).children(recursive=True) if "_Process" in child.name()]
+        return [child for child in below(node) if "_Process" in child.name()]
 
     until(lambda: job.cores("node") >= 2 and busy(first) and busy(second), process)
     assert (len(busy(first)), len(busy(second))) == (1, 1)
@@ -178,9 +140,7 @@ def test_a_killed_node_of_a_cluster_changes_nothing(job, nodes):
 
 
 def test_what_a_cluster_cannot_hold_is_refused(job, nodes):
-    address, _ = nodes
-    environment = {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
-    process = job.start("refused", "--workers", "3", "--gpus-per-worker", "1", environment=environment)
+    process = job.start("refused", "--workers", "3", "--gpus-per-worker", "1", environment=nodes.environment)
     told, _ = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert "3 CPUs and 2 GPUs on 3 nodes, room for 2" in json.loads(told)["error"]
+    assert re.search(r"3 CPUs\b.*\b2 GPUs\b.* on 3 nodes, room for 2\.", json.loads(told)["error"])

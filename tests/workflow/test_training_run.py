@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -115,8 +116,23 @@ def test_self_supervision_asks_for_a_scan(tmp_path):
     assert ran.stderr.count("\n") == 1
 
 
+def lose_power(process):
+    """End a process and all below it at once, as when a machine goes down."""
+    for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
+
+
+def warn(process):
+    """Send what a batch system sends before it ends a job."""
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+
+
 @pytest.mark.slow
-def test_a_killed_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, reference):
+@pytest.mark.parametrize(("stop", "status"), [(lose_power, "RUNNING"), (warn, "KILLED")])
+def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, reference, stop, status):
     rules = settings(reference, "training.steps=200", "training.checkpoints.every=20")
     whole = voxlift(tmp_path, "train", "demo", "--out", "whole", "--json", *rules)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -126,14 +142,15 @@ def test_a_killed_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, re
         while not list((tmp_path / "broken" / "checkpoints").glob("step-*.npz")) and time.monotonic() < deadline:
             assert first.poll() is None
             time.sleep(0.05)
-        # All of it at once, as when a machine goes down.
-        for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        stop(first)
+    address = json.loads((tmp_path / "broken" / "run.json").read_text())
+    client = MlflowClient(address["tracking_uri"])
+    assert client.get_run(address["run_id"]).info.status == status
+    last = max(int(path.stem.removeprefix("step-")) for path in (tmp_path / "broken" / "checkpoints").iterdir())
     again = voxlift(tmp_path, "train", "demo", "--out", "broken", "--resume", "--json", *rules)
     assert again.returncode == 0, again.stderr[-2000:]
     one, other = json.loads(whole.stdout), json.loads(again.stdout)
-    assert 20 <= other["resumed_from"] < 200
+    assert 20 <= other["resumed_from"] == last < 200
     assert other["final_loss"] == one["final_loss"]
     import keras
 
@@ -141,7 +158,7 @@ def test_a_killed_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, re
         *(keras.saving.load_model(report["model"], compile=False).get_weights() for report in (one, other)), strict=True
     ):
         np.testing.assert_array_equal(mine, theirs)
-    client = MlflowClient(other["mlflow"]["tracking_uri"])
+    assert other["mlflow"]["run_id"] == address["run_id"]
     curve = client.get_metric_history(other["mlflow"]["run_id"], "train/loss")
     assert sorted(point.step for point in curve) == list(range(1, 201))
     assert len(client.search_runs([client.get_run(other["mlflow"]["run_id"]).info.experiment_id])) == 2

@@ -253,12 +253,22 @@ def _exit_on_sigterm() -> Iterator[None]:
         yield
         return
 
+    status = 128 + signal.SIGTERM
+    told = False
+
     def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a handler is called with
-        sys.exit(128 + number)
+        nonlocal told
+        if not told:  # batch systems tell more than once: what is being saved goes on
+            told = True
+            sys.exit(status)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except SystemExit as left:
+        if told:  # Ray, waiting for its workers, makes another status of it
+            left.code = status
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -1,0 +1,45 @@
+"""Whether nodes share a folder, on a real cluster of several nodes, with nodes that do not made by injection."""
+
+from pathlib import Path
+
+import pytest
+
+from configs.errors import ConfigError
+from workflow import shared_storage
+from workflow.cluster import on_other_nodes
+from workflow.shared_storage import answer_probe, require_shared
+
+
+def test_a_folder_of_the_only_node_is_shared(ray_cluster, tmp_path):
+    require_shared(tmp_path / "run")
+    assert on_other_nodes(str) == []
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_probe_is_answered_beside_it(tmp_path):
+    probe = tmp_path / "probe"
+    probe.touch()
+    answer = Path(answer_probe(str(probe)))
+    assert answer.parent == tmp_path
+    assert answer.read_text() == shared_storage.HEARD
+    with pytest.raises(FileNotFoundError, match="what the driver writes is not there"):
+        answer_probe(str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (FileNotFoundError("what the driver writes is not there"), "what the driver writes is not there"),
+        (PermissionError(13, "Permission denied"), "Permission denied"),
+        ("nowhere", "what it writes is not seen here"),
+    ],
+)
+def test_the_node_that_does_not_share_is_named(tmp_path, monkeypatch, answer, why):
+    def answers(function, probe):
+        assert Path(probe).is_file()
+        return [("good (10.0.0.2)", function(probe)), ("bad (10.0.0.3)", answer)]
+
+    monkeypatch.setattr(shared_storage, "on_other_nodes", answers)
+    with pytest.raises(ConfigError, match=rf"the folder run for the run: node bad \(10\.0\.0\.3\) .*{why}"):
+        require_shared(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []

@@ -1,0 +1,100 @@
+"""One piece of work in a process of its own that tells how it goes, and is stopped by who no longer listens."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import ray
+
+from workflow.cluster.request import Request, require_room
+from workflow.cluster.workers import fetch, plain_errors, prepare
+
+# How a tracking store is entered: workers on other nodes do not inherit the driver's environment.
+CREDENTIALS = (
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_INSECURE_TLS",
+    "MLFLOW_TRACKING_SERVER_CERT_PATH",
+    "MLFLOW_TRACKING_CLIENT_CERT_PATH",
+)
+
+
+def stream(
+    function: Callable[..., Iterator[Any]],
+    *arguments: Any,  # noqa: ANN401 - whatever the function takes
+    request: Request,
+    grace: float = 0.0,
+) -> Generator[Any, None, None]:
+    """Run a generator function in a process of its own and yield what it yields, as it does.
+
+    Who stops listening, by an exception or by closing the generator, stops the function.
+
+    Args:
+        function: A module-level generator function. With `grace` it is called with `should_stop` besides, which tells
+            whether anybody still listens.
+        arguments: Of the function.
+        request: What it asks of the cluster.
+        grace: Seconds in which the function may end by itself once nobody listens; then its process is ended.
+
+    Raises:
+        ConfigError: The cluster has no room for it.
+        WorkerDiedError: The process died.
+        Exception: What the function raised.
+    """
+    require_room(1, request)
+    remote = ray.remote(num_returns="streaming", max_retries=0, **request.options)(_streamed)
+    references = remote.remote(function, arguments, request, _credentials(), asks=grace > 0)
+    try:
+        for reference in references:
+            yield fetch(reference)
+    finally:
+        # Of a stream that has ended there is nothing to cancel.
+        if grace:
+            ray.cancel(references, force=False)
+            ray.wait([references.completed()], timeout=grace)
+        ray.cancel(references, force=True)
+
+
+def _streamed(
+    function: Callable[..., Iterator[Any]],
+    arguments: tuple[Any, ...],
+    request: Request,
+    environment: dict[str, str],
+    *,
+    asks: bool,
+) -> Iterator[Any]:
+    os.environ.update(environment)
+    prepare(request)
+    with plain_errors():
+        if asks:
+            yield from _until_told(function, arguments)
+            return
+        # Not `yield from`: Ray sends values into the generator, which not every iterator takes.
+        for record in function(*arguments):  # noqa: UP028 - see above
+            yield record
+
+
+def _until_told(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
+    """Yield what a function yields; it may ask whether the task was cancelled, and ends by itself."""
+    told = threading.Event()
+    # Ray cancels a task by an interrupt of its main thread …
+    before = signal.signal(signal.SIGINT, lambda *_: told.set())
+    records = iter(function(*arguments, should_stop=told.is_set))
+    try:
+        for record in records:  # noqa: UP028 - as above
+            yield record
+    except GeneratorExit:
+        # … or, while it hands out a record, by closing the generator: the work goes on to where it asks.
+        told.set()
+        deque(records, maxlen=0)
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _credentials() -> dict[str, str]:
+    return {name: os.environ[name] for name in CREDENTIALS if name in os.environ}

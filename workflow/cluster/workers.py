@@ -1,0 +1,111 @@
+"""Worker processes: what they are given, what they answer, how they end, and which errors come back."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from workflow.cluster.request import Request
+
+
+class WorkerError(RuntimeError):
+    """Work that failed in a worker: what happened there, in one line."""
+
+
+class WorkerDiedError(WorkerError):
+    """A worker that is gone, with its process or its node."""
+
+
+def share(value: object) -> "ray.ObjectRef":
+    """Put a value where every worker reads it without a copy of its own."""
+    return ray.put(value)
+
+
+class RemoteWorker:
+    """A process of the cluster that makes a tool once and then answers calls of it, one after another.
+
+    Args:
+        make: Makes the tool inside the worker. A module-level name.
+        arguments: Of `make`; what was shared arrives as its value.
+        request: What the worker asks of the cluster.
+    """
+
+    def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...], request: Request) -> None:
+        actor = ray.remote(max_restarts=0, **request.options)(_Process)
+        self._actor = actor.remote(request)
+        self.loading = self._actor.load.remote(make, *arguments)
+
+    def call(self, arguments: tuple[Any, ...]) -> "ray.ObjectRef":
+        """Call the tool; the answer is what `first_answers` and `fetch` take."""
+        return self._actor.call.remote(*arguments)
+
+    def end(self) -> None:
+        """End the process, whatever it is at."""
+        ray.kill(self._actor)
+
+
+def first_answers(answers: Iterable["ray.ObjectRef"], seconds: float) -> "list[ray.ObjectRef]":
+    """Wait until one of the answers is there, or for so long; returns those that are."""
+    ready, others = ray.wait(list(answers), timeout=max(0.0, seconds))
+    if others:
+        ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+    return list(ready)
+
+
+def fetch(answer: "ray.ObjectRef") -> Any:  # noqa: ANN401 - whatever the tool returns
+    """Return the value of an answer that is there.
+
+    Raises:
+        WorkerDiedError: The worker's process or node is gone.
+        Exception: What the tool raised.
+    """
+    try:
+        return ray.get(answer)
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else WorkerError(_first_line(error))) from None
+    except RayError as error:
+        raise WorkerDiedError(f"the worker died: {_first_line(error)}") from error
+
+
+class _Process:
+    """What runs in the process of a worker."""
+
+    def __init__(self, request: Request) -> None:
+        prepare(request)
+
+    def load(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:  # noqa: ANN401
+        with plain_errors():
+            self._tool = make(*arguments)
+
+    def call(self, *arguments: Any) -> Any:  # noqa: ANN401
+        with plain_errors():
+            return self._tool(*arguments)
+
+
+def prepare(request: Request) -> None:
+    """Settle what must be settled before TensorFlow is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not request.gpus:
+        # Ray hides no GPU from a worker that asked for none.
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let through only errors that the driver can unpickle without TensorFlow."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        if type(error).__module__.split(".")[0] in {"builtins", "tasks", "models", "configs"}:
+            raise
+        raise WorkerError(f"{type(error).__name__}: {_first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the driver as plain text
+        raise WorkerError(f"{type(error).__name__}: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
