@@ -61,6 +61,8 @@ def check_packing(path: Path) -> None:
     Raises:
         InputError: Name and content disagree.
     """
+    if path.suffix.lower() == ".zst":
+        raise InputError(f"Cannot read {path.name}: Zstandard is not read here. Unfold it first, by zstd -d.")
     named = path.suffix.lower() in (".gz", ".mgz", ".bz2")
     if named and not is_compressed(path):
         raise InputError(

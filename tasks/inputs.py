@@ -23,7 +23,7 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     Raises:
         InputError: Something that was given is not there or holds no volume.
     """
-    found = [path for one in given for path in _expand(Path(one))]
+    found = [path for one in given for path in _expand(_findable(Path(one)))]
     if not found:
         raise InputError("Cannot find volumes: none were given. Name files, folders, globs or lists of paths.")
     once: dict[Path, Path] = {}
@@ -34,14 +34,20 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
 
 def _expand(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from _some(path, (entry for entry in path.iterdir() if _is_volume_name(entry)), "no volume is in it")
+        yield from _some(
+            path,
+            (entry for entry in path.iterdir() if _is_volume_name(entry)),
+            "no volume is in it; name a folder of volumes",
+        )
     elif path.is_file() and path.suffix.lower() in LISTS:
-        yield from _some(path, _listed(path), "it lists no path")
+        yield from _some(path, _listed(path), "it lists no path; name one a line")
     elif path.exists() or not glob.has_magic(str(path)):
         yield path  # preflight says what is wrong with it
     else:
         matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        yield from _some(path, (match for match in matches if _is_volume_name(match)), "no volume matches it")
+        yield from _some(
+            path, (match for match in matches if _is_volume_name(match)), "no volume matches it; check the pattern"
+        )
 
 
 def _some(path: Path, volumes: Iterable[Path], otherwise: str) -> list[Path]:
@@ -59,16 +65,32 @@ def _listed(path: Path) -> list[Path]:
     """Read the paths of a list."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise InputError(f"Cannot read the list {path.name}: it is no UTF-8 text ({type(error).__name__}).") from None
+    except (UnicodeDecodeError, OSError):
+        raise InputError(f"Cannot read the list {path.name}: it is no UTF-8 text. Save it as such.") from None
     delimiter = LISTS[path.suffix.lower()]
     if delimiter is None:
         named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     else:
-        named = _column(path, list(csv.reader(filter(str.strip, lines), delimiter=delimiter)))
+        try:
+            named = _column(path, list(csv.reader(filter(str.strip, lines), delimiter=delimiter)))
+        except csv.Error as error:
+            raise InputError(f"Cannot read the list {path.name}: {error}. Save it anew as CSV.") from None
     if any("\0" in name for name in named):
-        raise InputError(f"Cannot read the list {path.name}: it holds a path with a zero byte.")
-    return [path.parent / name for name in named]
+        raise InputError(f"Cannot read the list {path.name}: it holds a path with a zero byte. Save it anew as text.")
+    return [_findable(path.parent / name) for name in named]
+
+
+def _findable(path: Path) -> Path:
+    """Return the path, if the file system can look for it at all.
+
+    Raises:
+        InputError: It cannot: the name is too long, or so.
+    """
+    try:
+        path.exists()
+    except OSError as error:
+        raise InputError(f"Cannot look for {path.name[:40]}…: {error.strerror}. Check the path.") from None
+    return path
 
 
 def _column(path: Path, rows: list[list[str]]) -> list[str]:
@@ -88,11 +110,11 @@ def _column(path: Path, rows: list[list[str]]) -> list[str]:
 
 
 def _pair_key(path: Path) -> Path:
-    """Return one key for both files of a pair."""
+    """Return one key for both files of a pair; links to one file are volumes of their own, called as the links are."""
     stem, suffix = split_name(path.name)
     head, _, packing = suffix[1:].partition(".")
-    header = PAIRS.get(f".{head}")
+    header, folder = PAIRS.get(f".{head}"), path.parent.resolve()
     if header is None:
-        return path.resolve()
+        return folder / path.name
     twins = (path.with_name(stem + end) for end in (header, header.upper(), f"{header}.{packing}"))
-    return next((twin.resolve() for twin in twins if twin.exists()), path.resolve())
+    return folder / next((twin.name for twin in twins if twin.exists()), path.name)

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import normalize
 
 from tasks.errors import InputError
 
@@ -68,17 +69,20 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
         InputError: Two sources would be written to one file, or one source would be overwritten.
     """
     outputs = [folder / output_name(source.name) for source in sources]
+    inputs = {source.resolve() for source in sources}
     claims: dict[str, list[Path]] = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
-        # Case and composed letters differ in name only on some file systems.
-        claims[output.name.casefold()].append(source)
-        if any(output.resolve() == other.resolve() for other in sources):
+        # By the file that stands beside it, which .nii and .nii.gz share; case and composed letters differ in name only
+        # on some file systems.
+        claims[normalize("NFC", sidecar_name(output.name)).casefold()].append(source)
+        if output.resolve() in inputs:
             raise InputError(f"Cannot write {output.name}: it would overwrite an input. Choose another --out.")
-    for name, claimants in claims.items():
+    for claimants in claims.values():
         if len(claimants) > 1:
             who = ", ".join("/".join(claimant.parts[-2:]) for claimant in claimants)
+            stem, _ = split_name(output_name(claimants[0].name))
             raise InputError(
-                f"Cannot write {name}: {len(claimants)} inputs would become this one file ({who}). "
+                f"Cannot write {stem}: {len(claimants)} inputs would become this one output ({who}). "
                 "Rename them or upscale them into separate folders."
             )
     return outputs

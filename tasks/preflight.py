@@ -96,7 +96,8 @@ def preflight(path: Path) -> Findings:
     memory = float(np.prod(scan.grid.shape, dtype=float)) * 4
     if memory > psutil.virtual_memory().total:
         raise InputError(
-            f"Cannot read {path.name}: one time point takes {memory / 2**20:.0f} MiB, more than this machine has."
+            f"Cannot read {path.name}: one time point takes {memory / 2**20:.0f} MiB, more than this machine has. "
+            "Cut it, or use a machine with more."
         )
     extent = _extent(scan)
     grid, header = scan.grid, scan.header
@@ -129,7 +130,7 @@ def preflight(path: Path) -> Findings:
 def _held(path: Path) -> int:
     with reading(path):
         if path.stat().st_size == 0:
-            raise InputError(f"Cannot read {path.name}: the file is empty.")
+            raise InputError(f"Cannot read {path.name}: the file is empty. Copy it again.")
         return unfolded_size(path)
 
 
@@ -153,7 +154,9 @@ def _extent(scan: Scan) -> Extent:
         lowest, highest = min(lowest, low), max(highest, high)
     if len(constant) == scan.header.times:
         what = f"every voxel is {lowest:g}" if lowest <= highest else "no voxel is a finite number"
-        raise InputError(f"Cannot use {scan.path.name}: it is an empty image, {what}; there is nothing to restore.")
+        raise InputError(
+            f"Cannot use {scan.path.name}: it is an empty image, {what}; there is nothing to restore. Leave it out."
+        )
     return Extent(lowest, highest, not_finite, tuple(constant))
 
 

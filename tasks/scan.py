@@ -124,6 +124,25 @@ class Scan:
         return Volume(voxels, self.grid, self.header)
 
 
+def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> tuple[tuple[int, int, int], int]:
+    """Split the sizes of an image's axes into those of space and the number of time points.
+
+    Raises:
+        InputError: They are those of no volume.
+    """
+    given = sizes
+    while len(sizes) > 3 and not time_first and sizes[-1] == 1:
+        sizes = sizes[:-1]
+    if len(sizes) not in (3, 4) or min(sizes) < 1:
+        raise InputError(
+            f"Cannot read {path.name}: a volume has three axes of space, each of one voxel or more, and perhaps one of "
+            f"time; received the shape {'x'.join(map(str, given))}. Correct its header, or cut it."
+        )
+    times = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
+    i, j, k = sizes[-3:] if time_first else sizes[:3]
+    return (i, j, k), times
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[list[str]]:
     """Read a file by foreign code: whatever goes wrong is an InputError, whatever it remarks is listed, not printed.
@@ -144,9 +163,14 @@ def reading(path: Path) -> Iterator[list[str]]:
         except InputError:
             raise
         except MemoryError:
-            raise InputError(f"Cannot read {path.name}: it does not fit into memory.") from None
+            raise InputError(
+                f"Cannot read {path.name}: it does not fit into memory. Cut it, or use a machine with more."
+            ) from None
         except Exception as error:
-            raise InputError(f"Cannot read {path.name}: {_clause(error, path)}.") from error
+            raise InputError(
+                f"Cannot read {path.name}: {_clause(error, path)}. Check that it is a whole volume, copy it again or "
+                "convert it to NIfTI."
+            ) from error
         finally:
             logger.removeHandler(listener)
     remarks.extend(str(warning.message) for warning in caught)

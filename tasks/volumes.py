@@ -19,7 +19,7 @@ from tasks.compression import check_packing, open_to_write
 from tasks.encoding import Encoding, choose_encoding
 from tasks.errors import InputError
 from tasks.geometry import Grid, covering_transform
-from tasks.scan import SLAB_VOXELS, Header, Scan, Volume, reading
+from tasks.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
 
 __all__ = ["Header", "Scan", "Volume", "open_volume", "read_volume", "write_slabs", "write_volume"]
 
@@ -32,6 +32,10 @@ FORMATS = {
     "Nifti2Pair": "NIfTI-2 pair",
 }
 FORMATS |= {"MGHImage": "MGH", "Minc1Image": "MINC-1", "Minc2Image": "MINC-2", "AFNIImage": "AFNI"}
+FORMATS |= {f"{kind}AnalyzeImage": "Analyze" for kind in ("", "Spm99", "Spm2")}
+# Units of time in formats whose headers name none that nibabel tells.
+TIME_UNITS = {"MGHHeader": "msec", "Minc1Header": "sec", "Minc2Header": "sec", "PARRECHeader": "sec"}
+AFNI_TIME_UNITS = {77001: "msec", 77002: "sec", 77003: "hz"}
 # NIfTI intents whose fourth axis is no time: matrices, displacements, vectors, point sets, triangles, quaternions.
 VECTOR_INTENTS = range(1004, 1011)
 KEPT_FIELDS = (
@@ -60,32 +64,37 @@ def open_volume(path: Path) -> Scan:
     """
     path = Path(path)
     if not path.is_file():
-        what = "it is a folder, and a volume is a file" if path.is_dir() else "there is no such file; check the path"
+        what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
         raise InputError(f"Cannot read {path.name}: {what}.")
     with reading(path) as remarks:
         check_packing(path)
         image = nibabel.load(path)
         if not isinstance(image, SpatialImage) or image.affine is None:
-            raise InputError(f"Cannot read {path.name}: it holds a {type(image).__name__}, not a volume.")
+            raise InputError(
+                f"Cannot read {path.name}: it holds a {type(image).__name__}, not a volume. Give a file of voxels."
+            )
         time_first = type(image).__name__.startswith("Minc")
         sizes = tuple(int(size) for size in image.shape)
-        shape, times = _space_and_time(path, sizes, time_first=time_first)
+        shape, times = space_and_time(path, sizes, time_first=time_first)
         _refuse_vectors(path, image, times)
         units = _units(image.header, remarks)
         in_mm = np.diag([*[MILLIMETRES.get(units[0], 1.0)] * 3, 1.0])
         stored, slope, inter = _storage(image)
         zooms = [float(zoom) for zoom in image.header.get_zooms()]
-        zooms = zooms[-3:] if time_first else zooms
+        zooms = [*zooms[-3:], *zooms[:-3]] if time_first else zooms
         qform, qcode = _form(image.header, "qform", in_mm, remarks)
         sform, scode = _form(image.header, "sform", in_mm, remarks)
         try:
             grid = Grid(shape, in_mm @ image.affine)
         except InputError as error:
-            raise InputError(f"Cannot read {path.name}: {error}") from None
+            why = str(error).removeprefix("Cannot place a grid: ")
+            raise InputError(f"Cannot read {path.name}: {why} Correct its sform or qform.") from None
+        if FORMATS.get(type(image).__name__) == "Analyze" and np.allclose(image.affine, image.header.get_best_affine()):
+            remarks.append("the format tells no directions: which side is left is a guess")
         data = Path(image.file_map["image"].filename or path)
         if not data.is_file():
             raise InputError(
-                f"Cannot read {path.name}: its voxels should be in {data.name}, and there is no such file."
+                f"Cannot read {path.name}: its voxels should be in {data.name}, and that is not there. Put it beside."
             )
         proxy = image.dataobj
         data_bytes = proxy.offset + math.prod(sizes) * proxy.dtype.itemsize if isinstance(proxy, ArrayProxy) else 0
@@ -206,23 +215,14 @@ def _nifti_header(grid: Grid, like: Volume | Scan | None, times: int, encoding: 
     return header
 
 
-def _space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> tuple[tuple[int, int, int], int]:
-    """Split the sizes of an image's axes into those of space and the number of time points."""
-    given = sizes
-    while len(sizes) > 3 and not time_first and sizes[-1] == 1:
-        sizes = sizes[:-1]
-    if len(sizes) not in (3, 4) or min(sizes) < 1:
-        raise InputError(
-            f"Cannot read {path.name}: a volume has three axes of space, each of one voxel or more, and perhaps one of "
-            f"time; received the shape {'x'.join(map(str, given))}."
-        )
-    times = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
-    i, j, k = sizes[-3:] if time_first else sizes[:3]
-    return (i, j, k), times
-
-
 def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
-    """Refuse voxels that are not one real number."""
+    """Refuse voxels that are not one real number, and axes of MINC in another order than time before space."""
+    axes = [str(name) for name in getattr(getattr(image.dataobj, "minc_file", None), "_dim_names", ())]
+    if not all(name.endswith("space") for name in axes[-3:]) or axes[:-3] not in ([], ["time"]):
+        raise InputError(
+            f"Cannot read {path.name}: its axes are {', '.join(axes)}; three of space are needed, and at most one of "
+            "time before them. Reorder them with mincreshape."
+        )
     dtype = np.dtype(image.get_data_dtype())
     what = "complex numbers" if dtype.kind == "c" else "colours (RGB)" if dtype.names else ""
     native = image.header
@@ -230,7 +230,10 @@ def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
         what = "vectors or matrices"
     if what or dtype.kind not in "iuf":
         what = what or f"{dtype.name} values"
-        raise InputError(f"Cannot read {path.name}: its voxels are {what}; one real number per voxel is needed.")
+        raise InputError(
+            f"Cannot read {path.name}: its voxels are {what}; one real number per voxel is needed. Take the "
+            "magnitude or one component first."
+        )
 
 
 def _storage(image: SpatialImage) -> tuple[np.dtype[Any], float, float]:
@@ -244,7 +247,9 @@ def _storage(image: SpatialImage) -> tuple[np.dtype[Any], float, float]:
 
 def _units(native: Any, remarks: list[str]) -> tuple[str, str]:  # noqa: ANN401 - nibabel has no types
     if not hasattr(native, "get_xyzt_units"):
-        return "mm", "unknown"
+        afni = getattr(native, "info", {}).get("TAXIS_NUMS", ())
+        known = TIME_UNITS.get(type(native).__name__, "unknown")
+        return "mm", AFNI_TIME_UNITS.get(int(afni[2]), known) if len(afni) > 2 else known
     try:
         space, time = native.get_xyzt_units()
     except KeyError:
@@ -259,12 +264,12 @@ def _form(
     in_mm: NDArray[np.float64],
     remarks: list[str],
 ) -> tuple[NDArray[np.float64] | None, int]:
-    """Return qform or sform in mm, and its code; without a code None and 0, in a format that has none None and 1."""
+    """Return qform or sform in mm, and its code; None and 0 if it is not set or not valid, None and 1 beside NIfTI."""
     if not isinstance(native, nibabel.Nifti1Header):
         return None, 1
     try:
         affine, code = getattr(native, f"get_{name}")(coded=True)
+        return (None, 0) if affine is None else (Grid((1, 1, 1), in_mm @ affine).affine, int(code))
     except (HeaderDataError, ValueError) as error:
-        remarks.append(f"the {name} is not valid ({error})")
-        return None, int(native[f"{name}_code"])
-    return (None, 0) if affine is None else (in_mm @ affine, int(code))
+        remarks.append(f"the {name} is not valid and is left out ({error})")
+        return None, 0

@@ -80,6 +80,17 @@ def empty_folder(folder):
     return [str(folder / "scan.nii")]
 
 
+def reordered(folder):
+    """A MINC file that says that its first axis is no time."""
+    raw = (PACKAGED / "minc2_4d.mnc").read_bytes()
+    return written(folder, "scan.mnc", raw.replace(b"time,zspace,yspace,xspace", b"zspace,yspace,xspace,time"))
+
+
+def endless(folder):
+    """A table with a field longer than its reader takes."""
+    return written(folder, "list.csv", b"path\n" + b"a" * 200_000 + b"\n")
+
+
 RGB = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
 FLAT = affine() @ np.diag([1, 1, 0, 1])
 DOUBLED = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -94,6 +105,10 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "a list of a missing file": (lambda f: written(f, "list.txt", b"gone.nii\n"), "no such file"),
     "a table without paths": (lambda f: written(f, "list.csv", b"age,sex\n30,F\n"), "one column must be called"),
     "a list that is no text": (lambda f: written(f, "list.txt", b"\xff\xfe\x00\x81"), "no UTF-8"),
+    "a table of one endless field": (endless, "field limit"),
+    "a list of an endless name": (lambda f: written(f, "list.txt", b"a" * 300 + b".nii\n"), "Check the path"),
+    "an endless name": (lambda f: [str(f / ("a" * 300))], "Check the path"),
+    "a list of a folder": (lambda f: written(f, "list.txt", b".\n"), "name the volumes in it"),
     "a folder called .nii": (empty_folder, "no volume is in it"),
     "an empty file": (lambda f: written(f, "scan.nii", b""), "empty"),
     "an empty compressed file": (lambda f: written(f, "scan.nii.gz", gzip.compress(b"")), "scan.nii.gz"),
@@ -115,6 +130,8 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "a flipped byte": (lambda f: flipped(f, -200), "damaged"),
     "a wrong checksum": (lambda f: flipped(f, -6), "damaged"),
     "a bomb": (lambda f: written(f, "scan.nii.gz", igzip.compress(bytes(300 << 20))), "unfold to more than"),
+    "Zstandard": (lambda f: written(f, "scan.nii.zst", b"\x28\xb5\x2f\xfd" + bytes(99)), "Unfold it first"),
+    "time after space": (reordered, "at most one of time before them"),
     "a 2D image": (lambda f: voxels(f, np.ones((9, 8), np.float32)), "three axes"),
     "a vector per voxel": (lambda f: voxels(f, np.ones((9, 8, 7, 1, 3), np.float32)), "three axes"),
     "vectors by intent": (lambda f: voxels(f, np.ones((9, 8, 7, 3), "f4"), intent_code=1007), "vectors"),

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.memory import peak_mib
 from tasks.errors import InputError
 from tasks.preflight import preflight
-from tasks.volumes import open_volume
+from tasks.volumes import open_volume, write_slabs
 from tests.tasks.images import affine, ramp, save
 
 EXTREMES = [
@@ -69,7 +69,10 @@ def main(count: int, seed: int) -> None:
             begun = time.perf_counter()
             try:
                 preflight(path)
-                open_volume(path).read()
+                scan = open_volume(path)
+                slabs = (slab for time in range(scan.header.times) for slab in scan.slabs(time))
+                write_slabs(Path(folder) / "copy.nii", slabs, scan.grid, scan, times=scan.header.times)
+                open_volume(Path(folder) / "copy.nii").read()
                 passed += 1
             except InputError as error:
                 refused += 1

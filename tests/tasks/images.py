@@ -81,7 +81,7 @@ def save(path, voxels, matrix, kind=nibabel.Nifti1Image, dtype=None, codes=(1, 1
     gain, offset = slope or (1, 0)
     stored = (voxels - offset) / gain
     stored = (np.rint(stored) if dtype.kind in "iu" else stored).astype(dtype)
-    if kind is nibabel.MGHImage:
+    if kind in (nibabel.MGHImage, nibabel.AnalyzeImage, nibabel.Spm99AnalyzeImage):
         image = kind(stored, matrix)
     else:
         header = kind.header_class(endianness=">" if dtype.byteorder == ">" else "<")

@@ -1,5 +1,6 @@
 """A table of geometries: what goes in comes out where it was, finer, and a second reader sees the same."""
 
+import struct
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import SimpleITK
 
 from tasks.geometry import scaled_grid
+from tasks.preflight import preflight
 from tasks.resample import resampled_slabs
 from tasks.volumes import open_volume, write_slabs
 from tests.tasks.images import affine, clamped_ramp, corners, data_folder, ramp, save, world
@@ -30,6 +32,7 @@ class Case:
 
 ORIENTATIONS = ["RAS", "LAS", "LPS", "RPS", "LPI", "RPI", "RAI", "LAI", "ASR", "PIR", "SAL", "IRP", "ARS", "PSL"]
 DTYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8", ">i2", ">f4", ">u2", ">f8"]
+ANALYZE, SPM = {"kind": nibabel.AnalyzeImage, "dtype": "i2"}, {"kind": nibabel.Spm99AnalyzeImage}
 CASES = [
     *(Case(axes, matrix=affine(axes=axes)) for axes in ORIENTATIONS),
     Case("oblique", matrix=affine(angles=(12, -20, 7))),
@@ -58,6 +61,8 @@ CASES = [
     Case("a pair", file="in.img", saved={"kind": nibabel.Nifti1Pair, "dtype": "i2"}),
     Case("a compressed pair", file="in.img.gz", saved={"kind": nibabel.Nifti1Pair}),
     Case("a pair of NIfTI-2", file="in.hdr", itk=False, saved={"kind": nibabel.Nifti2Pair}),
+    Case("Analyze: a guess", matrix=affine(axes="LAS", origin=(4, -5.25, -9)), file="in.img", saved=ANALYZE),
+    Case("Analyze with the matrix of SPM", matrix=affine(angles=(8, -4, 20)), file="in.img", saved=SPM),
     Case("not compressed", file="in.nii"),
     Case("bzip2", file="in.nii.bz2"),
     Case("MGZ", matrix=affine(angles=(10, 20, 30), axes="LIA"), file="in.mgz", saved={"kind": nibabel.MGHImage}),
@@ -117,7 +122,7 @@ def test_a_finer_volume_lies_where_the_coarse_one_lay(case, tmp_path):
         now = values[..., time] if case.times > 1 else values
         np.testing.assert_allclose(now, want, atol=2.1 * abs(step) + 5e-3)
 
-    if case.file.endswith((".mgz", ".mgh")):
+    if case.saved.get("kind") in (nibabel.MGHImage, nibabel.AnalyzeImage, nibabel.Spm99AnalyzeImage):
         assert (int(after.header["qform_code"]), int(after.header["sform_code"])) == (1, 1)
     else:
         assert after.header["qform_code"] == before.header["qform_code"]
@@ -176,6 +181,17 @@ def test_scanner_and_atlas_forms_each_keep_their_own_world(tmp_path):
         np.testing.assert_allclose(corners(form, after.shape), corners(matrix, (5, 6, 7)), atol=1e-4)
 
 
+def test_a_qform_that_is_not_valid_is_left_out_and_told(tmp_path):
+    raw = bytearray(save(tmp_path / "in.nii", ramp(affine(), (5, 6, 7)), affine(), codes=(1, 4)).read_bytes())
+    struct.pack_into("<f", raw, 268, np.nan)  # qoffset_x
+    (tmp_path / "in.nii").write_bytes(raw)
+    scan, grid = enlarge(tmp_path / "in.nii", tmp_path / "out.nii", (2, 1, 3))
+    assert "the qform is not valid and is left out" in scan.header.remarks[0]
+    after = nibabel.load(tmp_path / "out.nii")
+    assert (int(after.header["qform_code"]), int(after.header["sform_code"])) == (0, 4)
+    np.testing.assert_allclose(after.affine, grid.affine, atol=1e-5)
+
+
 def test_a_sheared_sform_is_kept_and_the_qform_goes_its_own_way(tmp_path):
     folder = data_folder()
     source = folder / "shear.nii.gz" if folder else tmp_path / "shear.nii.gz"
@@ -188,6 +204,8 @@ def test_a_sheared_sform_is_kept_and_the_qform_goes_its_own_way(tmp_path):
         given, found = getattr(before, form)(), getattr(after, form)()
         np.testing.assert_allclose(corners(found, after.shape), corners(given, before.shape), atol=1e-3)
     assert not np.allclose(after.get_sform(), after.get_qform(), atol=0.1)
+    for path in (source, tmp_path / "out.nii.gz"):
+        assert any("no qform can hold that, only the sform does" in said for said in preflight(path).warnings)
 
 
 def test_an_image_too_long_for_nifti_1_is_written_as_nifti_2(tmp_path):

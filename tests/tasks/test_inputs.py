@@ -56,3 +56,9 @@ def test_a_list_may_name_absolute_paths(folder):
 def test_nothing_given_is_an_error():
     with pytest.raises(InputError, match="none were given"):
         expand_inputs([])
+
+
+def test_links_to_one_file_are_called_as_the_links_are(folder):
+    for name in ("sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"):
+        (folder / "deep" / name).symlink_to(folder / "b.nii.gz")
+    assert names(folder, folder / "deep") == ["deep/d.nii", "deep/sub-1_T1w.nii.gz", "deep/sub-2_T1w.nii.gz"]

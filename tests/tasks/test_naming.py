@@ -36,9 +36,18 @@ def test_a_sidecar_is_called_after_its_output():
     assert sidecar_name("scan.1_sr.nii") == "scan.1_sr.json"
 
 
-@pytest.mark.parametrize("pair", [("a/x.nii.gz", "b/x.nii.gz"), ("x.nii.gz", "x.mgz"), ("X.nii", "x.nii")])
+@pytest.mark.parametrize(
+    "pair",
+    [
+        ("a/x.nii.gz", "b/x.nii.gz"),
+        ("x.nii.gz", "x.mgz"),
+        ("X.nii", "x.nii"),
+        ("x.nii", "x.nii.gz"),  # one sidecar
+        ("caf\u00e9.nii", "cafe\u0301.nii"),
+    ],
+)
 def test_two_inputs_for_one_output_are_an_error_before_work(pair, tmp_path):
-    with pytest.raises(InputError, match="2 inputs would become this one file"):
+    with pytest.raises(InputError, match="2 inputs would become this one output"):
         output_paths([tmp_path / one for one in pair], tmp_path / "out")
 
 

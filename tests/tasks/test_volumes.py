@@ -3,10 +3,12 @@
 import gzip
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from nibabel.testing import data_path
 from scipy import ndimage
 
 from tasks.errors import InputError
@@ -170,3 +172,20 @@ def test_the_slice_axis_of_a_thick_scan_is_the_thick_one(tmp_path):
     folder = data_folder()
     source = folder / "chris_PD.nii.gz" if folder else save(tmp_path / "thick.nii.gz", head(), affine((0.9, 0.9, 2.4)))
     assert slice_axis(open_volume(source).grid) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "unit"),
+    [
+        ("test.mgz", 2, "msec"),
+        ("minc1_4d.mnc", 2, "sec"),
+        ("minc2_4d.mnc", 2, "sec"),
+        ("example4d+orig.HEAD", 3, "sec"),
+        ("phantom_EPI_asc_CLEAR_2_1.PAR", 2, "sec"),
+        ("example4d.nii.gz", 2000, "sec"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # nibabel's, of .REC files
+def test_the_time_step_is_told_with_its_unit_by_every_format(name, step, unit):
+    header = open_volume(Path(str(data_path)) / name).header
+    assert (header.time_step, header.units[1]) == (step, unit)

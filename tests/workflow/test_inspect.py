@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -55,11 +56,12 @@ def test_the_table_shows_the_geometry_and_the_target(voxlift, tmp_path):
         ({"unit": "micron"}, "microns in the file"),
         ({"pixdim": [1, 1, 1.5, 2, 0, 0, 0, 0], "codes": (0, 1)}, "the affine is used"),
         ({"xyzt_units": 7}, "names no unit"),
+        ({"kind": nibabel.AnalyzeImage}, "which side is left is a guess"),
     ],
 )
 def test_what_is_odd_is_remarked(saved, part, voxlift, tmp_path):
-    good(tmp_path, "a.nii", **saved)
-    status, out, _ = voxlift("inspect", "--json", str(tmp_path / "a.nii"))
+    name = "a.img" if "kind" in saved else "a.nii"
+    status, out, _ = voxlift("inspect", "--json", str(good(tmp_path, name, **saved)))
     assert status == 0
     assert any(part in warning for warning in json.loads(out)["volumes"][0]["warnings"])
 
