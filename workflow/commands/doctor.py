@@ -1,0 +1,25 @@
+"""`voxlift doctor`: what works on this machine, with the cure for what does not."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflow.console import JsonOption, screen
+
+
+def doctor(
+    constraints: Annotated[
+        Path | None, typer.Option(help="File of pinned versions; constraints.txt of the checkout by default.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to mend it."""
+    with screen(as_json) as opened:
+        from workflow.doctor import CONSTRAINTS, diagnosis_table, run_doctor
+
+        with opened.console.status("Trying everything, about 20 s"):
+            diagnosis = run_doctor(constraints or CONSTRAINTS)
+        opened.show(diagnosis, diagnosis_table(diagnosis))
+    if not diagnosis.ok:
+        raise typer.Exit(1)
