@@ -92,8 +92,8 @@ def resolved_yaml(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def flatten(config: BaseModel) -> dict[str, str]:
-    """Every leaf of a configuration as `section.key` and its value in text, for a table or a tracking store."""
+def flatten(config: BaseModel, section: str = "") -> dict[str, str]:
+    """Every leaf of a configuration, or of one section of it, as `section.key` and its value in text, for a record."""
     leaves: dict[str, str] = {}
 
     def walk(prefix: str, value: object) -> None:
@@ -103,7 +103,7 @@ def flatten(config: BaseModel) -> dict[str, str]:
         else:
             leaves[prefix] = str(value)
 
-    walk("", config.model_dump(mode="json"))
+    walk(section, config.model_dump(mode="json"))
     return leaves
 
 

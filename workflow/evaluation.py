@@ -57,11 +57,19 @@ class Overall:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `voxlift evaluate` tells."""
+    """What `voxlift evaluate` tells.
+
+    Args:
+        degradation: Its name.
+        volumes: Scores of each.
+        overall: Their means.
+        recipe: The degradation as a whole: a name alone does not tell what the scores were measured against.
+    """
 
     degradation: str
     volumes: tuple[VolumeScores, ...]
     overall: Overall
+    recipe: Degradation
 
 
 def evaluate(
@@ -88,7 +96,7 @@ def evaluate(
     inside = None if mask is None else _inside(mask, references)
     with cluster():
         volumes = tuple(_scored(path, network, recipe, resources, inside, console) for path in references)
-    return Evaluation(recipe.name, volumes, _means(volumes))
+    return Evaluation(recipe.name, volumes, _means(volumes), recipe)
 
 
 def _inside(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.degradation import Degradation
+from configs.load import flatten
 from configs.schema import Resources
 from tasks.network_file import NetworkFile
 from workflow.evaluation import Evaluation, evaluate
@@ -31,7 +32,7 @@ def recorded_evaluation(
     with recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}) as recorder:
         record_environment(recorder, "evaluate")
         recorder.inputs(inputs)
-        recorder.parameters({"model.sha256": network.digest, "degradation.name": recipe.name})
+        recorder.parameters({"model.sha256": network.digest, **flatten(recipe, "degradation")})
         with recorder.phase("evaluation"):
             evaluation = evaluate(references, network, recipe, resources, mask, console)
         record_scores(recorder, evaluation)

@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from configs.degradation import Degradation
+from configs.load import flatten
 from configs.schema import Resources
 from tasks.errors import InputError
 from tasks.network_file import read_network
@@ -85,6 +86,7 @@ def promote(
     inputs = [input_volume(path, "reference", record_paths=False) for path in references]
     with recorded_run(experiment, f"promote {name}", tags={"degradation": degradation.name}) as recorder:
         record_environment(recorder, "promote")
+        recorder.parameters(flatten(degradation, "degradation"))
         recorder.inputs(inputs)
         found = {
             alias: evaluate(references, network, degradation, resources, None, console).volumes

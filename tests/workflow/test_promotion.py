@@ -74,7 +74,7 @@ def test_the_alias_moves_only_to_what_is_no_worse(store, tmp_path, reference, mo
         decibels = 30.0 if network.content == first.read_bytes() else other["psnr"]
         score, same = Score(decibels, 28, 27), Score(0.9, 0.8, 0.8)
         volumes = [VolumeScores(path, score, same, same, 0, 0, ()) for path in references]
-        return Evaluation("iso2x", tuple(volumes), Overall(score, same, same, 0))
+        return Evaluation("iso2x", tuple(volumes), Overall(score, same, same, 0), named_degradation("iso2x"))
 
     monkeypatch.setattr(promotion, "evaluate", evaluated)
     _, challenger = trained(tmp_path, 0.5)

@@ -80,7 +80,7 @@ def test_training_leaves_model_configuration_and_run(trained):
 
 
 def test_a_model_is_evaluated_beside_interpolation(trained, reference, mask):
-    folder, _ = trained
+    folder, training = trained
     options = ("--model", "run", "--degradation", "iso2x", "--mask", str(mask), "--json")
     ran = voxlift(folder, "evaluate", str(reference), *options)
     assert ran.returncode == 0, ran.stderr[-2000:]
@@ -93,6 +93,13 @@ def test_a_model_is_evaluated_beside_interpolation(trained, reference, mask):
     assert volume["psnr"]["restored"] > volume["psnr"]["cubic"] > volume["psnr"]["trilinear"]
     assert volume["consistency"] < 2e-4 < volume["consistency_before"]
     assert volume["warnings"] == []
+
+    recipe = named_degradation("iso2x")
+    assert report["recipe"] == recipe.model_dump()
+    client = MlflowClient(training["mlflow"]["tracking_uri"])
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments, "tags.command = 'evaluate'")
+    assert run.data.params["degradation.depth.blur_fwhm"] == str(recipe.depth.blur_fwhm)
 
 
 def test_a_mask_that_lies_elsewhere_is_refused(trained, reference, mask):
