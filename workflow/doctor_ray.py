@@ -64,7 +64,7 @@ def ray_checks(identity: Callable[[], Path]) -> list[Check]:
 
 def _start(stack: ExitStack) -> Seen:
     started = time.monotonic()
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     _require_ray(address)
     stack.enter_context(cluster())
     did = "started here" if address == "local" else f"joined at {address}"
