@@ -59,6 +59,11 @@ class Grid:
         i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
         return i, j, k
 
+    @property
+    def mib(self) -> float:
+        """What one volume on the grid takes as float32, MiB."""
+        return prod(self.shape) * 4 / 2**20
+
     def world(self, voxels: NDArray[np.float64]) -> NDArray[np.float64]:
         """Place voxel coordinates `[n, 3]` in the world: `[n, 3]` RAS+ millimetres."""
         placed: NDArray[np.float64] = np.asarray(voxels) @ self.affine[:3, :3].T + self.affine[:3, 3]

@@ -93,10 +93,9 @@ def preflight(path: Path) -> Findings:
             f"{'x'.join(map(str, scan.grid.shape))}, {scan.header.times} time point(s), {scan.header.dtype}), and the "
             f"file holds {held}. It was cut short or its header is wrong; copy it again."
         )
-    memory = float(np.prod(scan.grid.shape, dtype=float)) * 4
-    if memory > psutil.virtual_memory().total:
+    if scan.grid.mib > psutil.virtual_memory().total / 2**20:
         raise InputError(
-            f"Cannot read {path.name}: one time point takes {memory / 2**20:.0f} MiB, more than this machine has. "
+            f"Cannot read {path.name}: one time point takes {scan.grid.mib:.0f} MiB, more than this machine has. "
             "Cut it, or use a machine with more."
         )
     extent = _extent(scan)
@@ -122,7 +121,7 @@ def preflight(path: Path) -> Findings:
         lowest=extent.lowest,
         highest=extent.highest,
         not_finite=extent.not_finite,
-        memory_mib=memory / 2**20,
+        memory_mib=grid.mib,
         warnings=tuple(warnings),
     )
 

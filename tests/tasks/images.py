@@ -6,6 +6,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 DIRECTION = np.array([1.0, 2.0, -1.5])
@@ -95,3 +96,18 @@ def save(path, voxels, matrix, kind=nibabel.Nifti1Image, dtype=None, codes=(1, 1
             image.header[name] = value
     nibabel.save(image, path)
     return path
+
+
+def fifteen_storages(folder):
+    """One image in fifteen axis orders and directions: the real ones, or made the same way in `folder`."""
+    real = data_folder()
+    if real:
+        return sorted((real / "orientations").glob("*.nii.gz"))
+    voxels = ndimage.gaussian_filter(np.random.default_rng(0).random((26, 32, 27), np.float32), 2)
+    image = nibabel.Nifti1Image((200 * voxels).astype("u1"), affine((2.4, 2.4, 2.4)))
+    orders = ["ALI", "ALS", "ARS", "LAI", "LAS", "LPI", "LPS", "PLI", "PLS", "PRI", "PRS", "RAI", "RAS", "RPI", "RPS"]
+    before = nibabel.io_orientation(image.affine)
+    for axes in orders:
+        turn = nibabel.orientations.ornt_transform(before, nibabel.orientations.axcodes2ornt(axes))
+        nibabel.save(image.as_reoriented(turn), folder / f"{axes}.nii.gz")
+    return [folder / f"{axes}.nii.gz" for axes in orders]

@@ -16,7 +16,7 @@ from tasks.geometry import Grid, covering_grid, network_axes, scaled_grid, slice
 from tasks.resample import resample
 from tasks.template import template_path
 from tasks.volumes import open_volume, read_volume, write_slabs, write_volume
-from tests.tasks.images import affine, data_folder, ramp, save
+from tests.tasks.images import affine, data_folder, fifteen_storages, ramp, save
 
 
 def head(shape=(12, 13, 14)):
@@ -115,46 +115,11 @@ def test_the_templates_round_trip_through_half_the_resolution(tmp_path):
     np.testing.assert_allclose(image.header.get_zooms(), original.header.get_zooms(), atol=1e-6)
 
 
-def storages(tmp_path):
-    """One image in fifteen axis orders and directions: the real ones, or made the same way."""
-    folder = data_folder()
-    if folder:
-        return sorted((folder / "orientations").glob("*.nii.gz"))
-    image = nibabel.Nifti1Image(
-        (200 * ndimage.gaussian_filter(head((26, 32, 27)), 2)).astype("u1"), affine((2.4, 2.4, 2.4))
-    )
-    paths = []
-    for axes in (
-        "ALI",
-        "ALS",
-        "ARS",
-        "LAI",
-        "LAS",
-        "LPI",
-        "LPS",
-        "PLI",
-        "PLS",
-        "PRI",
-        "PRS",
-        "RAI",
-        "RAS",
-        "RPI",
-        "RPS",
-    ):
-        turned = nibabel.orientations.axcodes2ornt(axes)
-        paths.append(tmp_path / f"{axes}.nii.gz")
-        nibabel.save(
-            image.as_reoriented(nibabel.orientations.ornt_transform(nibabel.io_orientation(image.affine), turned)),
-            paths[-1],
-        )
-    return paths
-
-
 def test_one_head_in_fifteen_storages_gives_one_restored_image(tmp_path):
     """With a lopsided filter in the place of the network, so that a wrong axis or direction shows."""
     kernel = np.random.default_rng(1).random((3, 3, 3))
     seen = []
-    for path in storages(tmp_path):
+    for path in fifteen_storages(tmp_path):
         volume = read_volume(path)
         axes = network_axes(volume.grid)
         grid = scaled_grid(volume.grid, axes.of_network((2, 1, 1)))

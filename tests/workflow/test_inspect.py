@@ -45,7 +45,7 @@ def test_the_table_shows_the_geometry_and_the_target(voxlift, tmp_path):
     assert (status, err) == (0, "")
     for part in ("a.nii", "9x8x7 at 1x1.5x3 mm", "RAS, 10.0° oblique, slices along k", "qform code 1, sform code 4"):
         assert part in out
-    assert "target 18x16x21 at 0.5x0.75x1 mm" in out
+    assert "target 18x16x21 at 0.5x0.75x1 mm, 0.0 MiB" in out
     assert "NIfTI-1, int16" in out
 
 

@@ -3,6 +3,7 @@
 import json
 
 import keras
+import nibabel
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -13,6 +14,7 @@ from tasks.geometry import Grid
 from tasks.volumes import write_volume
 from tests.networks import small_restorer
 from tests.tasks.damaged import CATALOGUE
+from tests.tasks.images import fifteen_storages
 from tests.workflow.light_restorer import LightRestorer
 from workflow.cli import app, main
 
@@ -149,3 +151,18 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(place, model
     with pytest.raises(InputError, match="Rename the input"):
         upscale(long, "--model", model, "--scale", "2,2,2", "--out", place / "out")
     assert not (place / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_head_in_fifteen_storages_gives_one_restored_image(model, voxlift, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    aim = ["--out", str(tmp_path / "out"), "--model", str(model), "--scale", "2,2,2", "--dtype", "float32", "--json"]
+    status, out, _ = voxlift("upscale", *map(str, fifteen_storages(tmp_path)), *aim)
+    assert status == 0
+    outputs = [volume["output"] for volume in json.loads(out)["volumes"]]
+    first, *others = (nibabel.as_closest_canonical(nibabel.load(path)) for path in outputs)
+    assert len(others) == 14
+    for image in others:
+        np.testing.assert_allclose(image.affine, first.affine, atol=1e-4)
+        np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(first.dataobj))

@@ -34,11 +34,11 @@ def inspect(
         for path in expand_inputs(volumes):
             try:
                 findings = preflight(path)
+                target = _target(findings, wanted_scale, wanted_spacing) if scale or spacing else None
             except InputError as error:
                 refused.append(str(error))
                 records.append({"input": str(path), "status": "refused", "error": str(error)})
                 continue
-            target = _target(findings, wanted_scale, wanted_spacing) if scale or spacing else None
             passed.append((findings, target))
             records.append(_record(str(path), findings, target))
         tables = [_table(passed)] if passed else []
@@ -63,8 +63,10 @@ def _target(
 def _record(path: str, findings: "Findings", target: "Grid | None") -> dict[str, object]:
     from dataclasses import asdict
 
-    aim = {"target_shape": target.shape, "target_spacing": target.spacing} if target else {}
-    return {"input": path, "status": "passed", **asdict(findings), **aim}
+    record = {"input": path, "status": "passed", **asdict(findings)}
+    if target is not None:
+        record |= {"target_shape": target.shape, "target_spacing": target.spacing, "target_memory_mib": target.mib}
+    return record
 
 
 def _table(passed: list[tuple["Findings", "Grid | None"]]) -> "Table":
@@ -77,7 +79,7 @@ def _table(passed: list[tuple["Findings", "Grid | None"]]) -> "Table":
             f"{_by(found.shape)} at {_by(found.spacing)} mm",
             f"{found.axes}, {found.oblique:.1f}° oblique, slices along {found.slice_axis}",
             "qform code {}, sform code {}".format(*found.codes),
-            *([f"target {_by(target.shape)} at {_by(target.spacing)} mm"] if target else []),
+            *([f"target {_by(target.shape)} at {_by(target.spacing)} mm, {target.mib:.1f} MiB"] if target else []),
             *(f"! {warning}" for warning in found.warnings),
         ]
         voxels = [
