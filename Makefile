@@ -32,6 +32,8 @@ test-slow: setup
 
 # Against peers, side by side on this machine; their packages go into an environment of their own.
 bench: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt zlib-ng
+	$(BIN)/python -m benchmarks.volumes
 	$(BIN)/python -m benchmarks.sharding
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.variants
