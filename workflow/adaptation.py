@@ -151,8 +151,8 @@ def _recipe_across(source: Path, recipe: Degradation, scale: Three | None, spaci
         wanted = ",".join(f"{size / have:.3g}" for size, have in zip(target.shape, grid.shape, strict=True))
         raise InputError(
             f"Cannot adapt to {source.name}: its planes teach the way across them, along {'ijk'[axes.order[0]]}, and"
-            f" the scale is {wanted}. Give a --scale or --spacing that is finer there and leaves the planes as they are,"
-            " or leave --adapt out."
+            f" the scale is {wanted}. Give a --scale or --spacing that is finer there and leaves the planes as they are"
+            ", or leave --adapt out."
         )
     return recipe_at(recipe, fine, coarse)
 
