@@ -52,15 +52,21 @@ def mirrored_strategy(replicas: int | None, batch_size: int) -> tf.distribute.Mi
 
 
 def claim_devices(threads: int) -> None:
-    """Keep TensorFlow to the CPU threads that this process was given, and let GPU memory grow as needed.
+    """Keep TensorFlow to the CPU threads that this process was given; on a GPU, let memory grow and sums be repeatable.
 
     Args:
         threads: For the operations of a network; they run one after another.
     """
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    for gpu in tf.config.list_physical_devices("GPU"):
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)  # noqa: FBT003 - positional in TensorFlow's own examples
+    if gpus:
+        # What cuDNN picks by timing is not the same bits on every worker, and the 10 bits of TF32 not the same numbers
+        # in a shard as in the whole volume.
+        tf.config.experimental.enable_op_determinism()
+        tf.config.experimental.enable_tensor_float_32_execution(False)  # noqa: FBT003 - its only argument
 
 
 def layer_precision(wanted: str) -> str:

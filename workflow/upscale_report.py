@@ -33,7 +33,7 @@ class VolumeReport:
         shards: Shards of the volume.
         shards_resumed: Those of them that an earlier run had left.
         retries: Shards that were computed again.
-        seconds: From reading its first time point to the written file.
+        seconds: Checking the input, and from reading its first time point to the written file.
         sha256: Of the restored voxels, float32, i fastest.
         consistency: Root mean square difference between the output, degraded again, and the input, in normalised
             intensity; None where the target grid is coarser than the input along an axis.

@@ -23,7 +23,7 @@ def cluster(cpus: int | None = None) -> Iterator[None]:
         cpus: CPUs that a cluster of our own offers; those of the machine by default.
 
     Raises:
-        ConfigError: Nobody answers at RAY_ADDRESS.
+        ConfigError: Nobody answers at RAY_ADDRESS, or nobody who lets us in.
     """
     if ray.is_initialized():
         yield
@@ -35,8 +35,13 @@ def cluster(cpus: int | None = None) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     own = {"num_cpus": cpus, "include_dashboard": False} if address == "local" else {}
     _require_answer(address)
-    with _own_sigterm():
-        ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+    try:
+        with _own_sigterm():
+            ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
+    except (ValueError, RuntimeError, ConnectionError) as error:
+        if address == "local":
+            raise
+        raise _refused(address, " ".join(str(error).split())[:300].rstrip(".")) from error
     try:
         yield
     finally:
@@ -50,8 +55,10 @@ def _own_sigterm() -> Iterator[None]:
         yield
         return
     ours = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, ours)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, ours)
 
 
 def _require_answer(address: str) -> None:
@@ -62,7 +69,11 @@ def _require_answer(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
-        raise ConfigError(
-            f"Cannot join the Ray cluster at {address}, named by RAY_ADDRESS: {error.strerror or error}. Start it, or"
-            " unset RAY_ADDRESS to start one here."
-        ) from None
+        raise _refused(address, str(error.strerror or error)) from None
+
+
+def _refused(address: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"Cannot join the Ray cluster at {address}, named by RAY_ADDRESS: {why}. Start it, or unset RAY_ADDRESS to"
+        " start one here."
+    )

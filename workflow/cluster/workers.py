@@ -9,9 +9,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from workflow.cluster.request import Request
+from workflow.errors import RunError
 
 
-class WorkerError(RuntimeError):
+class WorkerError(RunError):
     """Work that failed in a worker: what happened there, in one line."""
 
 
