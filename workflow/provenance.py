@@ -19,6 +19,8 @@ from workflow.tracking import Recorder
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("keras", "mlflow", "nibabel", "numpy", "ray", "scipy", "tensorflow", "tensorflow-cpu", "voxlift")
 NOT_RECORDED = "not-recorded"
+# What a job on a cluster is told, where the code was uploaded without its repository: `git describe --always --dirty`.
+COMMIT = "VOXLIFT_COMMIT"
 
 
 def record_setup(recorder: Recorder, config: RunConfig, command: str) -> None:
@@ -77,7 +79,10 @@ def without_paths(config: RunConfig) -> RunConfig:
 
 @cache
 def code_state() -> dict[str, str]:
-    """Return the git commit that runs and whether it was changed since; "unknown" outside of a repository."""
+    """Return the git commit that runs and whether it was changed since.
+
+    Outside of a repository they are what VOXLIFT_COMMIT says, else "unknown".
+    """
 
     def git(*arguments: str) -> str:
         done = subprocess.run(  # noqa: S603 - fixed arguments
@@ -96,7 +101,10 @@ def code_state() -> dict[str, str]:
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
         return {"commit": git("rev-parse", "HEAD"), "dirty": "yes" if dirty else "no"}
     except (OSError, subprocess.SubprocessError):
-        return {"commit": "unknown", "dirty": "unknown"}
+        told = os.environ.get(COMMIT, "")
+        if not told:
+            return {"commit": "unknown", "dirty": "unknown"}
+        return {"commit": told.removesuffix("-dirty"), "dirty": "yes" if told.endswith("-dirty") else "no"}
 
 
 def versions() -> dict[str, str]:

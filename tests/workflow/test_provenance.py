@@ -1,0 +1,19 @@
+"""What is recorded of the code where there is no repository, as in a job on a cluster."""
+
+import pytest
+
+from workflow import provenance
+
+
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        ("", {"commit": "unknown", "dirty": "unknown"}),
+        ("0c4f110", {"commit": "0c4f110", "dirty": "no"}),
+        ("0c4f110-dirty", {"commit": "0c4f110", "dirty": "yes"}),
+    ],
+)
+def test_a_job_without_a_repository_is_told_its_commit(told, found, tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setenv("VOXLIFT_COMMIT", told)
+    assert provenance.code_state.__wrapped__() == found
