@@ -1,0 +1,167 @@
+"""The files under configs/cluster/, checked as far as that goes without the systems that read them."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import typer
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
+from ray.runtime_env import RuntimeEnv
+from ray.scripts.scripts import start
+from typer.core import TyperGroup
+
+from configs.load import load_config
+from tests.workflow.slurm_stand_in import directives
+from workflow.cli import app
+
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "configs" / "cluster"
+GIB = 2**30
+# Of `spec` of a RayJob, apis/ray/v1 of KubeRay 1.5.
+RAY_JOB = {
+    *("activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "submitterPodTemplate", "metadata", "clusterSelector"),
+    *("submitterConfig", "managedBy", "deletionStrategy", "entrypoint", "runtimeEnvYAML", "jobId", "submissionMode"),
+    *("entrypointResources", "entrypointNumCpus", "entrypointNumGpus", "ttlSecondsAfterFinished"),
+    *("shutdownAfterJobFinishes", "suspend"),
+}
+
+
+def voxlift(command):
+    """What our command line understands of `voxlift COMMAND …`; an option that it does not know is an error."""
+    program, name, *arguments = shlex.split(command)
+    assert program == "voxlift"
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
+    return group.commands[name].make_context(name, arguments)
+
+
+def ray_start(command):
+    """What `ray start` understands of its options; one that it does not know is an error."""
+    options = shlex.split(command.partition("ray start ")[2])
+    return start.make_context("start", options).params
+
+
+def read(name):
+    return yaml.safe_load((FILES / name).read_text())
+
+
+def test_the_cluster_file_is_one_that_ray_takes():
+    config = prepare_config(read("ray-cluster.yaml"))
+    validate_config(config)  # against Ray's own schema
+    assert config["available_node_types"][config["head_node_type"]]["max_workers"] == 2
+    head, worker = (
+        config[f"{role}_start_ray_commands"][-1].replace("$RAY_HEAD_IP", "192.0.2.1") for role in ("head", "worker")
+    )
+    assert ray_start(head)["dashboard_host"] == "127.0.0.1"
+    assert ray_start(worker)["address"] == f"192.0.2.1:{ray_start(head)['port']}"
+    assert all("RAY_AUTH_MODE=token" in command for command in (head, worker))
+
+
+@pytest.fixture(scope="module")
+def ray_job():
+    return read("rayjob.yaml")
+
+
+def groups(ray_job):
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def test_the_ray_job_is_one_that_kuberay_knows(ray_job):
+    assert (ray_job["apiVersion"], ray_job["kind"]) == ("ray.io/v1", "RayJob")
+    assert set(ray_job["spec"]) <= RAY_JOB
+    cluster = ray_job["spec"]["rayClusterSpec"]
+    assert cluster["rayVersion"] == version("ray")
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert yaml.safe_load(ray_job["spec"]["runtimeEnvYAML"])["env_vars"] == read("runtime-env.yaml")["env_vars"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for group in groups(ray_job):
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        ray_start("ray start " + " ".join(f"--{name}={value}" for name, value in group["rayStartParams"].items()))
+        pod = group["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["image"] == f"voxlift:{project['version']}"
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert mounts == {"shared": "/shared", "memory": "/dev/shm"}  # noqa: S108 - Ray's object store
+        assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+
+
+def test_the_pods_of_the_ray_job_hold_its_command(ray_job):
+    # As Ray's autoscaler reads the resources of pods.
+    resource = {"metadata": {"name": "voxlift", "namespace": "default"}, "spec": ray_job["spec"]["rayClusterSpec"]}
+    config = _derive_autoscaling_config_from_ray_cr(resource)
+    pod = config["available_node_types"]["workers"]["resources"]
+
+    train = voxlift(ray_job["spec"]["entrypoint"])
+    asked = load_config(train.params["config"], train.params["overrides"]).resources
+    assert asked.workers * asked.cpus_per_worker <= pod["CPU"]
+    assert train.params["out"].is_relative_to("/shared")
+    assert train.params["resume"]
+
+    comments = (FILES / "rayjob.yaml").read_text().replace("\n  #", "\n")
+    upscale = voxlift(re.findall(r"^ *(voxlift upscale .*)$", comments, re.MULTILINE)[0]).params
+    workers, pods = upscale["workers"], config["max_workers"]
+    assert workers * upscale["cpus_per_worker"] <= pods * pod["CPU"]
+    # A worker has its budget beyond an idle one, which takes less than 1 GiB; a third goes to Ray and the object store.
+    assert workers * (upscale["memory_budget"] * 2**20 + GIB) <= pods * pod["memory"] * 2 / 3
+    for path in (*upscale["volumes"], upscale["out"], upscale["model"]):
+        assert Path(path).is_relative_to("/shared")
+
+
+def test_only_what_a_job_needs_is_uploaded(tmp_path):
+    from ray._private.runtime_env.packaging import create_package
+
+    tree = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "runs", "mlruns", "mlflow.db", "*.egg-info")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    shutil.copy(ROOT / ".gitignore", tree)
+    private = ("runs/one/model.keras", "scans/sub-01_T1w.nii.gz", "patient.mgz", "mlflow.db", "models/old.keras")
+    for name in (*private, ".venv/bin/python", ".git/config", "tasks/__pycache__/train.pyc"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("not for others")
+
+    environment = parse_runtime_env_args(runtime_env=str(FILES / "runtime-env.yaml"), working_dir=str(tree))
+    RuntimeEnv(**environment)  # refuses what Ray does not know
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+
+    excludes = get_runtime_env_default_excludes() + environment["excludes"]
+    create_package(str(tree), tmp_path / "package.zip", include_gitignore=True, excludes=excludes)
+    with ZipFile(tmp_path / "package.zip") as package:
+        sent = {name for name in package.namelist() if not name.endswith("/")}
+        size = sum(entry.compress_size for entry in package.infolist())
+    packages = ("configs", "models", "tasks", "workflow")
+    code = {path.relative_to(tree).as_posix() for name in packages for path in (tree / name).rglob("*.*")}
+    assert code - {"models/old.keras", "tasks/__pycache__/train.pyc"} <= sent
+    assert {name.split("/")[0] for name in sent if "/" in name} == set(packages)
+    assert not sent & {*private, "tasks/__pycache__/train.pyc"}
+    assert size < 2**20
+
+
+def test_the_slurm_script_is_bash_and_its_examples_are_commands():
+    script = FILES / "voxlift.slurm"
+    subprocess.run(["bash", "-n", script], check=True)
+    options = dict(option.removeprefix("--").split("=") for option in directives(script))
+    assert options["ntasks-per-node"] == "1"
+    lead = int(options["signal"].removeprefix("B:TERM@"))
+    assert lead >= 60  # SLURM may be late by as much as it checks rarely
+    text = script.read_text().replace("\\\n#", "")
+    examples = re.findall(r"^# +sbatch .*?voxlift\.slurm (.*)$", text, re.MULTILINE)
+    assert [voxlift(f"voxlift {example}").info_name for example in examples] == ["train", "upscale"]
+    nodes, per_node = int(re.findall(r"--nodes=(\d+).*slurm upscale", text)[0]), int(options["cpus-per-task"])
+    upscale = voxlift(f"voxlift {examples[1]}").params
+    assert upscale["workers"] * upscale["cpus_per_worker"] <= nodes * per_node
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))
+def test_each_file_says_what_it_is_for(name):
+    first = (FILES / name).read_text().removeprefix("#!/usr/bin/env bash\n").splitlines()[0]
+    assert re.match(r"# (A|What) ", first)
