@@ -31,6 +31,8 @@ class Doubler:
                 os.kill(os.getpid(), signal.SIGKILL)
             if fate == "hang":
                 signal.pause()
+            if fate == "freeze":
+                os.kill(os.getpid(), signal.SIGSTOP)
             if fate == "refuse":
                 raise InputError(f"Cannot double {number}.")
             if fate == "break":
@@ -98,9 +100,10 @@ def test_a_job_that_kills_every_worker_fails_alone(crew):
     assert done[2].value == 4
 
 
-def test_a_worker_that_does_not_answer_is_replaced(crew):
+@pytest.mark.parametrize("fate", ["hang", "freeze"])
+def test_a_worker_that_does_not_answer_is_replaced(crew, fate):
     started = time.monotonic()
-    done = outcomes(crew(1, patience=4.0), Job(1, (1, "hang", 1)), Job(2, (2,)))
+    done = outcomes(crew(1, patience=4.0), Job(1, (1, fate, 1)), Job(2, (2,)))
     assert (done[1].value, done[1].retries) == (2, 1)
     assert done[2].value == 4
     assert time.monotonic() - started < 30
