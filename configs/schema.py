@@ -118,7 +118,8 @@ class Training(Section):
         warmup_steps: Steps over which the learning rate rises from zero.
         weight_decay: Of AdamW.
         regularisation: Weight of the sum of the squared kernels, added to the loss.
-        clip_norm: The gradient is scaled down to this norm over all weights.
+        clip_norm: The gradient is scaled down to this norm over all weights. With the default losses it is about 0.003;
+            without a limit close above that, a few hard patches in a row can drive the weights off for good.
         average: Momentum of the moving average of the weights, which is what is saved; 0 saves the last weights.
         mixed_precision: Whether layers compute in half precision: "auto" on GPUs that have
             units for it.
@@ -139,7 +140,7 @@ class Training(Section):
     warmup_steps: int = Field(40, ge=0)
     weight_decay: float = Field(1e-4, ge=0)
     regularisation: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(0.005, gt=0)
     average: float = Field(0.99, ge=0, lt=1)
     mixed_precision: Literal["auto", "off", "bfloat16"] = "auto"
     seed: int = Field(0, ge=0)
