@@ -29,7 +29,7 @@ from tasks.saved_models import load_model
 from tasks.template import template_path
 from tasks.training import TrainingJob, run_training
 from tasks.volumes import Volume, read_volume
-from workflow.training_run import training_volumes
+from workflow.training_data import training_volumes
 
 RESULTS = Path(__file__).parent / "results"
 SCANS = ("MR_Gd", "FLAIR", "chris_PD", "CT_pitch", "pcasl")

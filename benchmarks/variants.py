@@ -58,7 +58,7 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
     from tasks.template import template_path
     from tasks.training import TrainedModel, TrainingJob, run_training
     from tasks.volumes import read_volume
-    from workflow.training_run import training_volumes
+    from workflow.training_data import training_volumes
 
     folder = Path(os.environ.get("VOXLIFT_DATA", RESULTS.parents[2] / "shared" / "data"))
     unseen = [path for path in (folder / "MR_Gd.nii.gz", folder / "FLAIR.nii.gz") if path.is_file()]

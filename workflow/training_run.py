@@ -13,14 +13,8 @@ from configs.load import resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifact_contract import ModelContract
 from tasks.atomic import replacing
-from tasks.blocks import TrainingVolume, scan_to_learn_from, training_volume
-from tasks.intensity import CLIP, find_intensity, normalise
 from tasks.network_file import read_network
-from tasks.protocol import degraded_trial, held_out_slabs
-from tasks.resample import resample
-from tasks.template import template_path
-from tasks.training import TrainedModel, TrainingJob, TrainingStep, Validation, ValidationVolume, run_training
-from tasks.volumes import read_volume
+from tasks.training import TrainedModel, TrainingJob, TrainingStep, Validation, run_training
 from workflow.cluster import cluster, stream
 from workflow.demo_report import MlflowReport
 from workflow.progress import progress_bar
@@ -28,15 +22,14 @@ from workflow.provenance import record_setup
 from workflow.resources import training_request
 from workflow.shared_storage import require_shared
 from workflow.tracking import (
-    InputVolume,
     Recorder,
     RunAddress,
-    input_volume,
     logged_model,
     recorded_run,
     register_model,
     tracking_uri,
 )
+from workflow.training_data import training_inputs, training_volumes, validation_volumes
 from workflow.training_report import TrainReport
 
 if TYPE_CHECKING:
@@ -122,72 +115,6 @@ def run_train(
         validation_psnr=trained.validation_psnr,
         mlflow=MlflowReport(where.tracking_uri, where.experiment, where.run_id, uri, registered),
     )
-
-
-def training_inputs(config: RunConfig) -> list[InputVolume]:
-    """Describe the files that a configuration trains on and is stopped by."""
-    mixture, keep = config.data.mixture, config.tracking.record_paths
-    trains = config.data.volumes or (template_path(),) if mixture.volumes or mixture.slices else ()
-    roles = {**dict.fromkeys(config.data.validation, "validation"), **dict.fromkeys(trains, "training")}
-    return [input_volume(path, role, record_paths=keep) for path, role in roles.items()]
-
-
-def training_volumes(config: RunConfig) -> list[TrainingVolume]:
-    """Read what a configuration trains on; the MNI152 template where it names nothing.
-
-    Raises:
-        ConfigError: It trains from slices and names no volume.
-        InputError: A volume cannot be used.
-    """
-    mixture = config.data.mixture
-    if mixture.slices and not config.data.volumes:
-        raise ConfigError(
-            "Cannot train from slices: no volume is named. Name the thick-slice scan with"
-            " --set data.volumes='[scan.nii.gz]'."
-        )
-    if not mixture.volumes and not mixture.slices:
-        return []
-    loaded = [read_volume(path) for path in config.data.volumes or (template_path(),)]
-    if mixture.slices:
-        return [scan_to_learn_from(volume) for volume in loaded]
-    slabs = [held_out_slabs(volume.grid.shape, config.data.held_out)[0] for volume in loaded]
-    return [
-        training_volume(degraded_trial(volume, config.degradation, config.training.seed), slab)
-        for volume, slab in zip(loaded, slabs, strict=True)
-    ]
-
-
-def validation_volumes(config: RunConfig) -> list[ValidationVolume]:
-    """Read and degrade what early stopping scores on; nothing without early stopping.
-
-    Raises:
-        ConfigError: Early stopping is asked for and no validation volume is named.
-        InputError: A volume cannot be used.
-    """
-    if config.training.early_stopping is None:
-        return []
-    if not config.data.validation:
-        raise ConfigError(
-            "Cannot stop early: no validation volume is named. Name some with --set data.validation='[volume.nii.gz]'."
-        )
-    volumes = []
-    for path in config.data.validation:
-        trial = degraded_trial(read_volume(path), config.degradation, config.training.seed)
-        found = find_intensity(trial.coarse.voxels)
-        fine, coarse = (
-            trial.axes.to_network(normalise(volume, found, clip=CLIP))
-            for volume in (_padded(trial.reference.voxels, trial.padded.shape), trial.coarse.voxels)
-        )
-        depth, height, width = fine.shape
-        resampled = np.clip(resample(coarse, (depth, height, width)), 0, np.float32(CLIP))
-        volumes.append(ValidationVolume(coarse, resampled, fine))
-    return volumes
-
-
-def _padded(
-    voxels: "np.ndarray[tuple[int, ...], np.dtype[np.float32]]", shape: tuple[int, int, int]
-) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
-    return np.pad(voxels, [(0, whole - size) for whole, size in zip(shape, voxels.shape, strict=True)], mode="edge")
 
 
 def _streamed(job: TrainingJob, recorder: Recorder, console: "Console") -> tuple[TrainedModel, float]:

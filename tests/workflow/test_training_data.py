@@ -10,7 +10,7 @@ from tasks.degrade import degrade
 from tasks.geometry import Grid
 from tasks.resample import resample
 from tasks.volumes import write_volume
-from workflow.training_run import training_inputs, training_volumes, validation_volumes
+from workflow.training_data import training_inputs, training_volumes, validation_volumes
 
 STOPS = "training.early_stopping={every: 2, patience: 1}"
 
