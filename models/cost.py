@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from models.graph import Graph
+from models.graph import Graph, Node
 from models.layer_reach import ALONG_AXIS, POINTWISE
 from models.receptive_field import ReceptiveField
 
 VALUE_BYTES = 4  # float32
+CONVOLUTIONS = ("Conv3D", "Conv3DTranspose")
 IN_PLACE = (POINTWISE | ALONG_AXIS) - {"InputLayer", "Concatenate", "Dense"}
 
 Shape = tuple[int, int, int]
@@ -46,11 +47,39 @@ class Cost:
             alive -= freed_bytes
         return peak
 
+    def kept_bytes(self, shape: Shape) -> int:
+        """The bytes of tensors that training keeps for the way back.
+
+        What every layer makes, and of one with an activation also what that was given.
+
+        Args:
+            shape: Voxels of the input along depth, height and width, a multiple of the total stride.
+        """
+        return VALUE_BYTES * sum(
+            self._voxels(node, shape) * layer.channels * (2 if _activates(layer) else 1)
+            for node, layer in enumerate(self.graph.nodes)
+        )
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights and biases of the convolutions."""
+        return sum(
+            layer.channels
+            * (
+                prod(layer.config["kernel_size"])
+                * self.graph.nodes[layer.sources[0]].channels
+                // layer.config.get("groups", 1)
+                + bool(layer.config.get("use_bias", True))
+            )
+            for layer in self.graph.nodes
+            if layer.kind in CONVOLUTIONS
+        )
+
     def multiply_adds(self, shape: Shape) -> int:
         """Multiply-adds of the convolutions for an input of `shape` voxels."""
         total = 0
         for node, layer in enumerate(self.graph.nodes):
-            if layer.kind in ("Conv3D", "Conv3DTranspose"):
+            if layer.kind in CONVOLUTIONS:
                 (source,) = layer.sources
                 # Every tap meets every output voxel of a convolution, every input voxel of a transposed one.
                 voxels = self._voxels(node if layer.kind == "Conv3D" else source, shape)
@@ -73,3 +102,7 @@ class Cost:
             [source for source, reader in last.items() if reader == node and source not in kept]
             for node in range(len(self.graph.nodes))
         ]
+
+
+def _activates(layer: Node) -> bool:
+    return layer.config.get("activation", "linear") not in ("linear", None)
