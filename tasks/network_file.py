@@ -45,15 +45,36 @@ def read_network(path: Path) -> NetworkFile:
     """
     try:
         content = path.read_bytes()
+    except OSError as error:
+        raise _no_model(path.name, error) from error
+    return parse_network(path.name, content)
+
+
+def parse_network(name: str, content: bytes) -> NetworkFile:
+    """Take the bytes of a `.keras` file for a network.
+
+    Args:
+        name: For sentences, and for the file that workers load.
+        content: Its bytes.
+
+    Raises:
+        InputError: They are no Keras model.
+        ShapeError: The network cannot be sharded: it has a layer without a finite receptive field.
+    """
+    try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             architecture = json.loads(archive.read("config.json"))
-            card = read_card(archive, path.name)
+            card = read_card(archive, name)
     except InputError:
         raise
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"Cannot read the model {path.name}: it is no Keras model ({' '.join(str(error).split())})."
-            " Name a .keras file saved by voxlift."
-        ) from error
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise _no_model(name, error) from error
     graph = read_graph(architecture)
-    return NetworkFile(path.name, content, Cost(graph, receptive_field(graph)), card)
+    return NetworkFile(name, content, Cost(graph, receptive_field(graph)), card)
+
+
+def _no_model(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"Cannot read the model {name}: it is no Keras model ({' '.join(str(error).split())})."
+        " Name a .keras file saved by voxlift."
+    )

@@ -69,7 +69,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
     keras.utils.set_random_seed(training.seed)
     strategy = mirrored_strategy(training.replicas, training.batch_size)
     with strategy.scope():
-        trainer = _Trainer(config, strategy)
+        trainer = Trainer(config, strategy)
     if job.start_from is not None:
         trainer.start_from(job.start_from)
     validator = Validator(job.validation, config, trainer.averaged) if job.validation else None
@@ -139,7 +139,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
     )
 
 
-class _Trainer:
+class Trainer:
     """A network, its optimizer and the moving average of its weights, made inside a strategy's scope.
 
     Args:
@@ -151,11 +151,11 @@ class _Trainer:
         training = config.training
         self._training, self._strategy = training, strategy
         # Not by stride phases: they win 30 ms a step on the way forward and lose 110 on the way back.
-        self._model = build_network(config.network, layer_precision(training.mixed_precision))
+        self.model = build_network(config.network, layer_precision(training.mixed_precision))
         self._schedule = learning_rate_schedule(training)
-        self._optimizer = _optimizer(training, self._schedule)
-        self._optimizer.build(self._model.trainable_variables)
-        self._weights = [weight.value for weight in self._model.trainable_variables]
+        self.optimizer = _optimizer(training, self._schedule)
+        self.optimizer.build(self.model.trainable_variables)
+        self._weights = [weight.value for weight in self.model.trainable_variables]
         self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
         self._loss = weighted(dict(training.losses.items()), patch_degradation(config))
         self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=XLA[device_kind()])
@@ -194,14 +194,14 @@ class _Trainer:
             average.assign(value)
 
     def _all(self) -> list[Any]:
-        return [*self._weights, *(variable.value for variable in self._optimizer.variables), *self._averages]
+        return [*self._weights, *(variable.value for variable in self.optimizer.variables), *self._averages]
 
     def _global_step(self, batch: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
         loss = self._strategy.reduce(
             tf.distribute.ReduceOp.SUM, self._strategy.run(self._replica_step, args=batch), axis=None
         )
         # An average of all weights from the start would remember the random ones: it begins short.
-        taken = tf.cast(self._optimizer.iterations.value, tf.float32)
+        taken = tf.cast(self.optimizer.iterations.value, tf.float32)
         momentum = tf.minimum(self._training.average, (1.0 + taken) / (10.0 + taken))
         for average, weight in zip(self._averages, self._weights, strict=True):
             self._strategy.extended.update(
@@ -212,7 +212,7 @@ class _Trainer:
     def _replica_step(self, resampled: tf.Tensor, fine: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
         replicas = self._strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
-            output = tf.cast(self._model(resampled, training=True), tf.float32)
+            output = tf.cast(self.model(resampled, training=True), tf.float32)
             # The sum over the replicas of these is the mean over the global batch, whatever their number.
             loss = tf.reduce_sum(weight * self._loss(fine, output)) / self._training.batch_size
             if self._training.regularisation:
@@ -224,7 +224,7 @@ class _Trainer:
             gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
             gradients, _ = tf.clip_by_global_norm(gradients, self._training.clip_norm)
             gradients = [gradient / replicas for gradient in gradients]
-        self._optimizer.apply(gradients, self._model.trainable_variables)
+        self.optimizer.apply(gradients, self.model.trainable_variables)
         return loss
 
 

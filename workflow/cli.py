@@ -7,7 +7,20 @@ import typer
 from configs.errors import ConfigError
 from models.errors import ShapeError
 from tasks.errors import InputError
-from workflow.commands import compare, demo, doctor, evaluate, inspect, promote, shapes, sweep, train, upscale, verify
+from workflow.commands import (
+    compare,
+    demo,
+    doctor,
+    dry_run,
+    evaluate,
+    inspect,
+    promote,
+    shapes,
+    sweep,
+    train,
+    upscale,
+    verify,
+)
 from workflow.errors import RunError
 
 app = typer.Typer(
@@ -28,6 +41,7 @@ def voxlift() -> None:
 app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("dry-run")(dry_run.dry_run)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
 app.command("promote")(promote.promote)

@@ -1,6 +1,6 @@
 """What a run's parts ask of the cluster."""
 
-from configs.schema import RunConfig
+from configs.schema import Resources, RunConfig
 from workflow.cluster import Request, most_gpus_on_a_node
 
 
@@ -13,3 +13,8 @@ def training_request(config: RunConfig) -> Request:
     most = most_gpus_on_a_node()
     gpus = (config.training.replicas or most) if most else 0
     return Request(cpus=config.resources.workers * config.resources.cpus_per_worker, gpus=gpus)
+
+
+def restoring_request(resources: Resources) -> Request:
+    """What a worker that restores shards asks."""
+    return Request(resources.cpus_per_worker, resources.gpus_per_worker, resources.memory_budget_mib)

@@ -14,8 +14,9 @@ from tasks.network_file import NetworkFile
 from tasks.restore import CoarseVolume, RestoredCore, Restorer
 from tasks.shards import ShardPlan, plan_shards
 from tasks.volumes import Volume
-from workflow.cluster import RemoteWorker, Request, require_room, share
+from workflow.cluster import RemoteWorker, require_room, share
 from workflow.crew import Crew, Job, Outcome
+from workflow.resources import restoring_request
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterat
     Raises:
         ConfigError: The cluster has no room for the workers.
     """
-    request = Request(resources.cpus_per_worker, resources.gpus_per_worker, resources.memory_budget_mib)
+    request = restoring_request(resources)
     require_room(resources.workers, request)
     model = share(network.content)
     crew = Crew(

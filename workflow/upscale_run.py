@@ -16,6 +16,8 @@ from workflow.volume_work import VolumeWork
 if TYPE_CHECKING:
     from rich.console import Console
 
+EXPERIMENT = "voxlift"
+
 
 def saved_network(model: str) -> NetworkFile:
     """Read the network of a `.keras` file, of the folder that holds one, or of a model in the tracking store.
@@ -49,7 +51,7 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
             shards += work.shards
     request = order.resources
     with (
-        recorded_run("voxlift", "upscale") as recorder,
+        recorded_run(EXPERIMENT, "upscale") as recorder,
         cluster(request.workers * request.cpus_per_worker),
         progress_bar(console, "Restoring", shards) as advance,
     ):

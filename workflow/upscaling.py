@@ -91,7 +91,26 @@ def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
     began = time.perf_counter()
     # What an earlier run has finished need not be read again: a run that is resumed looks for that first.
     findings = None if order.resume else preflight(source)
-    seconds = time.perf_counter() - began
+    work = plan_volume(order, source, output)
+    work.findings, work.read_seconds = findings, time.perf_counter() - began
+    work.check()
+    if work.written is None:
+        # The cores of all time points wait on disk as float32 until the output is written.
+        check_destination(output, 4 * work.times * prod(work.target.shape))
+    return work
+
+
+def plan_volume(order: Order, source: Path, output: Path) -> VolumeWork:
+    """Plan a volume by its header.
+
+    Args:
+        order: What is to be done.
+        source: The volume.
+        output: Where its output goes.
+
+    Raises:
+        InputError: It cannot be super-resolved.
+    """
     scan = open_volume(source)
     axes, card = network_axes(scan.grid, order.slice_axis), order.network.card
     scale = order.scale
@@ -111,7 +130,7 @@ def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
     fine, coarse = plan.target_shape, axes.of_file(scan.grid.shape)
     finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
     recipe = recipe_at(card.degradation if card else Degradation(name="mean"), fine, coarse) if finer else None
-    work = VolumeWork(
+    return VolumeWork(
         scan,
         output,
         target,
@@ -124,14 +143,7 @@ def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
         corrects=order.correct and card is not None and recipe is not None,
         remarks=_remarks(card, axes, scan.grid, target),
         resume=order.resume,
-        findings=findings,
-        read_seconds=seconds,
     )
-    work.check()
-    if work.written is None:
-        # The cores of all time points wait on disk as float32 until the output is written.
-        check_destination(output, 4 * scan.header.times * prod(target.shape))
-    return work
 
 
 def _remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:

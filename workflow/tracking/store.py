@@ -86,21 +86,31 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     """
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
+    found = require_experiment(client, uri, name)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_location=_artifact_location(uri)))
         except MlflowException:
             # Another process may have made it meanwhile.
-            found = client.get_experiment_by_name(name)
+            found = require_experiment(client, uri, name)
             if found is None:
                 raise
-    if found.lifecycle_stage == "deleted":
+    return found
+
+
+def require_experiment(client: "MlflowClient", uri: str, name: str) -> str | None:
+    """Return the id of an experiment that runs may be recorded in, None if it is not there yet.
+
+    Raises:
+        InputError: It was deleted.
+    """
+    found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == "deleted":
         raise InputError(
             f"Cannot record in the experiment {name}: it was deleted in {shown(uri)}. Restore it, or take another name"
             " with --set tracking.experiment=NAME."
         )
-    return str(found.experiment_id)
+    return str(found.experiment_id) if found is not None else None
 
 
 def _artifact_location(uri: str) -> str | None:

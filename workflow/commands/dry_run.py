@@ -1,0 +1,50 @@
+"""`voxlift dry-run`: everything short of the work."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workflow.commands.demo import Overrides
+from workflow.console import JsonOption, screen
+
+
+def dry_run(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a preset.")],
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="[VOLUME]...", help="More volumes, as after --input.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="VOLUME", help="What would be restored: files, folders, globs or lists."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What restores it: a .keras file, a folder, or a models:/ or runs:/ URI.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
+    scale: Annotated[str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes.")] = None,
+    spacing: Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")] = None,
+    overrides: Overrides = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check all that a run needs, take one training step and restore one shard, and keep nothing of it."""
+    with screen(as_json) as opened:
+        from tasks.target import three_numbers
+        from workflow.dry_run import Asked, dry_run
+        from workflow.dry_run_report import summary
+
+        asked = Asked(
+            config,
+            out or Path("runs") / Path(config).stem,
+            settings=overrides or (),
+            inputs=[*(inputs or []), *(more or [])],
+            model=model,
+            scale=three_numbers(scale, "--scale") if scale else None,
+            spacing=three_numbers(spacing, "--spacing") if spacing else None,
+        )
+        report = dry_run(asked, opened.console)
+        opened.show(report, *summary(report))
+    for fault in report.faults:
+        typer.echo(f"voxlift: {fault}", err=True)
+    if not report.ok:
+        raise typer.Exit(2)
