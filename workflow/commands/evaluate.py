@@ -16,7 +16,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
     memory_budget: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
-    ] = 1000,
+    ] = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Degrade volumes, restore them, and score them beside cubic and trilinear interpolation."""

@@ -17,7 +17,7 @@ def promote(
     workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
     memory_budget: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
-    ] = 1000,
+    ] = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Compare challenger and champion on the same references; the challenger is champion if it is no worse."""

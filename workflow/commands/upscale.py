@@ -40,7 +40,7 @@ def upscale(
     gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
     memory_budget: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
-    ] = 1000,
+    ] = 2000,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard is tried again.")] = 2,
     patience: Annotated[float, typer.Option(min=1, help="Seconds until a silent worker is replaced.")] = 600.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
