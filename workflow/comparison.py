@@ -26,7 +26,7 @@ class Row:
         seconds: How long it took.
         size: Trainable weights of its model.
         parameters: Only those that differ between the runs; "" where a run has none of that name.
-        scores: Metrics of the measures, by "psnr/restored" and the like.
+        scores: Metrics of the measures, by "psnr/restored" and the like, and the one that the runs are sorted by.
         metrics: All its metrics but those of the machine.
     """
 
@@ -48,7 +48,7 @@ class Comparison:
         rows: The runs, the best first.
         sorted_by: The metric that they are sorted by; None for the order of time.
         differing: Names of the parameters that differ.
-        scores: Names of the scores that at least one run has.
+        scores: Names of the scores that at least one run has, and of the metric that the runs are sorted by.
         remarks: Why the scores may not be comparable.
     """
 
@@ -64,7 +64,8 @@ def compare(runs: Sequence[RunRecord], sort: str | None = None) -> Comparison:
 
     Args:
         runs: The runs.
-        sort: A metric, or the first part of a name: "psnr" is "psnr/restored". Without it the runs keep their order.
+        sort: A metric, or a part of its name: "psnr" is "psnr/restored", or "validation/psnr" where no run has that.
+            Without it the runs keep their order.
 
     Raises:
         InputError: There is nothing to compare, or no run has the metric.
@@ -74,8 +75,8 @@ def compare(runs: Sequence[RunRecord], sort: str | None = None) -> Comparison:
     names = sorted({name for run in runs for name in run.parameters})
     differing = tuple(name for name in names if len({run.parameters.get(name) for run in runs}) > 1)
     metrics = {name for run in runs for name in run.metrics}
-    scores = tuple(sorted(name for name in metrics if name.split("/")[0] in MEASURES))
     by = _metric(sort, metrics) if sort else None
+    scores = tuple(sorted(name for name in metrics if name == by or _is_score(name)))
     ordered = sorted(runs, key=lambda run: _rank(run.metrics.get(by, math.nan), by)) if by else list(runs)
     return Comparison(
         rows=tuple(_row(run, differing, scores) for run in ordered),
@@ -99,13 +100,22 @@ def _row(run: RunRecord, differing: Sequence[str], scores: Sequence[str]) -> Row
     )
 
 
+def _is_score(metric: str) -> bool:
+    """Tell the scores of a run from its other metrics.
+
+    >>> [_is_score(name) for name in ("psnr/cubic", "validation/psnr_cubic", "volumes/psnr/cubic", "train/loss")]
+    [True, True, False, False]
+    """
+    return metric.removeprefix("validation/").startswith(MEASURES)
+
+
 def _metric(sort: str, metrics: set[str]) -> str:
     """Find the metric that a person means.
 
-    >>> _metric("psnr", {"psnr/cubic", "psnr/restored"})
-    'psnr/restored'
+    >>> _metric("psnr", {"psnr/cubic", "psnr/restored"}), _metric("psnr", {"validation/psnr"})
+    ('psnr/restored', 'validation/psnr')
     """
-    for name in (sort, f"{sort}/restored"):
+    for name in (sort, f"{sort}/restored", f"validation/{sort}"):
         if name in metrics:
             return name
     raise InputError(

@@ -70,7 +70,8 @@ def draw_comparison(comparison: Comparison, curves: Curves, curve_name: str) -> 
 
 
 def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
-    metric = next((name for name in ("psnr/restored", comparison.sorted_by) if name in comparison.scores), None)
+    wanted = ("psnr/restored", comparison.sorted_by, *comparison.scores)
+    metric = next((name for name in wanted if name in comparison.scores), None)
     rows = [row for row in comparison.rows if metric in row.scores]
     axes.set(xlabel="seconds", ylabel=metric or "no score was recorded")
     if metric is None:
@@ -79,9 +80,9 @@ def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
     axes.scatter(*zip(*places, strict=True), zorder=3)
     for row, place in list(zip(rows, places, strict=True))[:20]:
         axes.annotate(row.run_id[:6], place, fontsize=7, textcoords="offset points", xytext=(4, 4))
-    measure = metric.split("/")[0]
+    start = metric.removesuffix("restored") if metric.endswith("/restored") else f"{metric}_"
     for baseline, style in BASELINES.items():
-        values = {round(row.scores[name], 3) for row in rows if (name := f"{measure}/{baseline}") in row.scores}
+        values = {round(row.scores[name], 3) for row in rows if (name := start + baseline) in row.scores}
         # One line says nothing of runs on different volumes.
         if len(values) == 1:
             axes.axhline(values.pop(), linestyle=style, color="gray", label=baseline, linewidth=1)

@@ -94,13 +94,16 @@ def _layers(case: QualityCase) -> tuple[dict[str, Volume], frozenset[str]]:
         differences["error before"] = case.before - case.truth
         differences["error"] = case.restored - case.truth
     if case.consistency is not None:
-        differences["consistency"] = _nearest(case.consistency, case.grid.shape)
+        differences["consistency"] = on_finer_grid(case.consistency, case.input_grid, case.grid)
     return layers | differences, frozenset(differences)
 
 
-def _nearest(coarse: Volume, shape: tuple[int, int, int]) -> Volume:
-    """Spread a coarse volume over a finer grid of the same field of view, without interpolation."""
-    indices = [np.arange(size) * have // size for size, have in zip(shape, coarse.shape, strict=True)]
+def on_finer_grid(coarse: Volume, coarse_grid: Grid, grid: Grid) -> Volume:
+    """Spread a coarse volume over a finer grid, without interpolation; the first corner of both grids is the same."""
+    indices = [
+        np.minimum((np.arange(size) + 0.5) * fine // step, have - 1).astype(int)
+        for size, have, fine, step in zip(grid.shape, coarse.shape, grid.spacing, coarse_grid.spacing, strict=True)
+    ]
     return coarse[np.ix_(*indices)]
 
 

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 
 from tasks.geometry import Grid, covering_grid
 from tests.browser import acted_on, chromium
-from workflow.quality_page import QualityCase, write_quality_page
+from workflow.quality_page import QualityCase, on_finer_grid, write_quality_page
 from workflow.slices import plane_sprites
 
 RAS = Grid((20, 24, 16), np.diag([1, 1, 1.5, 1]))
@@ -98,6 +98,16 @@ def test_without_truth_and_shards_there_is_a_page_too(head, tmp_path):
     bare = case(head, truth=None, consistency=None, borders=(), warnings=(), strides=(1, 1, 1))
     assert write_quality_page(tmp_path / "quality.html", bare) == ()
     assert "No warnings." in (tmp_path / "quality.html").read_text()
+
+
+def test_a_map_of_the_input_lies_on_the_voxels_that_its_own_came_from():
+    """Also where the input covers more than the output: 21 fine voxels of 6 coarse ones of 4."""
+    grid = Grid((21, 20, 16), np.eye(4))
+    coarse = Grid((6, 5, 4), np.diag([4, 4, 4, 1]))
+    consistency = np.zeros(coarse.shape, np.float32)
+    consistency[4] = 0.15
+    spread = on_finer_grid(consistency, coarse, grid)
+    assert np.unique(np.nonzero(spread)[0]).tolist() == [16, 17, 18, 19]
 
 
 def test_noise_of_the_stride_is_told_on_the_page(tmp_path):
