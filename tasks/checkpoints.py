@@ -31,6 +31,7 @@ class Checkpoint:
         best: Weights of the best validation so far; empty without one.
         best_psnr: Of that validation, in dB.
         misses: Validations since then.
+        validations: PSNR of every validation so far, in dB.
     """
 
     step: int
@@ -39,6 +40,7 @@ class Checkpoint:
     best: Sequence[NDArray[np.generic]] = ()
     best_psnr: float = -np.inf
     misses: int = 0
+    validations: Sequence[float] = ()
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -53,6 +55,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) ->
             losses=checkpoint.losses,
             best_psnr=checkpoint.best_psnr,
             misses=checkpoint.misses,
+            validations=np.array(checkpoint.validations),
             config=_fingerprint(config),
             **arrays,
         )
@@ -90,6 +93,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         best=_numbered(arrays, "best"),
         best_psnr=float(arrays["best_psnr"]),
         misses=int(arrays["misses"]),
+        validations=arrays["validations"].tolist(),
     )
 
 

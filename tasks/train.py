@@ -59,7 +59,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
 
     Yields:
         A record per step and per validation, and at the end, unless it was stopped, the trained model. A resumed
-        training first tells the steps before its checkpoint again.
+        training first tells the steps and validations before its checkpoint again.
 
     Raises:
         InputError: The devices do not fit the replicas, the checkpoint cannot be gone on from, or the weights to start
@@ -81,8 +81,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         trainer.assign(checkpoint.variables)
         if validator is not None:
             validator.go_on(checkpoint)
-        for number in range(taken):
-            yield TrainingStep(number + 1, float(losses[number]), trainer.learning_rate(number))
+        yield from _told_again(checkpoint, trainer, validator)
     resumed_from = taken
 
     source = PatchSource(job.volumes, config)
@@ -137,6 +136,15 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         resumed_from=resumed_from,
         validation_psnr=validator.best_psnr if validator is not None and validator.best else None,
     )
+
+
+def _told_again(checkpoint: Checkpoint, trainer: "Trainer", validator: Validator | None) -> Iterator[TrainingRecord]:
+    """The steps and validations before a checkpoint, as they were told when they were taken."""
+    validations = iter(checkpoint.validations)
+    for step, loss in enumerate(checkpoint.losses, start=1):
+        yield TrainingStep(step, float(loss), trainer.learning_rate(step - 1))
+        if validator is not None and validator.is_due(step):
+            yield Validation(step, next(validations), validator.exhausted and step == checkpoint.step)
 
 
 class Trainer:

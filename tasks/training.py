@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from configs.schema import RunConfig
 from tasks.blocks import TrainingVolume
+from tasks.resample import resample
+from tasks.score import head_mask, psnr
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +108,17 @@ class TrainedModel:
     steps: int
     resumed_from: int
     validation_psnr: float | None = None
+
+
+def interpolation_psnr(volumes: Sequence[ValidationVolume]) -> dict[str, float]:
+    """Score "cubic" and "trilinear" interpolation as validation scores the network: mean over the volumes, in dB."""
+    scores: dict[str, list[float]] = {"cubic": [], "trilinear": []}
+    for volume in volumes:
+        depth, height, width = volume.fine.shape
+        linear = resample(volume.coarse, (depth, height, width), "linear")
+        for name, estimate in (("cubic", volume.resampled), ("trilinear", linear)):
+            scores[name].append(psnr(volume.fine, estimate, head_mask(volume.fine)))
+    return {name: float(np.mean(found)) for name, found in scores.items()}
 
 
 TrainingRecord = TrainingStep | Validation | TrainedModel

@@ -29,6 +29,7 @@ class Validator:
     Attributes:
         best: Weights of the best validation so far; empty before the first.
         best_psnr: Of that validation, in dB.
+        history: Of every validation so far, in dB.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Validator:
         )
         self.best: Sequence[NDArray[Any]] = ()
         self.best_psnr, self._misses = -np.inf, 0
+        self.history: list[float] = []
 
     @property
     def exhausted(self) -> bool:
@@ -61,6 +63,7 @@ class Validator:
         weights = self._weights()
         self._model.set_weights(weights)
         score = float(np.mean([self._score(volume) for volume in self._volumes]))
+        self.history.append(score)
         if score > self.best_psnr:
             self.best, self.best_psnr, self._misses = weights, score, 0
         else:
@@ -69,11 +72,18 @@ class Validator:
 
     def noted(self, checkpoint: Checkpoint) -> Checkpoint:
         """Add what the next validation depends on."""
-        return replace(checkpoint, best=self.best, best_psnr=self.best_psnr, misses=self._misses)
+        return replace(
+            checkpoint,
+            best=self.best,
+            best_psnr=self.best_psnr,
+            misses=self._misses,
+            validations=tuple(self.history),
+        )
 
     def go_on(self, checkpoint: Checkpoint) -> None:
         """Take back what `noted` added."""
         self.best, self.best_psnr, self._misses = checkpoint.best, checkpoint.best_psnr, checkpoint.misses
+        self.history = list(checkpoint.validations)
 
     def _score(self, volume: ValidationVolume) -> float:
         sizes = volume.resampled.shape

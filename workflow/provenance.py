@@ -18,6 +18,7 @@ from workflow.tracking import Recorder
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("keras", "mlflow", "nibabel", "numpy", "ray", "scipy", "tensorflow", "tensorflow-cpu", "voxlift")
+ENVIRONMENT = "environment.json"
 NOT_RECORDED = "not-recorded"
 # What a job on a cluster is told, where the code was uploaded without its repository: `git describe --always --dirty`.
 COMMIT = "VOXLIFT_COMMIT"
@@ -43,7 +44,7 @@ def record_setup(recorder: Recorder, config: RunConfig, command: str) -> None:
 def record_environment(recorder: Recorder, command: str) -> None:
     """Record the code, the versions and the hardware that a run goes by."""
     code, machine = code_state(), hardware()
-    recorder.text(json.dumps({"code": code, "versions": versions(), "hardware": machine}, indent=1), "environment.json")
+    recorder.text(json.dumps({"code": code, "versions": versions(), "hardware": machine}, indent=1), ENVIRONMENT)
     recorder.tags(
         {
             "mlflow.source.name": f"voxlift {command}",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 from configs.errors import ConfigError
@@ -101,6 +102,8 @@ def run_sweep(
             recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(_keys(trials))})
         _remember(folder, trials, recorder)
 
+        stop = Event()
+
         def trained(trial: Trial) -> TrainReport:
             from rich.console import Console
 
@@ -112,6 +115,7 @@ def run_sweep(
                 console=Console(quiet=True),
                 name=names[trial.number],
                 parent=recorder.address.run_id,
+                stop=stop,
             )
 
         with ThreadPoolExecutor(parallel) as pool:
@@ -122,7 +126,9 @@ def run_sweep(
                     said = f"failed, {_line(error)}" if error else "done"
                     console.print(f"{names[futures[done].number]}: {said}", markup=False)
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                # A signal reaches this thread alone: it passes it on and waits until the trainings have ended.
+                stop.set()
+                pool.shutdown(cancel_futures=True)
                 raise
         children = _reports(trials, finished, futures, folder)
         comparison, files = _compared(children, folder, recorder)

@@ -1,9 +1,11 @@
 """What `voxlift train` tells: one record for a program, a table for a person."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.training import TrainedModel
 from workflow.demo_report import MlflowReport
 
 if TYPE_CHECKING:
@@ -45,6 +47,25 @@ class TrainReport:
     final_loss: float
     validation_psnr: float | None
     mlflow: MlflowReport
+
+
+def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, float]) -> str:
+    """Describe the run in Markdown, for the head of its page in MLflow.
+
+    Args:
+        trained: What training left.
+        loss: Of the last step.
+        interpolation: PSNR of "cubic" and "trilinear" on the validation volumes; empty without any.
+    """
+    lines = [
+        f"Trained {trained.parameters} weights for {trained.steps} steps, {trained.seconds:.0f} s on {trained.replicas}"
+        f" {trained.device} replica(s); loss {loss:.3g}."
+    ]
+    if trained.validation_psnr is not None:
+        scores = {"restored": trained.validation_psnr, **interpolation}
+        lines += ["", "| validation | PSNR [dB] | over cubic |", "|---|---:|---:|"]
+        lines += [f"| {name} | {psnr:.2f} | {psnr - scores['cubic']:+.2f} |" for name, psnr in scores.items()]
+    return "\n".join(lines)
 
 
 def summary(report: TrainReport) -> "list[RenderableType]":

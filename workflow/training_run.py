@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import time
 from dataclasses import asdict
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +16,11 @@ from configs.schema import RunConfig
 from tasks.artifact_contract import ModelContract
 from tasks.atomic import replacing
 from tasks.network_file import read_network
-from tasks.training import TrainedModel, TrainingJob, TrainingStep, Validation, run_training
+from tasks.training import TrainedModel, TrainingJob, TrainingStep, Validation, interpolation_psnr, run_training
 from workflow.cluster import cluster, stream
 from workflow.demo_report import MlflowReport
 from workflow.progress import progress_bar
-from workflow.provenance import record_setup
+from workflow.provenance import ENVIRONMENT, record_setup
 from workflow.resources import training_request
 from workflow.shared_storage import require_shared
 from workflow.tracking import (
@@ -30,7 +32,7 @@ from workflow.tracking import (
     tracking_uri,
 )
 from workflow.training_data import training_inputs, training_volumes, validation_volumes
-from workflow.training_report import TrainReport
+from workflow.training_report import TrainReport, description
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +51,7 @@ def run_train(
     name: str = "train",
     parent: str | None = None,
     registers: bool = True,
+    stop: Event | None = None,
 ) -> TrainReport:
     """Train a restorer and record it.
 
@@ -61,13 +64,18 @@ def run_train(
         name: Of the MLflow run.
         parent: Id of the run of the sweep that it belongs to.
         registers: Whether the model is registered; of a sweep, the best one is at its end.
+        stop: Interrupts the training, once it is set, where no signal does: in a thread of a sweep.
 
     Raises:
+        KeyboardInterrupt: `stop` was set.
         InputError: A volume, a checkpoint or the tracking store cannot be used.
         ConfigError: The configuration names no volume where it needs one, or the cluster has no room.
     """
     folder = folder.resolve()
+    started = time.perf_counter()
     volumes, validation = training_volumes(config), validation_volumes(config)
+    interpolation = interpolation_psnr(validation) if validation else {}
+    read_seconds = time.perf_counter() - started
     address = _last_address(folder) if resume else None
     if not resume:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
@@ -87,17 +95,22 @@ def run_train(
         require_shared(folder)
         _write(folder / ADDRESS, json.dumps(asdict(where)))
         _write(folder / CONFIG, resolved_yaml(config))
-        if address is None:
-            record_setup(recorder, config, "train")
+        if not recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
             recorder.inputs(training_inputs(config))
-        trained, loss = _streamed(job, recorder, console)
+            record_setup(recorder, config, "train")
+        recorder.metrics({"seconds/reading": read_seconds})
+        recorder.metrics({f"validation/psnr_{name}": psnr for name, psnr in interpolation.items()})
+        trained, loss = _streamed(job, recorder, console, stop)
         stride = config.network.total_stride
         probes = [stride, config.training.patch]
-        (uri,) = stream(logged_model, where, trained.path, probes, promised, request=training_request(config))
+        request = training_request(config)
+        with recorder.phase("model check"):
+            (uri,) = stream(logged_model, where, trained.path, probes, promised, request=request, stop=stop)
         name_of_model = config.tracking.registered_model
         registered = register_model(where, uri, name_of_model).uri if registers and not parent else uri
         recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
         recorder.metrics({"model/parameters": trained.parameters})
+        recorder.describe(description(trained, loss, interpolation))
     network = read_network(trained.path)
     return TrainReport(
         run=folder,
@@ -117,21 +130,21 @@ def run_train(
     )
 
 
-def _streamed(job: TrainingJob, recorder: Recorder, console: "Console") -> tuple[TrainedModel, float]:
+def _streamed(
+    job: TrainingJob, recorder: Recorder, console: "Console", stop: Event | None
+) -> tuple[TrainedModel, float]:
     """Train in a process of its own; this one writes the curve, each point once however often it is told."""
-    known, validated = recorder.last_step("train/loss"), recorder.last_step("validation/psnr")
     loss = float("nan")
     total = job.config.training.steps
     with progress_bar(console, "Training", total) as advance:
-        for record in stream(run_training, job, request=training_request(job.config), grace=STOP_SECONDS):
+        request = training_request(job.config)
+        for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop):
             if isinstance(record, TrainingStep):
                 loss = record.loss
-                if record.step > known:
-                    recorder.metrics({"train/loss": loss, "train/learning_rate": record.learning_rate}, record.step)
+                recorder.metrics({"train/loss": loss, "train/learning_rate": record.learning_rate}, record.step)
                 advance(f"loss {loss:.4g}")
             elif isinstance(record, Validation):
-                if record.step > validated:
-                    recorder.metrics({"validation/psnr": record.psnr}, record.step)
+                recorder.metrics({"validation/psnr": record.psnr}, record.step)
                 console.print(f"Step {record.step}: validation {record.psnr:.2f} dB")
             else:
                 trained = record

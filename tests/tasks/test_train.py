@@ -91,6 +91,7 @@ def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_pa
     assert len(losses) == trained.steps == 8
     again = outcome(train(replace(job, resume=True)))
     assert again[2].steps == again[2].resumed_from == 8
+    assert again[1] == validations
     assert again[2].validation_psnr == trained.validation_psnr == max(one.psnr for one in validations)
     for one, other in zip(weights_of(trained), weights_of(again[2]), strict=True):
         np.testing.assert_array_equal(one, other)

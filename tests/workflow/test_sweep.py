@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from scipy.ndimage import gaussian_filter
 
 from configs.errors import ConfigError
 from configs.load import load_sweep
+from tests.processes import until
 from tests.tasks.small_training import SMALL
 from workflow.sweep_grid import trials
 
@@ -52,34 +55,44 @@ def test_a_configuration_without_a_sweep_is_told():
         trials({"a": list(range(30)), "b": list(range(30))})
 
 
-@pytest.fixture(scope="module")
-def swept(store, tmp_path_factory):
-    """A sweep of four trainings, one of which has no volume until the sweep is resumed."""
-    folder = tmp_path_factory.mktemp("sweep")
+def command(steps, *more):
+    rules = (*SMALL, f"training.steps={steps}", "data.held_out=null", "resources.workers=1")
+    words = [word for rule in rules for word in ("--set", rule)]
+    return [sys.executable, "-m", "workflow", "sweep", "sweep.yaml", "--out", "out", "--json", *words, *more]
+
+
+def environment():
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+
+
+def sweep(folder, steps, *more):
+    return subprocess.run(
+        command(steps, *more),
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def prepared(folder, name, varied):
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=(37, 60, 41)), 2) > 0
     image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.eye(4))
     nibabel.save(image, folder / "here.nii.gz")
-    content = {"degradation": "iso2x", "tracking": {"experiment": "swept", "registered_model": "swept"}}
-    varied = {"training.seed": [0, 1], "data.volumes": [["here.nii.gz"], ["late.nii.gz"]]}
+    content = {"degradation": "iso2x", "tracking": {"experiment": name, "registered_model": name}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content | {"sweep": varied}, sort_keys=False))
-    rules = (*SMALL, "training.steps=4", "data.held_out=null", "resources.workers=1")
 
-    def sweep(*more):
-        words = [word for rule in rules for word in ("--set", rule)]
-        return subprocess.run(
-            [sys.executable, "-m", "workflow", "sweep", "sweep.yaml", "--out", "out", "--json", *words, *more],
-            cwd=folder,
-            env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-            | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
 
-    first = sweep()
-    nibabel.save(image, folder / "late.nii.gz")
-    return first, sweep("--resume")
+@pytest.fixture(scope="module")
+def swept(store, tmp_path_factory):
+    """A sweep of four trainings, one volume of which is not there until the sweep is resumed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    prepared(folder, "swept", {"training.seed": [0, 1], "data.volumes": [["here.nii.gz"], ["late.nii.gz"]]})
+    first = sweep(folder, 4)
+    shutil.copy(folder / "here.nii.gz", folder / "late.nii.gz")
+    return first, sweep(folder, 4, "--resume")
 
 
 @pytest.mark.slow
@@ -110,3 +123,32 @@ def test_a_failure_is_its_own_and_resuming_runs_what_is_missing(swept, store):
         assert [point.step for point in client.get_metric_history(child.info.run_id, "train/loss")] == [1, 2, 3, 4]
     best = client.get_model_version_by_alias("swept", "challenger")
     assert best.run_id == parent.data.tags["best"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_four_trainings_two_at_a_time_are_stopped_and_resumed(store, tmp_path, number):
+    experiment = f"stopped {number.name}"
+    prepared(tmp_path, experiment, {"training.seed": [0, 1, 2, 3], "data.volumes": [["here.nii.gz"]]})
+    with subprocess.Popen(command(1500), cwd=tmp_path, env=environment(), stdout=-3, stderr=-3) as process:
+        until(lambda: len(list(tmp_path.glob("out/*/run.json"))) == 2, process)
+        until(lambda: list(tmp_path.glob("out/*/checkpoints/step-*.npz")), process)
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+    client = MlflowClient(store.uri)
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED"] * 3  # the parent and the two that had begun
+
+    done = sweep(tmp_path, 1500, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert [child["status"] for child in report["children"]] == ["done"] * 4
+    runs = client.search_runs([runs[0].info.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 5
+    for child in report["children"]:
+        history = client.get_metric_history(child["run_id"], "train/loss")
+        assert sorted(point.step for point in history) == list(range(1, 1501))
+    infos = {run.info.run_id: run.info for run in runs}
+    first, second, third, _ = (infos[child["run_id"]] for child in report["children"])
+    assert min(first.end_time, second.end_time) <= third.start_time

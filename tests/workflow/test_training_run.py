@@ -24,6 +24,7 @@ from tasks.network_file import read_network
 from tests.tasks.small_training import SMALL
 from tests.workflow.test_demo import ROOT, voxlift
 from workflow.evaluation import evaluate
+from workflow.verification import verify
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +138,17 @@ def warn(process):
     assert process.wait(20) == 128 + signal.SIGTERM
 
 
+def interrupt(process):
+    """Press Ctrl-C."""
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("stop", "status"), [(lose_power, "RUNNING"), (warn, "KILLED")])
-def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, reference, stop, status):
-    rules = settings(reference, "training.steps=200", "training.checkpoints.every=20")
+@pytest.mark.parametrize(("stop", "status"), [(lose_power, "RUNNING"), (warn, "KILLED"), (interrupt, "KILLED")])
+def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, reference, monkeypatch, stop, status):
+    validated = (f"data.validation=[{reference}]", "training.early_stopping={every: 5, patience: 100}")
+    rules = settings(reference, "training.steps=200", "training.checkpoints.every=20", *validated)
     whole = voxlift(tmp_path, "train", "demo", "--out", "whole", "--json", *rules)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "workflow", "train", "demo", "--out", "broken", "--json", *rules]
@@ -166,6 +174,18 @@ def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, r
     ):
         np.testing.assert_array_equal(mine, theirs)
     assert other["mlflow"]["run_id"] == address["run_id"]
-    curve = client.get_metric_history(other["mlflow"]["run_id"], "train/loss")
-    assert sorted(point.step for point in curve) == list(range(1, 201))
+    run = client.get_run(other["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    steps = {
+        name: [point.step for point in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+    }
+    assert all(len(set(found)) == len(found) for found in steps.values())
+    assert sorted(steps["train/loss"]) == sorted(steps["train/learning_rate"]) == list(range(1, 201))
+    assert sorted(steps["validation/psnr"]) == list(range(5, 201, 5))
+    assert run.data.metrics["validation/psnr_cubic"] > run.data.metrics["validation/psnr_trilinear"] > 0
+    assert "| restored |" in run.data.tags["mlflow.note.content"]
+    assert run.data.params["training.steps"] == "200"
+    assert len(run.inputs.dataset_inputs) == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address["tracking_uri"])
+    assert verify(run.info.run_id).damages == ()
     assert len(client.search_runs([client.get_run(other["mlflow"]["run_id"]).info.experiment_id])) == 2

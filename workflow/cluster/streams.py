@@ -12,6 +12,7 @@ import ray
 from workflow.cluster.request import Request, require_room
 from workflow.cluster.workers import fetch, plain_errors, prepare
 
+LOOK_SECONDS = 0.5
 # How a tracking store is entered: workers on other nodes do not inherit the driver's environment.
 CREDENTIALS = (
     "MLFLOW_TRACKING_USERNAME",
@@ -28,6 +29,7 @@ def stream(
     *arguments: Any,  # noqa: ANN401 - whatever the function takes
     request: Request,
     grace: float = 0.0,
+    stop: threading.Event | None = None,
 ) -> Generator[Any, None, None]:
     """Run a generator function in a process of its own and yield what it yields, as it does.
 
@@ -39,9 +41,11 @@ def stream(
         arguments: Of the function.
         request: What it asks of the cluster.
         grace: Seconds in which the function may end by itself once nobody listens; then its process is ended.
+        stop: Interrupts who listens, once it is set: in a thread that no signal reaches.
 
     Raises:
         ConfigError: The cluster has no room for it.
+        KeyboardInterrupt: `stop` was set.
         WorkerDiedError: The process died.
         Exception: What the function raised.
     """
@@ -49,14 +53,33 @@ def stream(
     remote = ray.remote(num_returns="streaming", max_retries=0, **request.options)(_streamed)
     references = remote.remote(function, arguments, request, _credentials(), asks=grace > 0)
     try:
-        for reference in references:
+        for reference in references if stop is None else _until_set(stop, references):
             yield fetch(reference)
-    finally:
-        # Of a stream that has ended there is nothing to cancel.
-        if grace:
-            ray.cancel(references, force=False)
-            ray.wait([references.completed()], timeout=grace)
-        ray.cancel(references, force=True)
+    except Exception:  # the work has ended by itself
+        raise
+    except BaseException:
+        _end(references, grace)
+        raise
+
+
+def _end(references: "ray.ObjectRefGenerator", grace: float) -> None:
+    """End the work that nobody listens to any more."""
+    if grace:
+        ray.cancel(references, force=False)
+        if ray.wait([references.completed()], timeout=grace)[0]:
+            return  # it has ended by itself
+    ray.cancel(references, force=True)
+
+
+def _until_set(stop: threading.Event, references: "ray.ObjectRefGenerator") -> "Iterator[ray.ObjectRef]":
+    while True:
+        while not ray.wait([references], timeout=LOOK_SECONDS)[0] or stop.is_set():
+            if stop.is_set():
+                raise KeyboardInterrupt
+        try:
+            yield next(references)
+        except StopIteration:
+            return
 
 
 def _streamed(

@@ -82,10 +82,6 @@ class Recorder:
                 del self._pending[:METRICS_PER_REQUEST]
             self._flushed = time.monotonic()
 
-    def last_step(self, key: str) -> int:
-        """Return the last step at which an earlier part of the run recorded a metric, 0 without any."""
-        return self._steps.get(key, 0)
-
     def next_step(self, prefix: str) -> int:
         """Return the first step that no metric of that prefix had when the run was opened."""
         return 1 + max((step for key, step in self._steps.items() if key.startswith(prefix)), default=-1)
