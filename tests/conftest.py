@@ -1,10 +1,14 @@
 import os
+import signal
 import socket
 
 # Nothing that a test starts reports to anyone, and TensorFlow keeps its remarks to itself.
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 import pytest
+
+# The background jobs of a shell, and all below them, ignore Ctrl-C; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def unused_port() -> int:
