@@ -21,6 +21,7 @@ from tasks.degrade import coarse_shape
 from tasks.devices import XLA, device_kind, layer_precision, mirrored_strategy
 from tasks.errors import InputError
 from tasks.model_card import add_card, make_card
+from tasks.optimizers import learning_rate_schedule, optimizer
 from tasks.patches import PatchSource
 from tasks.saved_models import load_model
 from tasks.training import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation
@@ -161,7 +162,7 @@ class Trainer:
         # Not by stride phases: they win 30 ms a step on the way forward and lose 110 on the way back.
         self.model = build_network(config.network, layer_precision(training.mixed_precision))
         self._schedule = learning_rate_schedule(training)
-        self.optimizer = _optimizer(training, self._schedule)
+        self.optimizer = optimizer(training, self._schedule)
         self.optimizer.build(self.model.trainable_variables)
         self._weights = [weight.value for weight in self.model.trainable_variables]
         self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
@@ -236,18 +237,6 @@ class Trainer:
         return loss
 
 
-def learning_rate_schedule(training: Training) -> keras.optimizers.schedules.LearningRateSchedule:
-    """A linear rise from zero over the warm-up, then half a cosine down to a fiftieth of the peak."""
-    warmup = min(training.warmup_steps, training.steps - 1)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else training.learning_rate,
-        decay_steps=max(1, training.steps - warmup),
-        alpha=0.02,
-        warmup_target=training.learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
-
-
 def patch_degradation(config: RunConfig) -> PatchDegradation:
     """The degradation of a run as losses apply it to patches."""
     patch, recipe = config.training.patch, config.degradation
@@ -293,11 +282,3 @@ def _sharp_spacing(volume: TrainingVolume, mixture: Mixture) -> Sequence[float]:
     """The mm per voxel at which a volume trains: across its slices only where it trains as it is."""
     spacing = volume.spacing or ()
     return spacing if mixture.volumes else spacing[1:]
-
-
-def _optimizer(training: Training, schedule: Any) -> keras.optimizers.Optimizer:  # noqa: ANN401 - a schedule
-    if training.optimizer == "sgd":
-        return keras.optimizers.SGD(schedule)
-    if training.optimizer == "adamw":
-        return keras.optimizers.AdamW(schedule, weight_decay=training.weight_decay)
-    return keras.optimizers.Adam(schedule)

@@ -17,6 +17,8 @@ from tasks.training import ValidationVolume
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+LEAST_GAIN = 1e-4  # dB; the same weights scored twice differ by 1e-8
+
 
 class Validator:
     """Scores weights on whole volumes and remembers the best.
@@ -64,7 +66,7 @@ class Validator:
         self._model.set_weights(weights)
         score = float(np.mean([self._score(volume) for volume in self._volumes]))
         self.history.append(score)
-        if score > self.best_psnr:
+        if score > self.best_psnr + LEAST_GAIN:
             self.best, self.best_psnr, self._misses = weights, score, 0
         else:
             self._misses += 1
