@@ -39,6 +39,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.robustness
 	$(BIN)/python -m benchmarks.tracking
+	$(BIN)/python -m benchmarks.dry_run
 
 lint: setup
 	$(BIN)/ruff format --check .

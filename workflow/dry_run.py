@@ -199,7 +199,7 @@ class _Trial:
                 self.estimates,
                 shards=sum(volume.shards for volume in planned),
                 overhead=overhead(planned),
-                shard_mib=Memory(_largest(planned).plan.shard_bytes / MIB),
+                shard_mib=Memory(_largest(planned).likely_bytes / MIB),
             )
         return planned
 
@@ -251,7 +251,7 @@ class _Trial:
         with self._checks.trying("shard", f"one of {largest.name}, twice", CLUSTER_CURE) as attempt:
             shard, started = rehearse_shard(largest, network, resources)
             self._starts = replace(self._starts, restoring=started)
-            memory = Memory(largest.plan.shard_bytes / MIB, shard.shard_bytes / MIB)
+            memory = Memory(largest.likely_bytes / MIB, shard.shard_bytes / MIB)
             restoring = restoring_seconds(planned, shard, largest, resources.workers)
             self.estimates = replace(self.estimates, shard_mib=memory, restoring_seconds=restoring)
             attempt.saw(f"{shard.seconds:.2f} s on {resources.cpus_per_worker} CPU threads")

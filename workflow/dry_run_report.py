@@ -33,7 +33,7 @@ class Estimates:
         seconds_per_step: While patches are drawn beside it.
         training_seconds: From the first patch to the last step.
         replica_mib: Of each model replica in training.
-        shard_mib: Of a worker for a shard, at most.
+        shard_mib: Of a worker for a shard of the volume that has the largest.
         shards: Of all volumes that would be restored.
         overhead: Voxels computed over voxels kept.
         restoring_seconds: From the first shard given out to the last one back.

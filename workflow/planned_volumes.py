@@ -24,6 +24,8 @@ from workflow.upscaling import Order, plan_volume
 from workflow.volume_work import VolumeWork
 
 CURE = "Raise resources.memory_budget_mib, or choose another --scale or --spacing."
+# The planner's figure is a bound that no shard has gone beyond; over thirteen plans they took 0.63 to 0.97 of it.
+LIKELY_SHARE = 0.78
 IN_FLIGHT = 2  # volumes whose cores lie on disk at one time: one is written while the next is restored
 
 
@@ -51,6 +53,11 @@ class PlannedVolume:
     def shards(self) -> int:
         """Over all time points."""
         return self.times * len(self.plan.shards)
+
+    @property
+    def likely_bytes(self) -> int:
+        """What a worker takes for a shard beyond an idle one, the planner's bound being the most."""
+        return int(LIKELY_SHARE * self.plan.shard_bytes)
 
     @property
     def voxels(self) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,13 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from configs.load import load_config
+from models.cost import Cost
+from models.graph import read_graph
+from models.receptive_field import receptive_field
 from tasks.geometry import Grid
 from tasks.model_card import add_card, make_card
+from tasks.rehearsal import RehearsedShard, RehearsedStep
+from tasks.shards import plan_shards
 from tasks.volumes import read_volume, write_volume
 from tests.conftest import unused_port
 from tests.networks import small_restorer
@@ -25,7 +31,11 @@ from tests.ray_nodes import ray_nodes
 from tests.tasks.small_training import SMALL
 from tests.tasks.small_training import volume as blobs
 from tests.workflow.test_demo import ROOT, voxlift
+from workflow.checklist import Checklist
 from workflow.dry_run import Asked, dry_run
+from workflow.job_estimate import restoring_seconds, seconds_per_step
+from workflow.planned_volumes import PlannedVolume
+from workflow.volume_checks import check_volumes
 
 # More than any machine of a test has: what needs a worker is not tried, and the test takes no time.
 TOO_MANY = "resources.workers=99"
@@ -223,6 +233,37 @@ def test_a_batch_that_does_not_divide_by_the_gpus_of_the_cluster(place):
     assert report["cluster"]["nodes"] == 2
     assert report["cluster"]["gpus"] == 4
     assert "received 2 over 3 GPUs. Take a batch_size of 3, or set training.replicas" in ran.stderr
+
+
+@pytest.mark.slow
+def test_much_to_read_is_read_by_processes_and_every_bad_volume_named(place, monkeypatch):
+    monkeypatch.setattr("workflow.volume_checks.PROCESSES_FROM", 0)
+    paths = [write(place / f"{number}.nii.gz", seed=number) for number in range(4)]
+    for number in (1, 3):
+        paths[number].write_bytes(paths[number].read_bytes()[:-300])
+    config = load_config("demo", [*SMALL, f"data.volumes={[str(path) for path in paths]}", "data.held_out=null"])
+    checks = Checklist()
+    seen = check_volumes(checks, config, [])
+    assert [fault.split(":")[0] for fault in checks.faults] == ["Cannot read 1.nii.gz", "Cannot read 3.nii.gz"]
+    assert seen.training == 2
+    assert seen.lesson is not None
+    assert seen.lesson.training.fine.shape == (22, 20, 24)
+
+
+def test_times_add_up():
+    network = small_restorer()
+    graph = read_graph(network.get_config())
+    plan = plan_shards((96, 128, 128), Cost(graph, receptive_field(graph)), 44)
+    volume = PlannedVolume("scan.nii", plan, coarse=list)  # type: ignore[arg-type] # never read
+    shard = RehearsedShard(first_seconds=3.0, seconds=2.0, shard_bytes=0)
+    one, two = (restoring_seconds([volume], shard, volume, workers) for workers in (1, 2))
+    count = len(plan.shards)
+    assert count > 2
+    assert one == pytest.approx(2 * count + 1)
+    assert two == pytest.approx(2 * -(-count // 2) + 1)
+    step = RehearsedStep(0.1, fill_seconds=1, first_seconds=2, step_seconds=0.5, patch_seconds=0.2, replica_bytes=0)
+    assert seconds_per_step(step, "CPU", threads=2) == pytest.approx(0.6)
+    assert seconds_per_step(replace(step, patch_seconds=1.4), "GPU", threads=2) == pytest.approx(0.7)
 
 
 # The network of the presets on patches and volumes that take seconds, not milliseconds.
