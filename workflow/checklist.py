@@ -114,5 +114,14 @@ def parts(fault: str, cure: str) -> tuple[str, str]:
     return fault, cure
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "node"), counted(3, "GPU")
+    ('1 node', '3 GPUs')
+    """
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 def _lines(said: Iterable[str]) -> str:
     return "\n".join(dict.fromkeys(said))

@@ -8,7 +8,7 @@ from configs.errors import ConfigError
 from configs.schema import RunConfig
 from tasks.rehearsal import BuiltNetwork
 from tasks.shards import MIB
-from workflow.checklist import Attempt, Checklist
+from workflow.checklist import Attempt, Checklist, counted
 from workflow.cluster import Request, cluster, require_room
 from workflow.cluster.inventory import Node, inventory
 from workflow.disk_space import standing_folder
@@ -26,7 +26,8 @@ def check_cluster(checks: Checklist, stack: ExitStack) -> tuple[Node, ...]:
         cpus, gpus, memory = (
             sum(values) for values in zip(*((node.cpus, node.gpus, node.memory_bytes) for node in nodes), strict=True)
         )
-        attempt.saw(f"{len(nodes)} nodes, {cpus} CPUs, {gpus} GPUs, {memory / MIB:.0f} MiB of memory")
+        parts = counted(len(nodes), "node"), counted(cpus, "CPU"), counted(gpus, "GPU")
+        attempt.saw(f"{', '.join(parts)}, {memory / MIB:.0f} MiB of memory")
     return nodes
 
 
@@ -37,7 +38,7 @@ def check_room(checks: Checklist, config: RunConfig) -> bool:
         Whether it can place the one that trains.
     """
     train, restore, workers = training_request(config), restoring_request(config.resources), config.resources.workers
-    tried = f"a training of {train}, {workers} restoring workers of {restore} each"
+    tried = f"a training of {train}, {counted(workers, 'restoring worker')} of {restore} each"
     with checks.trying("room", tried, "Ask for less with --set resources.…, or add nodes.") as attempt:
         lacking = [
             request for count, request in ((1, train), (workers, restore)) if not _placed(attempt, count, request)
@@ -67,14 +68,15 @@ def check_replicas(checks: Checklist, config: RunConfig) -> None:
                 f"Cannot train: training.batch_size must divide by the replicas, received {batch} over {count} GPUs."
                 f" Take a batch_size of {-(-batch // count) * count}, or set training.replicas."
             )
-        attempt.saw(f"{batch} patches a step, {batch // count} on each of {count} {'GPUs' if gpus else 'CPU replicas'}")
+        devices = counted(count, "GPU" if gpus else "CPU replica")
+        attempt.saw(f"batch of {batch}, {batch // count} on each of {devices}")
 
 
 def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, replica_bytes: int) -> None:
     """Compare what training takes, by the layers, with what the largest node has."""
     cure = "Take a smaller training.patch or training.batch_size."
     with checks.trying("memory", "what training takes by its layers, against the nodes", cure) as attempt:
-        replicas = f"{replica_bytes / MIB:.0f} MiB for each of {built.replicas} replicas"
+        replicas = f"{replica_bytes / MIB:.0f} MiB for each of {counted(built.replicas, 'replica')}"
         if built.device == "GPU":
             attempt.saw(f"{replicas}; the training step shows whether a GPU holds it")
             return

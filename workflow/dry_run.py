@@ -17,7 +17,7 @@ from tasks.rehearsal import BuiltNetwork, RehearsedStep
 from tasks.shards import MIB
 from tasks.target import Three
 from tasks.training_memory import replica_bytes
-from workflow.checklist import Checklist
+from workflow.checklist import Checklist, counted
 from workflow.cluster_checks import check_cluster, check_memory, check_replicas, check_room, check_shared
 from workflow.disk_space import check_room_on_disk, check_writable, training_needs
 from workflow.dry_run_report import DryRunReport, Estimates, Memory, cluster_report, in_order
@@ -80,7 +80,7 @@ def dry_run(asked: Asked, console: "Console") -> DryRunReport:
         console: For what is being tried.
     """
     began, checks, config = time.perf_counter(), Checklist(), None
-    tried = f"reading {asked.config}" + (f" with {len(asked.settings)} overrides" if asked.settings else "")
+    tried = f"reading {asked.config}" + (f" with {counted(len(asked.settings), 'override')}" if asked.settings else "")
     with checks.trying("configuration", tried, "Change the configuration or the --set option.") as attempt:
         config = load_config(asked.config, asked.settings)
         training = config.training
@@ -254,7 +254,7 @@ class _Trial:
             memory = Memory(largest.likely_bytes / MIB, shard.shard_bytes / MIB)
             restoring = restoring_seconds(planned, shard, largest, resources.workers)
             self.estimates = replace(self.estimates, shard_mib=memory, restoring_seconds=restoring)
-            attempt.saw(f"{shard.seconds:.2f} s on {resources.cpus_per_worker} CPU threads")
+            attempt.saw(f"{shard.seconds:.2f} s on {counted(resources.cpus_per_worker, 'CPU thread')}")
             attempt.saw(f"{memory.estimated:.0f} MiB estimated, {memory.measured:.0f} MiB taken")
 
     def _total(self, planned: Sequence[PlannedVolume]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tasks.check import Check
+from workflow.checklist import counted
 from workflow.cluster.inventory import Node
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def summary(report: DryRunReport) -> "list[RenderableType]":
     from rich.text import Text
 
     failed, warned = (sum(check.status == status for check in report.checks) for status in ("failed", "warning"))
-    verdict = f"{len(report.checks)} checks in {report.seconds:.0f} s: {failed} failed, {warned} warnings"
+    verdict = f"{len(report.checks)} checks in {report.seconds:.0f} s: {failed} failed, {counted(warned, 'warning')}"
     if failed and report.estimates.seconds_per_step is None:
         verdict += "; nothing was tried beyond them"
     table = Table("", "check", "tried", "seen", box=SIMPLE_HEAD, caption=verdict, caption_justify="left")

@@ -7,7 +7,7 @@ from models.shapes import Stage, describe
 from tasks.model_card import make_card
 from tasks.network_file import NetworkFile, parse_network
 from tasks.rehearsal import BuiltNetwork
-from workflow.checklist import Checklist
+from workflow.checklist import Checklist, counted
 from workflow.rehearsals import TrainingStand
 
 UNTRAINED = "untrained.keras"
@@ -41,7 +41,7 @@ def check_stages(checks: Checklist, config: RunConfig, stand: TrainingStand) -> 
                     f"Cannot trust the network: {name} is {_by(real)}, not {_by(predicted)} as predicted. {CURE}"
                 )
         attempt.saw(" → ".join(_by(shape) for shape in (latent, *(stage.output_shape for stage in report.stages))))
-        attempt.saw(f"{built.parameters} weights, {built.replicas} replicas on the {built.device}")
+        attempt.saw(f"{built.parameters} weights, {counted(built.replicas, 'replica')} on the {built.device}")
         for warning in report.warnings:
             attempt.remark(warning, CURE)
     return built

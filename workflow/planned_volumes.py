@@ -16,7 +16,7 @@ from tasks.network_file import NetworkFile
 from tasks.restore import CoarseVolume
 from tasks.shards import MIB, ShardPlan
 from tasks.volumes import Volume
-from workflow.checklist import Checklist
+from workflow.checklist import Checklist, counted
 from workflow.disk_space import VALUE_BYTES, Need
 from workflow.restoration import plan_restoration
 from workflow.training_data import Lesson
@@ -74,7 +74,9 @@ def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writ
         out: Folder of the outputs.
         writable: Whether it can be written: then that it takes each name is looked at, too.
     """
-    with checks.trying("outputs", f"the names of {len(sources)} outputs", "Choose another --out.") as attempt:
+    with checks.trying(
+        "outputs", f"the names of {counted(len(sources), 'output')}", "Choose another --out."
+    ) as attempt:
         outputs = output_paths(sources, out)
         for output in outputs if writable else ():
             try:
@@ -93,7 +95,7 @@ def plan_inputs(checks: Checklist, order: Order) -> list[PlannedVolume]:
         order: As `voxlift upscale` would take it.
     """
     planned = []
-    tried = f"{len(order.sources)} inputs cut for {order.network.name} by their headers"
+    tried = f"{counted(len(order.sources), 'input')} cut for {order.network.name} by header"
     with checks.trying("shard plan", tried, CURE) as attempt:
         for source in order.sources:
             try:
@@ -133,7 +135,7 @@ def check_range(checks: Checklist, network: NetworkFile, planned: Sequence[Plann
         trained: Whether what lies outside its range is a fault; of a network that is still to be trained, a remark.
     """
     cure = "Choose a model that was trained for it, or another --scale or --spacing."
-    tried = f"scale and spacing of {len(planned)} volumes against the card of {network.name}"
+    tried = f"scale and spacing of {counted(len(planned), 'volume')} against the card of {network.name}"
     with checks.trying("range of the model", tried, cure) as attempt:
         for volume in planned:
             for remark in volume.remarks:
@@ -186,8 +188,9 @@ def _overview(planned: Sequence[PlannedVolume], budget_mib: int) -> str:
     most = max(volume.plan.shard_bytes for volume in planned) / MIB
     least = max(volume.plan.smallest_bytes for volume in planned) / MIB
     reads = " and ".join(dict.fromkeys("x".join(map(str, volume.plan.read_shape)) for volume in planned[:2]))
+    shards = counted(sum(volume.shards for volume in planned), "shard")
     return (
-        f"{sum(volume.shards for volume in planned)} shards of {reads}{' …' if len(planned) > 2 else ''} voxels,"
+        f"{shards} of {reads}{' …' if len(planned) > 2 else ''} voxels,"
         f" {overhead(planned):.2f} voxels computed per voxel kept, at most"
         f" {most:.0f} MiB each of {budget_mib} MiB (least possible budget: {ceil(least)} MiB)"
     )

@@ -17,7 +17,7 @@ from tasks.errors import InputError
 from tasks.inputs import expand_inputs
 from tasks.preflight import preflight
 from tasks.template import template_path
-from workflow.checklist import Attempt, Checklist, sentence
+from workflow.checklist import Attempt, Checklist, counted, sentence
 from workflow.training_data import Lesson, lesson, require_named, training_paths, validation_volume
 
 Role = Literal["training", "validation", "input"]
@@ -79,7 +79,7 @@ def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) ->
     found: dict[tuple[Path, Role], Looked] = {}
     with checks.trying("data", f"every volume {READ}", CURE) as attempt:
         wanted = list(_wanted(attempt, config, given))
-        attempt.tried = f"{len(wanted)} volumes {READ}, several at a time"
+        attempt.tried = f"{counted(len(wanted), 'volume')} {READ}, several at a time"
         with _several(wanted) as pool:
             found = dict(zip(wanted, pool.map(partial(_looked, config), wanted), strict=True))
         for (path, _), looked in found.items():
