@@ -64,10 +64,7 @@ def choose_encoding(
     >>> choose_encoding("float64", 1, 0, None, None)
     Encoding(dtype='float32', slope=1.0, inter=0.0)
     """
-    before = np.dtype(stored)
-    name = before.name if before.name in WRITABLE and before.kind in "iu" else "float32"
-    if wanted is not None:
-        name = writable_name(wanted)
+    before, name = np.dtype(stored), stored_name(stored, wanted)
     if np.dtype(name).kind == "f":
         return Encoding(name)
     whole = before.kind in "iu"
@@ -81,6 +78,22 @@ def choose_encoding(
     spare = (high - low) / 10 or 1.0
     span = (high - low + 2 * spare) / (float(limits.max) - float(limits.min))
     return Encoding(name, span, low - spare - span * limits.min)
+
+
+def stored_name(stored: DTypeLike, wanted: DTypeLike | None) -> str:
+    """Name the dtype on disk of a volume that is made from another.
+
+    Args:
+        stored: The dtype of the input on disk.
+        wanted: The dtype that is asked for; None keeps integers and stores all else as float32.
+
+    Raises:
+        InputError: A dtype that is not written.
+    """
+    if wanted is not None:
+        return writable_name(wanted)
+    before = np.dtype(stored)
+    return before.name if before.name in WRITABLE and before.kind in "iu" else "float32"
 
 
 def writable_name(wanted: DTypeLike) -> str:

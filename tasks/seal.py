@@ -55,9 +55,16 @@ class Contracts(Frozen):
         """Return the content of the file."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
-    def damages(self, folder: Path) -> dict[str, list[str]]:
-        """Check every file below a folder; returns what is wrong, by path."""
+    def damages(self, folder: Path, *, alone: bool) -> dict[str, list[str]]:
+        """Check every file under contract below a folder; returns what is wrong, by path.
+
+        Args:
+            folder: Holds the files.
+            alone: Whether a file under no contract is wrong there.
+        """
         found = {path: seal.damages(folder / path) for path, seal in self.seals.items()}
+        if not alone:
+            return {path: said for path, said in found.items() if said}
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         for path in sorted(there - set(self.seals) - {CONTRACTS_FILE}):
             found[path] = ["it is under no contract of this run"]

@@ -6,6 +6,7 @@ import typer
 
 from configs.errors import ConfigError
 from models.errors import ShapeError
+from tasks.contract import ContractError
 from tasks.errors import InputError
 from workflow.commands import (
     compare,
@@ -59,6 +60,6 @@ def main() -> None:
     except (ConfigError, InputError, ShapeError) as error:
         print(f"voxlift: {error}", file=sys.stderr)  # noqa: T201 - the one place where an error meets a person
         sys.exit(2)
-    except RunError as error:
+    except (RunError, ContractError) as error:
         print(f"voxlift: {error}", file=sys.stderr)  # noqa: T201 - the same
         sys.exit(1)

@@ -21,11 +21,11 @@ from tasks.template import template_path
 from tasks.training import TrainedModel, TrainingJob, TrainingStep, run_training
 from tasks.volumes import read_volume, write_volume
 from workflow.cluster import cluster, stream
-from workflow.demo_quality import demo_quality
 from workflow.demo_report import DemoReport, InferenceReport, MlflowReport, TrainingReport, description
 from workflow.picture import comparison_picture
 from workflow.progress import progress_bar
 from workflow.provenance import record_setup
+from workflow.quality_cases import trial_case
 from workflow.quality_page import write_quality_page
 from workflow.resources import training_request
 from workflow.restoration import plan_restoration, restore_volume
@@ -81,7 +81,8 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: "C
             picture_path = folder / "comparison.png"
             _draw(picture_path, trial, restored, score_slab)
             page_path = folder / "quality.html"
-            write_quality_page(page_path, demo_quality(config, trial, restored, plan, psnr, ssim))
+            title, network = "restored volume of the demo", read_network(trained.path)
+            write_quality_page(page_path, trial_case(title, trial, restored, plan, network, config.degradation, scores))
         recorder.metrics({f"psnr/{name}": value for name, value in asdict(psnr).items()})
         recorder.metrics({f"ssim/{name}": value for name, value in asdict(ssim).items()})
         recorder.metrics({"shards/count": inference.shards, "shards/overhead": inference.overhead})

@@ -1,6 +1,6 @@
 """Evaluation: references are degraded, restored through the cluster, corrected and scored beside interpolation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,8 @@ from configs.degradation import Degradation
 from configs.schema import Resources
 from tasks.errors import InputError
 from tasks.network_file import NetworkFile
-from tasks.protocol import Score, Trial, degraded_trial
+from tasks.protocol import Score, Scores, Trial, degraded_trial
+from tasks.shards import ShardPlan
 from tasks.volumes import open_volume, read_volume
 from workflow.cluster import cluster
 from workflow.progress import progress_bar
@@ -20,6 +21,8 @@ from workflow.restoration import plan_restoration, restore_volume
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+OnScored = Callable[[Trial, NDArray[np.float32], ShardPlan, Scores], None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def evaluate(
     resources: Resources,
     mask: Path | None,
     console: "Console",
+    on_scored: OnScored | None = None,
 ) -> Evaluation:
     """Score a model on volumes.
 
@@ -89,13 +93,14 @@ def evaluate(
         resources: Workers and what each takes.
         mask: A volume on the references' grid: what is not 0 counts. The head by default.
         console: For progress and remarks.
+        on_scored: Told of each volume what was degraded, restored, and how it was cut and scored.
 
     Raises:
         InputError: A volume or the mask cannot be used.
     """
     inside = None if mask is None else _inside(mask, references)
     with cluster():
-        volumes = tuple(_scored(path, network, recipe, resources, inside, console) for path in references)
+        volumes = tuple(_scored(path, network, recipe, resources, inside, console, on_scored) for path in references)
     return Evaluation(recipe.name, volumes, _means(volumes), recipe)
 
 
@@ -125,6 +130,7 @@ def _scored(
     resources: Resources,
     inside: NDArray[np.bool_] | None,
     console: "Console",
+    on_scored: OnScored | None,
 ) -> VolumeScores:
     trial = degraded_trial(read_volume(path), recipe)
     remarks = _remarks(trial, network)
@@ -144,7 +150,10 @@ def _scored(
             on_progress=lambda progress: advance(f"{progress.workers} workers"),
         )
     corrected = trial.corrected(restored.voxels, recipe)
-    scores = trial.scores(trial.cropped(corrected.voxels), mask=inside)
+    cropped = trial.cropped(corrected.voxels)
+    scores = trial.scores(cropped, mask=inside)
+    if on_scored is not None:
+        on_scored(trial, cropped, plan, scores)
     return VolumeScores(path, scores.psnr, scores.ssim, scores.nmse, corrected.after, corrected.before, tuple(remarks))
 
 

@@ -1,16 +1,25 @@
 """An evaluation, kept in MLflow."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from configs.degradation import Degradation
 from configs.load import flatten
 from configs.schema import Resources
 from tasks.network_file import NetworkFile
+from tasks.protocol import Scores, Trial
+from tasks.shards import ShardPlan
 from workflow.evaluation import Evaluation, evaluate
-from workflow.provenance import record_environment
+from workflow.provenance import record_environment, record_network
+from workflow.quality_cases import trial_case
+from workflow.quality_page import write_quality_page
 from workflow.tracking import Recorder, input_volume, recorded_run
 
 if TYPE_CHECKING:
@@ -27,16 +36,40 @@ def recorded_evaluation(
     mask: Path | None,
     console: "Console",
 ) -> Evaluation:
-    """Score a model on volumes, as `evaluate`, and record it."""
+    """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
+    numbers = count(1)
     inputs = [input_volume(path, "reference", record_paths=False) for path in references]
     with recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}) as recorder:
         record_environment(recorder, "evaluate")
         recorder.inputs(inputs)
-        recorder.parameters({"model.sha256": network.digest, **flatten(recipe, "degradation")})
+        record_network(recorder, network)
+        recorder.parameters(flatten(recipe, "degradation"))
+
+        def page(trial: Trial, restored: NDArray[np.float32], plan: ShardPlan, scores: Scores) -> None:
+            number = next(numbers)
+            case = trial_case(f"volume {number}", trial, restored, plan, network, recipe, scores)
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / f"{number}.html"
+                write_quality_page(path, case)
+                recorder.artifact(path, "quality")
+            recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, number - 1)
+
         with recorder.phase("evaluation"):
-            evaluation = evaluate(references, network, recipe, resources, mask, console)
+            evaluation = evaluate(references, network, recipe, resources, mask, console, page)
         record_scores(recorder, evaluation)
+        recorder.describe(_description(evaluation))
     return evaluation
+
+
+def _description(evaluation: Evaluation) -> str:
+    """Describe the run in Markdown, for the head of its page."""
+    psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
+    rows = [
+        f"| {name} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"
+        for name in ("restored", "cubic", "trilinear")
+    ]
+    head = f"Means over {len(evaluation.volumes)} volume(s), degraded by {evaluation.degradation} and restored."
+    return "\n".join([head, "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows])
 
 
 def record_scores(recorder: Recorder, evaluation: Evaluation) -> None:

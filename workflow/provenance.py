@@ -14,6 +14,7 @@ import psutil
 
 from configs.load import flatten, resolved_yaml
 from configs.schema import RunConfig
+from tasks.network_file import NetworkFile
 from workflow.tracking import Recorder
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +57,14 @@ def record_environment(recorder: Recorder, command: str) -> None:
             **({"mlflow.source.git.commit": code["commit"]} if code["commit"] != "unknown" else {}),
         }
     )
+
+
+def record_network(recorder: Recorder, network: NetworkFile) -> None:
+    """Record which network restores: its digest, its size and, where it carries one, its card."""
+    recorder.parameters({"model.sha256": network.digest})
+    if network.card is not None:
+        recorder.metrics({"model/parameters": network.card.parameters})
+        recorder.text(network.card.markdown(), "model_card.md")
 
 
 def without_paths(config: RunConfig) -> RunConfig:

@@ -1,14 +1,14 @@
 """A super-resolution run: plan shown, volumes restored under a progress bar, record kept in MLflow."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from tasks.network_file import NetworkFile, read_network
 from workflow.cluster import cluster
 from workflow.progress import progress_bar
-from workflow.provenance import record_environment
 from workflow.restoration import Progress
-from workflow.tracking import Recorder, recorded_run, resolve_model
+from workflow.tracking import recorded_run, resolve_model
+from workflow.upscale_record import keep_output, record_order, record_report
 from workflow.upscale_report import MlflowAddress, UpscaleReport, understood
 from workflow.upscaling import Order, plan_volumes, upscale
 from workflow.volume_work import VolumeWork
@@ -56,30 +56,15 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
         progress_bar(console, "Restoring", shards) as advance,
     ):
         address = recorder.address
-        record_environment(recorder, "upscale")
+        record_order(recorder, order, [work for work in planned if isinstance(work, VolumeWork)])
 
         def told(progress: Progress) -> None:
             remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
             advance(remark, progress.shards)
 
-        report = upscale(replace(order, run_id=address.run_id), planned, told)
-        _record(recorder, order, report)
+        def written(work: VolumeWork) -> None:
+            keep_output(recorder, planned.index(work) + 1, work, console)
+
+        report = upscale(replace(order, run_id=address.run_id), planned, told, written)
+        record_report(recorder, report)
     return replace(report, mlflow=MlflowAddress(address.tracking_uri, address.experiment, address.run_id))
-
-
-def _record(recorder: Recorder, order: Order, report: UpscaleReport) -> None:
-    """Record what was done; no path and nothing from a header."""
-    resources = {f"resources.{key}": str(value) for key, value in order.resources.model_dump().items()}
-    recorder.parameters({**resources, "model.sha256": order.network.digest, "volumes": str(len(report.volumes))})
-    recorder.metrics({f"seconds.{kind}": seconds for kind, seconds in asdict(report.timings).items()})
-    recorder.metrics(
-        {
-            "seconds": report.seconds,
-            "voxels_per_second": report.voxels_per_second,
-            "peak_rss_mib": report.peak_rss_mib,
-            "failed": float(len(report.failed)),
-        }
-    )
-    for number, volume in enumerate(report.volumes):
-        if volume.consistency is not None:
-            recorder.metrics({"consistency": volume.consistency, "volume_seconds": volume.seconds}, number)

@@ -30,6 +30,8 @@ from workflow.restoration import Progress, Tally, restorers
 from workflow.upscale_report import Timings, UpscaleReport, VolumeReport, plan_report, sidecar, volume_report
 from workflow.volume_work import AbandonedError, Frame, VolumeWork
 
+OnWritten = Callable[[VolumeWork], None]
+
 
 @dataclass(frozen=True)
 class Order:
@@ -160,16 +162,22 @@ def upscale(
     order: Order,
     planned: Sequence[VolumeWork | InputError],
     on_progress: Callable[[Progress], None] | None = None,
+    on_written: OnWritten = lambda _: None,
 ) -> UpscaleReport:
     """Super-resolve the planned volumes, within `cluster()`.
+
+    Args:
+        order: What is to be done.
+        planned: By `plan_volumes`.
+        on_progress: Told whenever a shard is back.
+        on_written: Told of every written output, in the thread that writes; what it raises fails the volume.
 
     Raises:
         ConfigError: The cluster has no room for the workers.
         Exception: Why a volume failed, if it was asked to fail fast.
     """
     works = [work for work in planned if isinstance(work, VolumeWork)]
-    queue = _Queue(order, works)
-    seconds = 0.0
+    queue, seconds = _Queue(order, works, on_written), 0.0
     if works:
         shards = sum(work.shards for work in works)
         with queue, restorers(order.network, order.resources, shards) as crew:
@@ -201,9 +209,9 @@ def upscale(
 class _Queue:
     """The shards of all volumes in one row, while one thread reads ahead and another writes behind."""
 
-    def __init__(self, order: Order, works: Sequence[VolumeWork]) -> None:
+    def __init__(self, order: Order, works: Sequence[VolumeWork], on_written: OnWritten) -> None:
         self.total = Tally()
-        self._order, self._works = order, works
+        self._order, self._works, self._on_written = order, works, on_written
         self._ahead, self._behind = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     def __enter__(self) -> "_Queue":
@@ -284,6 +292,7 @@ class _Queue:
         try:
             work.write()
             write_sidecar(work.output.with_name(sidecar_name(work.output.name)), sidecar(work, self._order.run_id))
+            self._on_written(work)
             work.conclude()
         except AbandonedError:
             pass

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import nibabel
@@ -14,6 +15,9 @@ import pytest
 from mlflow import MlflowClient
 from scipy.ndimage import gaussian_filter
 
+from tests.browser import chromium, console_errors
+from tests.conftest import unused_port
+from tests.workflow.conftest import serving
 from workflow.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +62,8 @@ def affine():
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory, affine):
+def demo(tmp_path_factory, affine, any_store):
+    """Recorded where nothing names a store, in a SQLite file of its own, and by a real server."""
     folder = tmp_path_factory.mktemp("demo")
     random = np.random.default_rng(0)
     blobs = gaussian_filter(random.normal(size=(37, 60, 41)), 2) > 0
@@ -70,9 +75,23 @@ def demo(tmp_path_factory, affine):
     (folder / "jane").mkdir()
     nibabel.save(image, folder / "jane" / "blobs.nii.gz")
     overrides = [word for key in SMALL for word in ("--set", key)]
-    done = voxlift(folder, "demo", "--volume", "jane/blobs.nii.gz", "--out", "out", "--json", *overrides)
+    server = {"MLFLOW_TRACKING_URI": any_store.uri} if any_store.uri.startswith("http") else {}
+    arguments = ("demo", "--volume", "jane/blobs.nii.gz", "--out", "out", "--json", *overrides)
+    done = voxlift(folder, *arguments, environment=server)
     assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    report = json.loads(done.stdout)
+    assert report["mlflow"]["tracking_uri"] == (any_store.uri if server else f"sqlite:///{folder / 'mlflow.db'}")
+    return folder, report
+
+
+@pytest.fixture(scope="module")
+def kept(demo, any_store):
+    """Every file of the store in which the demo is recorded."""
+    if any_store.uri.startswith("http"):
+        places = [any_store.artifacts.parent / "server.db", *any_store.artifacts.rglob("*")]
+    else:
+        places = [demo[0] / "mlflow.db", *(demo[0] / "mlruns").rglob("*")]
+    return [path for path in places if path.is_file()]
 
 
 def test_the_report_holds_what_is_promised(demo):
@@ -91,9 +110,10 @@ def test_the_report_holds_what_is_promised(demo):
 
 
 def test_the_output_lies_where_the_reference_lay(demo, affine):
-    _, report = demo
+    folder, report = demo
     image = nibabel.load(report["output"])
     assert image.shape == (37, 60, 41)
+    np.testing.assert_allclose(image.affine, nibabel.load(folder / report["reference"]).affine, atol=1e-6)
     for found in (image.affine, image.get_qform(), image.get_sform()):
         np.testing.assert_allclose(found, affine, atol=1e-5)
     np.testing.assert_allclose(image.header.get_zooms(), [0.9, 1.1, 1.2], atol=1e-6)
@@ -126,10 +146,11 @@ def test_the_run_is_recorded_whole(demo):
     assert str(folder) not in str(run.data.to_dictionary())
 
 
-def test_nothing_recorded_names_a_person(demo):
+def test_nothing_recorded_names_a_person(demo, kept):
     """Neither the folder and name of the input nor what its header says; the output for the user keeps the header."""
-    folder, report = demo
-    for file in [folder / "mlflow.db", *(path for path in (folder / "mlruns").rglob("*") if path.is_file())]:
+    _, report = demo
+    assert len(kept) > 15
+    for file in kept:
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix == ".gz" else content
         for word in (b"jane", b"JANE", b"blobs"):
@@ -161,6 +182,29 @@ def test_the_run_tells_what_it_was_made_with(demo):
 def test_the_picture_is_there(demo):
     _, report = demo
     assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_page_of_the_run_opens_without_an_error(demo, tmp_path):
+    """MLflow's own page, opened as the demo says, and the QC page inside it."""
+    _, report = demo
+    uri, run_id = report["mlflow"]["tracking_uri"], report["mlflow"]["run_id"]
+    experiment = MlflowClient(tracking_uri=uri).get_run(run_id).info.experiment_id
+    with ExitStack() as stack:
+        if uri.startswith("sqlite"):
+            port = str(unused_port())
+            arguments = ("ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", port)
+            uri = f"http://127.0.0.1:{port}"
+            stack.enter_context(serving(tmp_path, f"{uri}/health", *arguments))
+        page = f"{uri}/#/experiments/{experiment}/runs/{run_id}"
+        for address, words in {
+            page: ("Degraded a volume of 37x60x41", "psnr/restored", "voxlift demo"),
+            f"{page}/artifacts/quality/quality.html": ("quality.html", "<iframe"),
+        }.items():
+            opened = chromium("--virtual-time-budget=30000", "--dump-dom", address)
+            assert console_errors(opened) == []
+            for word in words:
+                assert word in opened.stdout, (address, word)
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_a_killed_driver_is_resumed(job, moment):
     job.require_same(report, out)
     assert volume["shards_resumed"] == kept > 0
     left = {path.name for path in (job.folder / out).iterdir()}
-    assert left == {".voxlift", "head_sr.json", "head_sr.nii.gz"}
+    assert left == {".voxlift", "contracts.json", "head_sr.json", "head_sr.nii.gz", "head_sr_quality.html"}
 
 
 @pytest.fixture

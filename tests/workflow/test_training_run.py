@@ -101,6 +101,15 @@ def test_a_model_is_evaluated_beside_interpolation(trained, reference, mask):
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments, "tags.command = 'evaluate'")
     assert run.data.params["degradation.depth.blur_fwhm"] == str(recipe.depth.blur_fwhm)
+    assert run.data.params["model.sha256"] == read_network(folder / "run" / "model.keras").digest
+    assert f"| restored | {report['overall']['psnr']['restored']:.2f} |" in run.data.tags["mlflow.note.content"]
+    kept = [entry.path for entry in client.list_artifacts(run.info.run_id)]
+    assert sorted(kept) == ["contracts.json", "environment.json", "model_card.md", "quality"]
+    (page,) = client.list_artifacts(run.info.run_id, "quality")
+    content = Path(client.download_artifacts(run.info.run_id, page.path)).read_text()
+    assert "37 × 60 × 41" in content
+    assert "PSNR [dB], part that was scored" in content
+    assert "brain" not in content
 
 
 def test_a_mask_that_lies_elsewhere_is_refused(trained, reference, mask):

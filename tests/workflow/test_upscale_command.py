@@ -1,6 +1,8 @@
 """`voxlift upscale`: one JSON object, exit status, and what is recorded."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import keras
 import nibabel
@@ -11,12 +13,13 @@ from mlflow import MlflowClient
 from models.errors import ShapeError
 from tasks.errors import InputError
 from tasks.geometry import Grid
-from tasks.volumes import write_volume
+from tasks.volumes import write_slabs, write_volume
 from tests.networks import small_restorer
 from tests.tasks.damaged import CATALOGUE
 from tests.tasks.images import fifteen_storages
 from tests.workflow.light_restorer import LightRestorer
 from workflow.cli import app, main
+from workflow.verification import verify
 
 KEYS = {
     *("input", "output", "status", "input_shape", "output_shape", "output_spacing", "scale", "shards"),
@@ -64,10 +67,39 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
     assert {"volumes", "workers", "plan", "peak_rss_mib", "seconds", "voxels_per_second", "mlflow"} <= set(report)
     assert all(report["timings"][kind] > 0 for kind in ("reading", "resampling", "network", "writing"))
 
-    run = MlflowClient(report["mlflow"]["tracking_uri"]).get_run(report["mlflow"]["run_id"])
+    client = MlflowClient(report["mlflow"]["tracking_uri"])
+    run = client.get_run(report["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["failed"] == 1
+    assert {"failed": 1, "shards/count": 2}.items() <= run.data.metrics.items()
+    assert {"seconds/network", "shards/overhead", "volumes/consistency"} <= set(run.data.metrics)
+    assert run.data.params["upscale.spacing"] == "(0.5, 0.5, 0.5)"
+    assert "| 3 | done | 18 × 20 × 22 | 0.5 × 0.5 × 0.5 | 1 |" in run.data.tags["mlflow.note.content"]
     assert str(place) not in json.dumps([run.data.params, run.data.tags])
+    assert {json.loads(given.dataset.profile)["dtype"] for given in run.inputs.dataset_inputs} == {"float32"}
+    pages = [entry.path for entry in client.list_artifacts(run.info.run_id, "quality")]
+    assert pages == ["quality/1.html", "quality/3.html"]
+    for page in pages:
+        content = Path(client.download_artifacts(run.info.run_id, page)).read_text()
+        assert not [name for name in ("sub-01", "other_sr", "other.nii", str(place)) if name in content]
+    found = verify(run.info.run_id), verify(str(place / "out"))
+    assert [(one.artifacts, one.damages) for one in found] == [(4, ()), (6, ())]
+    (place / "out" / "other_sr_quality.html").write_text("<p>all is well")
+    (damage,) = verify(str(place / "out")).damages
+    assert damage.artifact == "other_sr_quality.html"
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_output_that_departs_from_its_grid_fails(place, model, monkeypatch, capfd):
+    def shifted(path, slabs, grid, *more):
+        write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
+
+    monkeypatch.setattr("workflow.volume_work.write_slabs", shifted)
+    options = ["--out", place / "out", "--model", model, "--scale", "2,2,2", "--workers", "1", "--json"]
+    assert upscale(place / "other.nii", *options) == 1
+    (volume,) = json.loads(capfd.readouterr().out)["volumes"]
+    assert volume["status"] == "failed"
+    departs = "other_sr.nii departs from its contract: its affine moves a corner of the field of view by 1 mm"
+    assert departs in volume["error"]
 
 
 @pytest.mark.usefixtures("ray_cluster")

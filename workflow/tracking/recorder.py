@@ -1,19 +1,18 @@
 """One run and its only writer: what it records, under which contracts, and how it ends."""
 
-import signal
-import sys
+import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from tasks.anonymous import anonymous_copy
 from tasks.artifact_contract import Contract, VolumeContract
 from tasks.seal import CONTRACTS_FILE, PLAIN, Contracts, ContractsError, Seal, file_digest, read_contracts, sealed
+from workflow.tracking.ending import exit_on_sigterm, uninterrupted
 from workflow.tracking.inputs import InputVolume, dataset_input
 from workflow.tracking.models import model_seals
 from workflow.tracking.store import RunAddress, experiment_id, opened_store, tracking_uri
@@ -28,7 +27,6 @@ INPUT_TURNS = 3
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 CONTRACTS_TAG = "voxlift.contracts"
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Recorder:
@@ -93,12 +91,23 @@ class Recorder:
         yield
         self.metrics({f"seconds/{name}": time.perf_counter() - started})
 
-    def artifact(self, path: Path, folder: str | None = None, contract: Contract = PLAIN) -> Seal:
+    def artifact(
+        self, path: Path, folder: str | None = None, contract: Contract = PLAIN, *, name: str | None = None
+    ) -> Seal:
         """Read a file back, check its contract, and record it in a folder of the run's artifacts.
+
+        Args:
+            path: The file.
+            folder: Of the run's artifacts.
+            contract: What the file promised.
+            name: Instead of the file's own, which may tell whose it is.
 
         Raises:
             ContractError: The file departs from its contract.
         """
+        if name is not None:
+            with tempfile.TemporaryDirectory() as scratch:
+                return self.artifact(Path(shutil.copyfile(path, Path(scratch) / name)), folder, contract)
         seal = sealed(path, contract)
         self._client.log_artifact(self.address.run_id, str(path), folder)
         self._seals[f"{folder}/{path.name}" if folder else path.name] = seal
@@ -207,7 +216,7 @@ def recorded_run(
     Raises:
         InputError: The store cannot be used.
     """
-    with _exit_on_sigterm():
+    with exit_on_sigterm():
         uri = tracking_uri()
         with opened_store("record", uri) as client:
             recorder = _resumed(client, uri, experiment, run_id) if run_id else None
@@ -224,7 +233,7 @@ def recorded_run(
             status = "KILLED"
             raise
         finally:
-            with _uninterrupted():
+            with uninterrupted():
                 recorder.end(status)
 
 
@@ -240,47 +249,3 @@ def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> 
                 seals = read_contracts(Path(scratch)).seals
     client.update_run(run_id, status="RUNNING")
     return Recorder(client, RunAddress(uri, experiment, run_id), steps, seals)
-
-
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exit, so that the run is ended as KILLED; only the main thread may."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    status = 128 + signal.SIGTERM
-    told = False
-
-    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a handler is called with
-        nonlocal told
-        if not told:  # batch systems tell more than once: what is being saved goes on
-            told = True
-            sys.exit(status)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    except SystemExit as left:
-        if told:  # Ray, waiting for its workers, makes another status of it
-            left.code = status
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has ended: a run that is being ended is ended."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in INTERRUPTS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])

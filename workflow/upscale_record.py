@@ -1,0 +1,124 @@
+"""What MLflow keeps of a super-resolution run, and the contracts and QC pages that stand beside its outputs."""
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.load import flatten
+from tasks.artifact_contract import VolumeContract, volume_contract
+from tasks.encoding import stored_name
+from tasks.naming import sidecar_name
+from tasks.seal import ContractsError, Seal, read_contracts, sealed, write_contracts
+from workflow.provenance import record_environment, record_network
+from workflow.quality_cases import upscaled_case
+from workflow.quality_page import write_quality_page
+from workflow.tracking import Recorder, input_volume
+from workflow.upscale_report import UpscaleReport
+from workflow.upscaling import Order
+from workflow.volume_work import VolumeWork
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PAGE_VOXELS = 1 << 27  # larger outputs get no QC page, which holds the volume several times: 4 GiB at this size
+
+
+def record_order(recorder: Recorder, order: Order, works: Sequence[VolumeWork]) -> None:
+    """Record what is to be done, from what and with what; no path and nothing from a header."""
+    recorder.inputs([input_volume(work.scan.path, "input", record_paths=False) for work in works])
+    record_environment(recorder, "upscale")
+    record_network(recorder, order.network)
+    asked = {name: getattr(order, name) for name in ("scale", "spacing", "slice_axis", "dtype", "correct")}
+    recipe = order.network.card.degradation if order.network.card else None
+    recorder.parameters(
+        {
+            **{f"upscale.{name}": str(value) for name, value in asked.items()},
+            **flatten(order.resources, "resources"),
+            **(flatten(recipe, "degradation") if recipe else {}),
+            "volumes": str(len(order.sources)),
+        }
+    )
+    if recipe:
+        recorder.tags({"degradation": recipe.name})
+
+
+def promised(work: VolumeWork) -> VolumeContract:
+    """What the output of a planned volume must be, whatever is computed."""
+    return volume_contract(work.target, stored_name(work.scan.header.dtype, work.dtype), work.times)
+
+
+def keep_output(recorder: Recorder, number: int, work: VolumeWork, console: "Console") -> None:
+    """Put a written output and what stands beside it under contract in their folder, and make its QC page.
+
+    Args:
+        recorder: Of the run.
+        number: Of the volume, by which MLflow knows it.
+        work: The volume, written.
+        console: For remarks.
+
+    Raises:
+        ContractError: The output departs from the target grid or its type.
+    """
+    folder, seals = work.output.parent, {work.output.name: sealed(work.output, promised(work))}
+    files = [work.output.with_name(sidecar_name(work.output.name))]
+    if prod(work.target.shape) <= PAGE_VOXELS:
+        page = files[0].with_name(f"{files[0].stem}_quality.html")
+        write_quality_page(page, upscaled_case(f"volume {number}", work))
+        recorder.artifact(page, "quality", name=f"{number}.html")
+        files.append(page)
+    else:
+        console.print(f"{work.scan.path.name}: too large for a QC page.", markup=False)
+    seals |= {file.name: sealed(file) for file in files}
+    write_contracts(folder, _known(folder) | seals, recorder.address.run_id)
+
+
+def record_report(recorder: Recorder, report: UpscaleReport) -> None:
+    """Record what was done; no path and nothing from a header."""
+    recorder.metrics({f"seconds/{kind}": seconds for kind, seconds in asdict(report.timings).items()})
+    recorder.metrics(
+        {
+            "seconds/restoring": report.seconds,
+            "voxels_per_second": report.voxels_per_second,
+            "peak_rss_mib": report.peak_rss_mib,
+            "failed": float(len(report.failed)),
+        }
+    )
+    if report.plan is not None:
+        recorder.metrics({"shards/count": sum(volume.shards for volume in report.volumes)})
+        recorder.metrics({"shards/overhead": report.plan.overhead})
+        recorder.text(json.dumps(asdict(report.plan), indent=1), "plan.json")
+    for number, volume in enumerate(report.volumes):
+        if volume.consistency is not None:
+            recorder.metrics({"volumes/consistency": volume.consistency, "volumes/seconds": volume.seconds}, number)
+    recorder.describe(_description(report))
+
+
+def _description(report: UpscaleReport) -> str:
+    """Describe the run in Markdown, for the head of its page."""
+    lines = [
+        f"{len(report.volumes) - len(report.failed)} of {len(report.volumes)} volume(s) super-resolved on"
+        f" {report.workers} worker(s), {report.voxels_per_second / 1e6:.2f} million voxels per second.",
+        "",
+        "| volume | status | voxels | mm | shards | seconds | consistency |",
+        "|---:|---|---|---|---:|---:|---:|",
+    ]
+    for number, volume in enumerate(report.volumes, start=1):
+        sizes, steps = (
+            " × ".join(f"{value:.4g}" for value in values or ())
+            for values in (volume.output_shape, volume.output_spacing)
+        )
+        left = "" if volume.consistency is None else f"{volume.consistency:.4f}"
+        shown = (volume.status, sizes, steps, str(volume.shards), f"{volume.seconds:.1f}", left)
+        lines.append(f"| {number} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _known(folder: Path) -> dict[str, Seal]:
+    """The seals of what earlier runs have written to a folder and what is still there."""
+    with suppress(ContractsError):
+        return {name: seal for name, seal in read_contracts(folder).seals.items() if (folder / name).is_file()}
+    return {}
