@@ -69,6 +69,8 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
     Raises:
         InputError: It is damaged, or belongs to another configuration.
     """
+    for torn in folder.glob(".*.partial.step-*.npz"):  # what a killed writer left
+        torn.unlink(missing_ok=True)
     files = _files(folder)
     if not files:
         return None

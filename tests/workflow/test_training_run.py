@@ -170,7 +170,9 @@ def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, r
     address = json.loads((tmp_path / "broken" / "run.json").read_text())
     client = MlflowClient(address["tracking_uri"])
     assert client.get_run(address["run_id"]).info.status == status
-    last = max(int(path.stem.removeprefix("step-")) for path in (tmp_path / "broken" / "checkpoints").iterdir())
+    last = max(
+        int(path.stem.removeprefix("step-")) for path in (tmp_path / "broken" / "checkpoints").glob("step-*.npz")
+    )
     again = voxlift(tmp_path, "train", "demo", "--out", "broken", "--resume", "--json", *rules)
     assert again.returncode == 0, again.stderr[-2000:]
     one, other = json.loads(whole.stdout), json.loads(again.stdout)
