@@ -1,0 +1,194 @@
+"""Jobs on a real Ray cluster of three nodes, with tokens, its job server and a real MLflow server: as if run here."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from datetime import datetime
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from tasks.geometry import Grid
+from tasks.volumes import write_volume
+from tests.processes import until
+from tests.ray_nodes import BIN, ray_nodes, token_authentication
+from tests.tasks.small_training import SMALL, volume
+from tests.workflow.conftest import tracking_server
+from tests.workflow.small_upscaling import ROOT, SmallUpscaling, digests, report_in
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+STEPS = 1500
+
+
+class Jobs:
+    """A cluster that takes jobs, seen from a client."""
+
+    def __init__(self, cluster, store):
+        self.environment = os.environ | cluster.environment
+        self.client = MlflowClient(store.uri)
+
+    def ray_job(self, *arguments, **environment):
+        return subprocess.run(
+            [BIN / "ray", "job", *arguments],
+            cwd=ROOT,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def submit(self, *command, options=()):
+        runtime = ("--runtime-env", "configs/cluster/runtime-env.yaml", "--working-dir", ".")
+        command = ("env", "VOXLIFT_COMMIT=0c4f110-dirty", "python", "-m", "workflow", *command)
+        return self.ray_job("submit", *runtime, *options, "--", *command)
+
+    def finished(self, *command):
+        """Run a job to its end; returns its report."""
+        done = self.submit(*command)
+        assert done.returncode == 0, done.stdout
+        return report_in(done.stdout)
+
+    def stopped(self, name, condition, *command):
+        """Run a job until a condition holds, then stop it; returns its log."""
+        assert self.submit(*command, options=("--no-wait", "--submission-id", name)).returncode == 0
+
+        until(condition)
+        stop = self.ray_job("stop", name)
+        assert stop.returncode == 0
+        told = re.findall(r"^(\d{4}-\S+ \S+)\t.*(?:Attempting to stop|was stopped)", stop.stdout, re.MULTILINE)
+        began, ended = map(datetime.fromisoformat, told)
+        assert (ended - began).total_seconds() < 20
+        assert "was stopped" in self.ray_job("status", name).stdout
+        return self.ray_job("logs", name).stdout
+
+    def last_run(self, experiment):
+        found = self.client.get_experiment_by_name(experiment)
+        return self.client.search_runs([found.experiment_id], order_by=["attributes.start_time DESC"])[0]
+
+    def status(self, report):
+        return self.client.get_run(report["mlflow"]["run_id"]).info.status
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """A head and two nodes with a logical GPU each: work that asks for a GPU is done away from the driver."""
+    folder = tmp_path_factory.mktemp("cluster")
+    with tracking_server(folder) as store:
+        environment = token_authentication(folder) | {"MLFLOW_TRACKING_URI": store.uri}
+        worker = "--num-cpus=1 --num-gpus=1"
+        with ray_nodes(
+            folder, "--num-cpus=1 --num-gpus=0", worker, worker, environment=environment, job_server=True
+        ) as cluster:
+            yield Jobs(cluster, store)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """A training in small, done here."""
+    folder = tmp_path_factory.mktemp("training")
+    scan = folder / "scan.nii.gz"
+    write_volume(scan, volume(), Grid((48, 48, 48), np.eye(4)))
+    rules = [*SMALL, f"data.volumes=[{scan}]", "data.held_out=null", "resources.workers=1", f"training.steps={STEPS}"]
+    # No checkpoint on the way: what a stopped training goes on from is what it left when it was told to stop.
+    rules.append(f"training.checkpoints.every={2 * STEPS}")
+
+    def command(out):
+        return ["train", "demo", "--out", str(folder / out), "--json", *(f"--set={rule}" for rule in rules)]
+
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    here = subprocess.run(
+        [sys.executable, "-m", "workflow", *command("here")],
+        cwd=ROOT,
+        env=environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert here.returncode == 0, here.stderr
+    return SimpleNamespace(folder=folder, command=command, report=json.loads(here.stdout))
+
+
+@pytest.fixture(scope="module")
+def upscaling(tmp_path_factory):
+    """An upscaling of six volumes in small, done here."""
+    work = SmallUpscaling(tmp_path_factory.mktemp("upscaling"), volumes=6, shape=(50, 60, 54)).prepare()
+    return SimpleNamespace(work=work, digests=work.run_here("here", "--workers", "1"))
+
+
+def require_same_weights(report, other):
+    mine, theirs = (keras.saving.load_model(one["model"], compile=False).get_weights() for one in (report, other))
+    for one, another in zip(mine, theirs, strict=True):
+        np.testing.assert_array_equal(one, another)
+    assert report["final_loss"] == other["final_loss"]
+
+
+def test_a_submitted_training_is_that_of_this_machine(jobs, training):
+    report = jobs.finished(*training.command("submitted"))
+    require_same_weights(report, training.report)
+    run = jobs.client.get_run(report["mlflow"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.source.git.commit"] == "0c4f110"
+    assert len(jobs.client.get_metric_history(run.info.run_id, "train/loss")) == STEPS
+
+
+def test_a_submitted_upscaling_is_that_of_this_machine(jobs, upscaling):
+    options = ("--workers", "2", "--gpus-per-worker", "1")
+    report = jobs.finished(*upscaling.work.command("submitted", *options))
+    assert digests(report) == upscaling.digests
+    assert jobs.status(report) == "FINISHED"
+
+
+def test_a_job_that_is_wrong_says_so_and_fails(jobs, upscaling):
+    done = jobs.submit(*upscaling.work.command("refused", "--workers", "2", "--gpus-per-worker", "2"))
+    assert done.returncode == 1
+    assert "Cannot start 2 workers of 1 CPU" in report_in(done.stdout)["error"]
+    assert "failed with exit code 2" in done.stdout
+
+
+def test_who_does_not_know_the_token_gets_nothing(jobs):
+    refused = jobs.ray_job("list", RAY_AUTH_MODE="disabled")
+    assert refused.returncode != 0
+    assert re.search(r"\b401\b|Unauthorized", refused.stdout)
+
+
+def test_a_stopped_training_goes_on_to_the_same_weights(jobs, training):
+    out = training.folder / "stopped"
+
+    def has_taken_steps():
+        if not (out / "run.json").exists():
+            return False
+        run = jobs.client.get_run(json.loads((out / "run.json").read_text())["run_id"])
+        return "train/loss" in run.data.metrics
+
+    log = jobs.stopped("training", has_taken_steps, *training.command("stopped"))
+    run_id = json.loads((out / "run.json").read_text())["run_id"]
+    assert jobs.client.get_run(run_id).info.status == "KILLED", log
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    report = jobs.finished(*training.command("stopped"), "--resume")
+    assert f"step-{report['resumed_from']:08d}.npz" == checkpoint.name
+    assert 0 < report["resumed_from"] < STEPS
+    require_same_weights(report, training.report)
+    assert report["mlflow"]["run_id"] == run_id
+    assert jobs.status(report) == "FINISHED"
+    curve = jobs.client.get_metric_history(run_id, "train/loss")
+    assert sorted(point.step for point in curve) == list(range(1, STEPS + 1))
+
+
+def test_a_stopped_upscaling_goes_on_to_the_same_bytes(jobs, upscaling):
+    options = ("--workers", "2", "--gpus-per-worker", "1")
+    work = upscaling.work
+    jobs.stopped("upscaling", lambda: work.cores("stopped") >= 2, *work.command("stopped", *options))
+    assert jobs.last_run("voxlift").info.status == "KILLED"
+    kept = work.cores("stopped")
+    report = jobs.finished(*work.command("stopped", *options), "--resume")
+    assert digests(report) == upscaling.digests
+    assert sum(one["shards_resumed"] for one in report["volumes"]) >= kept > 0
+    assert jobs.status(report) == "FINISHED"
