@@ -38,14 +38,12 @@ def record_setup(recorder: Recorder, config: RunConfig, command: str) -> None:
     shown = config if config.tracking.record_paths else without_paths(config)
     recorder.parameters(flatten(shown))
     recorder.text(resolved_yaml(shown), "config.yaml")
-    recorder.tags({"degradation": config.degradation.name, "seed": str(config.training.seed)})
-    record_environment(recorder, command)
+    record_environment(recorder, command, {"degradation": config.degradation.name, "seed": str(config.training.seed)})
 
 
-def record_environment(recorder: Recorder, command: str) -> None:
-    """Record the code, the versions and the hardware that a run goes by."""
+def record_environment(recorder: Recorder, command: str, tags: Mapping[str, str] | None = None) -> None:
+    """Record the code, the versions and the hardware that a run goes by, and more tags."""
     code, machine = code_state(), hardware()
-    recorder.text(json.dumps({"code": code, "versions": versions(), "hardware": machine}, indent=1), ENVIRONMENT)
     recorder.tags(
         {
             "mlflow.source.name": f"voxlift {command}",
@@ -55,8 +53,10 @@ def record_environment(recorder: Recorder, command: str) -> None:
             "hardware.cpu": machine["cpu"],
             "hardware.gpus": ", ".join(machine["gpus"]) or "none",
             **({"mlflow.source.git.commit": code["commit"]} if code["commit"] != "unknown" else {}),
+            **(tags or {}),
         }
     )
+    recorder.text(json.dumps({"code": code, "versions": versions(), "hardware": machine}, indent=1), ENVIRONMENT)
 
 
 def record_network(recorder: Recorder, network: NetworkFile) -> None:

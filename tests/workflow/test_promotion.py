@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 from rich.console import Console
+from scipy.ndimage import gaussian_filter
 
 import workflow.promotion as promotion
 import workflow.tracking as tracking
@@ -14,7 +16,6 @@ from tasks.errors import InputError
 from tasks.geometry import Grid
 from tasks.protocol import Score
 from tasks.volumes import write_volume
-from workflow.evaluation import Evaluation, Overall, VolumeScores
 from workflow.tracking.registry import aliased_version
 
 
@@ -56,45 +57,46 @@ def trained(folder, detail):
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     path = tmp_path_factory.mktemp("reference") / "reference.nii.gz"
-    voxels = np.random.default_rng(0).random((16, 16, 16), np.float32) * 100
-    write_volume(path, voxels, Grid((16, 16, 16), np.eye(4)))
+    blobs = gaussian_filter(np.random.default_rng(0).normal(size=(24, 32, 28)), 2) > 0
+    write_volume(path, (blobs * 90 + 10).astype(np.float32), Grid(blobs.shape, np.eye(4)))
     return path
 
 
-def test_the_alias_moves_only_to_what_is_no_worse(store, tmp_path, reference, monkeypatch):
-    first, champion = trained(tmp_path, 0.0)
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_alias_moves_only_to_what_is_no_worse(store, tmp_path, reference):
+    def promote():
+        recipe, resources = named_degradation("iso2x"), Resources(workers=1)
+        return promotion.promote("heads", [reference], recipe, resources, "promotions", Console(quiet=True))
+
+    client = MlflowClient(tracking.tracking_uri())
+    first, champion = trained(tmp_path, 0.1)
     assert (champion.version, champion.alias) == ("1", "champion")
     with pytest.raises(InputError, match="Cannot find the challenger of heads"):
-        promotion.promote("heads", [reference], named_degradation("iso2x"), Resources(), "promotions", Console())
+        promote()
 
-    # What Ray's workers compute is tested elsewhere; here the first model scores 30 dB and the other what it is given.
-    other: dict[str, float] = {}
-
-    def evaluated(references, network, *_):
-        decibels = 30.0 if network.content == first.read_bytes() else other["psnr"]
-        score, same = Score(decibels, 28, 27), Score(0.9, 0.8, 0.8)
-        volumes = [VolumeScores(path, score, same, same, 0, 0, ()) for path in references]
-        return Evaluation("iso2x", tuple(volumes), Overall(score, same, same, 0), named_degradation("iso2x"))
-
-    monkeypatch.setattr(promotion, "evaluate", evaluated)
     _, challenger = trained(tmp_path, 0.5)
     assert (challenger.version, challenger.alias) == ("2", "challenger")
-
-    other["psnr"] = 29.0
-    done = promotion.promote("heads", [reference], named_degradation("iso2x"), Resources(), "promotions", Console())
+    done = promote()
+    (found,) = done.scores
     assert not done.promoted
+    assert found.psnr["challenger"].restored < found.psnr["champion"].restored
+    assert found.psnr["challenger"].cubic == found.psnr["champion"].cubic
     assert aliased_version("heads", "champion").version == "1"
     assert tracking.resolve_model("models:/heads@champion").read_bytes() == first.read_bytes()
+    assert client.get_model_version("heads", "2").description == f"not promoted: {done.reason}"
+    run = client.get_run(done.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["psnr/challenger"] == found.psnr["challenger"].restored
+    assert run.data.tags["mlflow.note.content"] == f"Challenger 2 against champion 1: {done.reason}"
+    assert len(run.inputs.dataset_inputs) == 1
 
-    other["psnr"] = 30.5
-    done = promotion.promote("heads", [reference], named_degradation("iso2x"), Resources(), "promotions", Console())
+    better, _ = trained(tmp_path, 0.0)
+    done = promote()
     assert done.promoted
-    assert aliased_version("heads", "champion").version == "2"
-    assert tracking.resolve_model("models:/heads@champion").read_bytes() != first.read_bytes()
+    assert aliased_version("heads", "champion").version == "3"
+    assert tracking.resolve_model("models:/heads@champion").read_bytes() == better.read_bytes()
     assert tracking.resolve_model("models:/heads/1").read_bytes() == first.read_bytes()
-    from mlflow import MlflowClient
-
-    known = MlflowClient(tracking.tracking_uri()).get_model_version("heads", "2")
-    assert known.description == f"promoted: {done.reason}"
+    assert client.get_model_version("heads", "3").description == f"promoted: {done.reason}"
+    assert client.get_model_version("heads", "3").tags["promotion"] == "promoted"
     with pytest.raises(InputError, match="Cannot find the challenger"):
         aliased_version("heads", "challenger")
