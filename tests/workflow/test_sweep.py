@@ -121,8 +121,9 @@ def test_a_failure_is_its_own_and_resuming_runs_what_is_missing(swept, store):
         assert child.info.status == "FINISHED"
         assert "nii" not in child.info.run_name.replace("not-recorded.nii.gz", "")
         assert [point.step for point in client.get_metric_history(child.info.run_id, "train/loss")] == [1, 2, 3, 4]
-    best = client.get_model_version_by_alias("swept", "challenger")
-    assert best.run_id == parent.data.tags["best"]
+    # The first start has registered its best already: if it is still the best, it stays what it is.
+    registered = {version.run_id for version in client.search_model_versions("name = 'swept'")}
+    assert parent.data.tags["best"] in registered
 
 
 @pytest.mark.slow
