@@ -1,6 +1,7 @@
 """The rules of the house: which package may import which, and one door to each outside system."""
 
 import ast
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,14 @@ def test_help_loads_nothing_heavy():
     code = "from workflow.cli import app; app(['--help'], standalone_mode=False)"
     heavy = {"tensorflow", "keras", "ray", "mlflow", "nibabel", "numpy", "scipy", "matplotlib", "nilearn"}
     assert not loaded_by(code) & heavy
+
+
+def test_help_answers_in_a_second():
+    """Of a processor's time: what the clock says on a machine that does nothing else."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "workflow", "--help"], cwd=ROOT, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 def test_no_module_holds_more_than_one_idea():

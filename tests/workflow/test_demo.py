@@ -96,6 +96,8 @@ def kept(demo, any_store):
 
 def test_the_report_holds_what_is_promised(demo):
     _, report = demo
+    assert {"input", "output", "output_shape", "output_spacing", "picture"} <= set(report)
+    assert {"tracking_uri", "experiment", "run_id"} <= set(report["mlflow"])
     for measure in ("psnr", "ssim"):
         assert set(report[measure]) == {"restored", "cubic", "trilinear"}
         assert all(np.isfinite(value) for value in report[measure].values())

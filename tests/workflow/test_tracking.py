@@ -22,6 +22,7 @@ from tasks.errors import InputError
 from tasks.geometry import Grid
 from tasks.model_card import add_card, make_card
 from tasks.volumes import write_volume
+from workflow.provenance import record_setup
 from workflow.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,21 @@ def test_inputs_are_known_by_digest_and_geometry_and_not_by_name(client, tmp_pat
     assert [tag.value for tag in found.tags] == ["reference"]
     assert "jane" not in str(found.to_dictionary())
     assert str(path) in str(tracking.input_volume(path, "reference", record_paths=True))
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_paths_are_recorded_only_if_they_may(client, tmp_path, allowed):
+    config = load_config("demo", ["data.volumes=[home/jane/head.nii.gz]", f"tracking.record_paths={allowed}"])
+    with tracking.recorded_run("things", "setup") as recorder:
+        record_setup(recorder, config, "train")
+    run = client.get_run(recorder.address.run_id)
+    kept = Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))).read_text()
+    for told in (kept, str(run.data.to_dictionary())):
+        assert ("home/jane/head.nii.gz" in told) is allowed
+        assert ("not-recorded.nii.gz" in told) is not allowed
+    environment = Path(client.download_artifacts(run.info.run_id, "environment.json", str(tmp_path))).read_text()
+    assert {"code", "versions", "hardware"} == set(json.loads(environment))
+    assert {"code.dirty", "hardware.cpu", "seed", "degradation"} <= set(run.data.tags)
 
 
 def test_a_volume_that_departs_from_its_grid_fails_the_run(client, tmp_path):
