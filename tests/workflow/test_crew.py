@@ -11,6 +11,7 @@ import pytest
 
 from configs.errors import ConfigError
 from tasks.errors import InputError
+from tests.processes import until
 from workflow.cluster import RemoteWorker, Request, WorkerDiedError, WorkerError, require_room, share, stream
 from workflow.crew import Crew, Job
 
@@ -265,10 +266,7 @@ def test_a_stream_that_nobody_listens_to_ends(tmp_path):
     records = stream(write_forever, str(tmp_path / "log"), request=Request())
     process = next(records)
     records.close()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{process}").exists()
+    until(lambda: not Path(f"/proc/{process}").exists(), seconds=20)
 
 
 def write_forever(path):
@@ -297,10 +295,7 @@ def test_a_stream_with_grace_that_does_not_end_by_itself_is_ended():
     records = stream(deaf, request=Request(), grace=1.0)
     process = next(records)
     records.close()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{process}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{process}").exists()
+    until(lambda: not Path(f"/proc/{process}").exists(), seconds=20)
 
 
 def deaf(should_stop):
