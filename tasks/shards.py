@@ -94,8 +94,9 @@ class ShardPlan:
     def __str__(self) -> str:
         reads = "x".join(map(str, self.read_shape))
         needed, smallest = ceil(self.shard_bytes / MIB), ceil(self.smallest_bytes / MIB)
+        shards = "1 shard" if len(self.shards) == 1 else f"{len(self.shards)} shards"
         return (
-            f"{len(self.shards)} shards of {reads} voxels, {self.overhead:.2f} voxels computed per voxel kept,"
+            f"{shards} of {reads} voxels, {self.overhead:.2f} voxels computed per voxel kept,"
             f" about {needed} MiB and {self.shard_seconds:.1f} s of a CPU thread each (least possible budget:"
             f" {smallest} MiB)"
         )

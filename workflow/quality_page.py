@@ -162,8 +162,9 @@ def _draw_histogram(axes: "Axes", case: QualityCase) -> None:
     if case.truth is not None:
         volumes["truth"] = case.truth
     for name, volume in volumes.items():
-        counts, edges = np.histogram(volume[volume > 0.02], bins=BINS, range=(0, 1.3), density=True)
-        axes.plot((edges[1:] + edges[:-1]) / 2, counts, label=name, linewidth=1)
+        counts, edges = np.histogram(volume[volume > 0.02], bins=BINS, range=(0, 1.3))
+        # A volume may have no voxel in this range; NumPy's own density would then divide by nothing.
+        axes.plot((edges[1:] + edges[:-1]) / 2, counts / max(counts.sum(), 1), label=name, linewidth=1)
     axes.set(title="intensities of the head", xlabel="normalised intensity", yticks=[])
 
 

@@ -84,6 +84,11 @@ def test_differences_are_blue_below_and_red_above(head):
     assert (shown[:, 10:, 0] > shown[:, 10:, 2]).all()
 
 
+def test_a_volume_out_of_the_range_of_intensities_gets_its_page(head, tmp_path):
+    write_quality_page(tmp_path / "quality.html", case(head, restored=head + 2))
+    assert (tmp_path / "quality.html").stat().st_size > 0
+
+
 def test_the_page_stands_alone_and_escapes_what_it_shows(page):
     content = page.read_text()
     without_pictures = re.sub(r"[A-Za-z0-9+/=]{80,}", "", content)

@@ -190,8 +190,8 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(place, model
 def test_one_head_in_fifteen_storages_gives_one_restored_image(model, voxlift, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     aim = ["--out", str(tmp_path / "out"), "--model", str(model), "--scale", "2,2,2", "--dtype", "float32", "--json"]
-    status, out, _ = voxlift("upscale", *map(str, fifteen_storages(tmp_path)), *aim)
-    assert status == 0
+    status, out, err = voxlift("upscale", *map(str, fifteen_storages(tmp_path)), *aim)
+    assert status == 0, err
     outputs = [volume["output"] for volume in json.loads(out)["volumes"]]
     first, *others = (nibabel.as_closest_canonical(nibabel.load(path)) for path in outputs)
     assert len(others) == 14
