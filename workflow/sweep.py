@@ -17,7 +17,7 @@ from workflow.comparison import Comparison, compare
 from workflow.comparison_page import write_comparison
 from workflow.provenance import record_environment, without_paths
 from workflow.sweep_grid import Trial
-from workflow.tracking import Recorder, recorded_run, register_model
+from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.reading import RunRecord, read_curves, read_runs
 from workflow.tracking.registry import model_of_run
 from workflow.training_report import TrainReport
@@ -215,10 +215,8 @@ def _finished(folder: Path, trials: Sequence[Trial]) -> dict[int, RunRecord]:
 
 
 def _run_id(folder: Path, trial: Trial) -> str | None:
-    try:
-        return str(json.loads((folder / str(trial.number) / ADDRESS).read_text())["run_id"])
-    except FileNotFoundError:
-        return None
+    address = RunAddress.read(folder / str(trial.number) / ADDRESS)
+    return address.run_id if address else None
 
 
 def _name(trial: Trial, config: RunConfig) -> str:

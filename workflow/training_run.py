@@ -1,9 +1,7 @@
 """A training run: data read and checked, the training streamed from a worker, its curve and model kept in MLflow."""
 
-import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -93,8 +91,9 @@ def run_train(
     with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
         where = recorder.address
         require_shared(folder)
-        _write(folder / ADDRESS, json.dumps(asdict(where)))
-        _write(folder / CONFIG, resolved_yaml(config))
+        where.write(folder / ADDRESS)
+        with replacing(folder / CONFIG) as beside:
+            beside.write_text(resolved_yaml(config))
         if not recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
             recorder.inputs(training_inputs(config))
             record_setup(recorder, config, "train")
@@ -153,18 +152,10 @@ def _streamed(
 
 def _last_address(folder: Path) -> RunAddress | None:
     """Where the run in a folder is recorded; None where nothing was started."""
-    try:
-        address = RunAddress(**json.loads((folder / ADDRESS).read_text()))
-    except FileNotFoundError:
-        return None
-    if address.tracking_uri != tracking_uri():
+    address = RunAddress.read(folder / ADDRESS)
+    if address is not None and address.tracking_uri != tracking_uri():
         raise ConfigError(
             f"Cannot resume the run in {folder.name}: it is recorded in another tracking store than MLFLOW_TRACKING_URI"
             " and the working directory say now. Resume where it was started."
         )
     return address
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as beside:
-        beside.write_text(text)

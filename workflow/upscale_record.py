@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from configs.load import flatten
 from tasks.artifact_contract import VolumeContract, volume_contract
 from tasks.encoding import stored_name
-from tasks.naming import sidecar_name
+from tasks.naming import output_paths, sidecar_name
 from tasks.seal import ContractsError, Seal, read_contracts, sealed, write_contracts
-from workflow.provenance import record_environment, record_network
+from tasks.shard_store import content_key
+from workflow.provenance import ENVIRONMENT, record_environment, record_network
 from workflow.quality_cases import upscaled_case
 from workflow.quality_page import write_quality_page
 from workflow.tracking import Recorder, input_volume
@@ -27,16 +28,28 @@ if TYPE_CHECKING:
 PAGE_VOXELS = 1 << 27  # larger outputs get no QC page, which holds the volume several times: 4 GiB at this size
 
 
+def address_file(order: Order) -> Path:
+    """Where it is kept which run records an order, until it is done: who resumes it goes on in that run."""
+    outputs = [path.name for path in output_paths(order.sources, order.out)]
+    asked = {name: str(value) for name, value in _asked(order).items()}
+    key = content_key({"outputs": outputs, "model": order.network.digest, **asked})
+    return order.out / ".voxlift" / f"{key}.run.json"
+
+
+def _asked(order: Order) -> dict[str, object]:
+    return {name: getattr(order, name) for name in ("scale", "spacing", "slice_axis", "dtype", "correct")}
+
+
 def record_order(recorder: Recorder, order: Order, works: Sequence[VolumeWork]) -> None:
-    """Record what is to be done, from what and with what; no path and nothing from a header."""
+    """Record what is to be done, from what and with what, once; no path and nothing from a header."""
+    if recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
+        return
     recorder.inputs([input_volume(work.scan.path, "input", record_paths=False) for work in works])
-    record_environment(recorder, "upscale")
     record_network(recorder, order.network)
-    asked = {name: getattr(order, name) for name in ("scale", "spacing", "slice_axis", "dtype", "correct")}
     recipe = order.network.card.degradation if order.network.card else None
     recorder.parameters(
         {
-            **{f"upscale.{name}": str(value) for name, value in asked.items()},
+            **{f"upscale.{name}": str(value) for name, value in _asked(order).items()},
             **flatten(order.resources, "resources"),
             **(flatten(recipe, "degradation") if recipe else {}),
             "volumes": str(len(order.sources)),
@@ -44,6 +57,7 @@ def record_order(recorder: Recorder, order: Order, works: Sequence[VolumeWork]) 
     )
     if recipe:
         recorder.tags({"degradation": recipe.name})
+    record_environment(recorder, "upscale")
 
 
 def promised(work: VolumeWork) -> VolumeContract:

@@ -7,8 +7,8 @@ from tasks.network_file import NetworkFile, read_network
 from workflow.cluster import cluster
 from workflow.progress import progress_bar
 from workflow.restoration import Progress
-from workflow.tracking import recorded_run, resolve_model
-from workflow.upscale_record import keep_output, record_order, record_report
+from workflow.tracking import RunAddress, recorded_run, resolve_model, tracking_uri
+from workflow.upscale_record import address_file, keep_output, record_order, record_report
 from workflow.upscale_report import MlflowAddress, UpscaleReport, understood
 from workflow.upscaling import Order, plan_volumes, upscale
 from workflow.volume_work import VolumeWork
@@ -49,14 +49,20 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
             for line, style in [(understood(work), None), (work.plan, None), *((said, "yellow") for said in odd)]:
                 console.print(f"{work.scan.path.name}: {line}", style=style, markup=False)
             shards += work.shards
-    request = order.resources
+    request, kept = order.resources, address_file(order)
+    earlier = RunAddress.read(kept) if order.resume else None
+    if earlier is not None and earlier.tracking_uri != tracking_uri():
+        earlier = None  # recorded in another store: the cores are as good
     with (
-        recorded_run(EXPERIMENT, "upscale") as recorder,
+        recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None) as recorder,
         cluster(request.workers * request.cpus_per_worker),
         progress_bar(console, "Restoring", shards) as advance,
     ):
         address = recorder.address
-        record_order(recorder, order, [work for work in planned if isinstance(work, VolumeWork)])
+        works = [work for work in planned if isinstance(work, VolumeWork)]
+        if works:
+            address.write(kept)
+        record_order(recorder, order, works)
 
         def told(progress: Progress) -> None:
             remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
@@ -67,4 +73,5 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
 
         report = upscale(replace(order, run_id=address.run_id), planned, told, written)
         record_report(recorder, report)
+    kept.unlink(missing_ok=True)
     return replace(report, mlflow=MlflowAddress(address.tracking_uri, address.experiment, address.run_id))

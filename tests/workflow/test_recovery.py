@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
 
 from tasks.geometry import Grid
 from tasks.volumes import write_volume
@@ -49,6 +50,12 @@ class Job:
         told, _ = process.communicate(timeout=600)
         assert process.returncode == 0, (self.folder / "log").read_text()
         return json.loads(told)
+
+    def runs(self):
+        """The status of each run by its id."""
+        client = MlflowClient(f"sqlite:///{self.folder / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("voxlift")
+        return {run.info.run_id: run.info.status for run in client.search_runs([experiment.experiment_id])}
 
     def cores(self, out):
         return len(list((self.folder / out).glob(".voxlift/*/0/[!.]*.core")))
@@ -109,12 +116,15 @@ def test_a_killed_driver_is_resumed(job, moment):
     kept = job.cores(out)
     assert not (job.folder / out / "head_sr.nii.gz").exists()
     until(lambda: not any(map(alive, family)))
+    before = job.runs()
 
     volume = (report := job.finish(job.start(out, "--resume")))["volumes"][0]
     job.require_same(report, out)
     assert volume["shards_resumed"] == kept > 0
     left = {path.name for path in (job.folder / out).iterdir()}
     assert left == {".voxlift", "contracts.json", "head_sr.json", "head_sr.nii.gz", "head_sr_quality.html"}
+    assert job.runs() == before | {report["mlflow"]["run_id"]: "FINISHED"}
+    assert before[report["mlflow"]["run_id"]] == "RUNNING"
 
 
 @pytest.fixture

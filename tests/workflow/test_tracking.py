@@ -138,6 +138,16 @@ def test_a_resumed_run_logs_no_step_twice(client, tmp_path):
     assert set(json.loads((tmp_path / "contracts.json").read_text())["seals"]) == {"first.txt", "second.txt"}
 
 
+def test_a_run_that_was_deleted_gives_way_to_a_new_one(client):
+    with tracking.recorded_run("things", "deleted") as first:
+        pass
+    client.delete_run(first.address.run_id)
+    for gone in (first.address.run_id, "0" * 32):
+        with tracking.recorded_run("things", "again", gone) as second:
+            assert second.address.run_id != gone
+        assert client.get_run(second.address.run_id).info.status == "FINISHED"
+
+
 def test_inputs_are_known_by_digest_and_geometry_and_not_by_name(client, tmp_path):
     path = tmp_path / "jane_doe.nii.gz"
     write_volume(path, np.ones((3, 4, 5), np.float32), Grid((3, 4, 5), np.diag([1, 1, 2.5, 1])))

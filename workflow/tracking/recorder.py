@@ -206,7 +206,8 @@ def recorded_run(
     Args:
         experiment: Name of the experiment; made if it is not there.
         name: Name of the run.
-        run_id: A run of that experiment to go on with, instead of a new one: no step of a metric is logged again.
+        run_id: A run of that experiment to go on with, instead of a new one: no step of a metric is logged again. If it
+            was deleted, a new one is opened.
         parent: Id of the run whose child this one is.
         tags: Recorded before anything else.
 
@@ -237,9 +238,20 @@ def recorded_run(
                 recorder.end(status)
 
 
-def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> Recorder:
-    """Open a run again where it stopped."""
-    run = client.get_run(run_id)
+def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> Recorder | None:
+    """Open a run again where it stopped; None if it was deleted."""
+    from mlflow.entities import LifecycleStage
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return None
+    if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+        return None
     steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
     with tempfile.TemporaryDirectory() as scratch:
         seals: Mapping[str, Seal] = {}

@@ -1,14 +1,16 @@
 """Where runs are recorded: the store, its experiments, and the sentence when it cannot be used."""
 
 import fcntl
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.atomic import replacing
 from tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +40,19 @@ class RunAddress:
     tracking_uri: str
     experiment: str
     run_id: str
+
+    @classmethod
+    def read(cls, path: Path) -> "RunAddress | None":
+        """Return what `write` has left in a file, None where nothing was started."""
+        try:
+            return cls(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: Path) -> None:
+        """Leave it in a file, for who goes on with the run."""
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(asdict(self)))
 
 
 def tracking_uri() -> str:
