@@ -3,10 +3,13 @@
 For stride `s` the output splits into phases: along one axis, `out[n*s + p] = sum over t of x[n'] * w[t]` for the taps
 `t` with `n'*s + t - before = n*s + p`. Each phase is a convolution of the input with every s-th tap. Computed as one
 convolution with a channel per phase, whose kernel holds the taps of all phases side by side and zeros where a phase has
-none, followed by moving the phases from the channels into space.
+none, followed by moving the phases from the channels into space. The phases are those of a block of `s` outputs in a
+row, which begins where its outputs read the fewest inputs: kernel 4 and stride 2 read two of them and meet no zero,
+when the block begins one output before the volume.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import keras
@@ -15,29 +18,55 @@ from keras import ops
 
 # Filters up to which the phase form was faster: with one it was, with eight and more it was not.
 FASTER_UP_TO_FILTERS = 1
+# Channels that one instruction computes: fewer take as long. What is free is filled with the taps along an axis
+# without a stride, summed afterwards.
+LANES = 16
 
 
-def phase_taps(kernel_size: int, stride: int) -> tuple[int, list[list[int | None]]]:
-    """Which tap of a SAME transposed convolution meets which neighbour of an input voxel, along one axis.
+@dataclass(frozen=True)
+class PhaseBlock:
+    """What a block of outputs in a row reads, along one axis.
 
-    Returns:
-        The offset of the first neighbour, and for each phase the tap for each neighbour, None where there is none.
-
-    >>> phase_taps(4, 2)
-    (-1, [[3, 1, None], [None, 2, 0]])
+    Args:
+        start: Output with which the first block begins: 0, or negative where that reads fewer inputs.
+        first: The first input that the block reads, counted from that of its number.
+        taps: For each output of the block, the tap for each input that the block reads, None where there is none.
     """
-    before = max(0, kernel_size - stride) // 2
-    # Output n*stride + p reads input n + m by the tap t = p + before - m*stride.
-    offsets = [
+
+    start: int
+    first: int
+    taps: tuple[tuple[int | None, ...], ...]
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Zeros to put before and behind the input."""
+        return -self.first, self.first + len(self.taps[0]) - 1 + (self.start < 0)
+
+
+def phase_block(kernel_size: int, stride: int) -> PhaseBlock:
+    """Find the block of outputs of a SAME transposed convolution that reads the fewest inputs, along one axis.
+
+    >>> phase_block(4, 2).start, phase_block(4, 2).taps
+    (-1, ((2, 0), (3, 1)))
+    >>> phase_block(3, 2).start, phase_block(3, 2).taps
+    (0, ((2, 0), (None, 1)))
+    """
+    return min((_block(kernel_size, stride, -shift) for shift in range(stride)), key=lambda block: len(block.taps[0]))
+
+
+def _block(kernel_size: int, stride: int, start: int) -> PhaseBlock:
+    # Output n*stride + start + p reads input n + m by the tap t = start + p + before - m*stride.
+    shift = start + max(0, kernel_size - stride) // 2
+    read = [
         m
         for m in range(-kernel_size, kernel_size + 1)
-        if any(0 <= p + before - m * stride < kernel_size for p in range(stride))
+        if any(0 <= p + shift - m * stride < kernel_size for p in range(stride))
     ]
-    taps = [
-        [t if 0 <= (t := p + before - m * stride) < kernel_size else None for m in range(offsets[0], offsets[-1] + 1)]
+    taps = tuple(
+        tuple(t if 0 <= (t := p + shift - m * stride) < kernel_size else None for m in range(read[0], read[-1] + 1))
         for p in range(stride)
-    ]
-    return offsets[0], taps
+    )
+    return PhaseBlock(start, read[0], taps)
 
 
 @keras.saving.register_keras_serializable(package="voxlift")
@@ -46,34 +75,60 @@ class PhasedConv3DTranspose(keras.layers.Conv3DTranspose):  # type: ignore[misc]
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Upsample `(batch, depth, height, width, channels)` by the strides, to `filters` channels."""
+        blocks = [phase_block(size, stride) for size, stride in zip(self.kernel_size, self.strides, strict=True)]
+        summed = self._summed_axis()
         kernel = ops.pad(self.kernel, [(0, 1)] * 3 + [(0, 0)] * 2)  # a slice of zeros for the taps that are none
-        padding = [(0, 0)]
-        for axis, (size, stride) in enumerate(zip(self.kernel_size, self.strides, strict=True)):
-            first, taps = phase_taps(size, stride)
-            places = [size if tap is None else tap for phase in taps for tap in phase]
-            kernel = ops.take(kernel, np.array(places), axis=2 * axis)
+        for axis, (size, block) in enumerate(zip(self.kernel_size, blocks, strict=True)):
+            places = np.array([[size if tap is None else tap for tap in taps] for taps in block.taps])
+            if axis == summed:
+                places = places.T
+            kernel = ops.take(kernel, places.ravel(), axis=2 * axis)
             shape = ops.shape(kernel)
-            kernel = ops.reshape(kernel, (*shape[: 2 * axis], stride, len(taps[0]), *shape[2 * axis + 1 :]))
-            padding.append((-first, first + len(taps[0]) - 1))
-        # (phases, neighbours) per axis, filters, channels -> neighbours, channels, phases and filters
+            kernel = ops.reshape(kernel, (*shape[: 2 * axis], *places.shape, *shape[2 * axis + 1 :]))
+        # (phases, inputs) per axis, filters, channels -> inputs, channels, phases and filters
         kernel = ops.transpose(kernel, (1, 3, 5, 7, 0, 2, 4, 6))
+        phases_shape = ops.shape(kernel)[4:]
         kernel = ops.reshape(kernel, (*ops.shape(kernel)[:4], -1))
-        if all(before == after for before, after in padding):
-            phases = ops.conv(inputs, kernel, padding="same")
-        else:
-            phases = ops.conv(ops.pad(inputs, [*padding, (0, 0)]), kernel, padding="valid")
-        if self.use_bias:
-            phases = phases + ops.tile(self.bias, (prod(self.strides),))
-        return self.activation(_interleave(phases, self.strides, self.filters))
+        padded = ops.pad(inputs, [(0, 0), *(block.padding for block in blocks), (0, 0)])
+        phases = ops.conv(padded, kernel, padding="valid")
+        phases = ops.reshape(phases, (*ops.shape(phases)[:4], *phases_shape))
+        if summed is not None:
+            phases = _sum_shifted(phases, summed)
+        outputs = _interleave(phases, [block.start for block in blocks])
+        return self.activation(outputs + self.bias if self.use_bias else outputs)
+
+    def _summed_axis(self) -> int | None:
+        """The axis whose taps are computed side by side, if one has no stride and the channels are there for it."""
+        for axis, (size, stride) in enumerate(zip(self.kernel_size, self.strides, strict=True)):
+            if stride == 1 < size and self.filters * prod(self.strides) * size <= LANES:
+                return axis
+        return None
 
 
-def _interleave(phases: keras.KerasTensor, strides: Sequence[int], filters: int) -> keras.KerasTensor:
-    """Move phases from the channels into space."""
+def _sum_shifted(phases: keras.KerasTensor, axis: int) -> keras.KerasTensor:
+    """Add up the taps along an axis, which stand in the place of its phases, each where its input lies."""
+    taps = phases.shape[4 + axis]
+    parts = []
+    for tap in range(taps):
+        here = [slice(None)] * 8
+        here[1 + axis] = slice(tap, tap + 1 - taps or None)
+        here[4 + axis] = slice(tap, tap + 1)
+        parts.append(phases[tuple(here)])
+    return sum(parts[1:], start=parts[0])
+
+
+def _interleave(phases: keras.KerasTensor, starts: Sequence[int]) -> keras.KerasTensor:
+    """Move phases, `(batch, depth, height, width, phases of each axis, filters)`, into space; outputs from 0 on."""
     shape = ops.shape(phases)
-    split = ops.reshape(phases, (*shape[:4], *strides, filters))
-    moved = ops.transpose(split, (0, 1, 4, 2, 5, 3, 6, 7))
-    sizes = [shape[axis + 1] * stride for axis, stride in enumerate(strides)]
-    return ops.reshape(moved, (shape[0], *sizes, filters))
+    strides, filters = phases.shape[4:7], phases.shape[7]
+    moved = ops.transpose(phases, (0, 1, 4, 2, 5, 3, 6, 7))
+    sizes = [size * stride for size, stride in zip(shape[1:4], strides, strict=True)]
+    outputs = ops.reshape(moved, (shape[0], *sizes, filters))
+    kept = [
+        slice(-start, -(stride + start)) if start else slice(None)
+        for start, stride in zip(starts, strides, strict=True)
+    ]
+    return outputs[(slice(None), *kept)]
 
 
 def with_phases(model: keras.Model) -> keras.Model:

@@ -6,12 +6,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from configs.load import flatten
 from tasks.artifact_contract import VolumeContract, volume_contract
 from tasks.encoding import stored_name
-from tasks.naming import output_paths, sidecar_name
+from tasks.naming import output_paths, sidecar_name, split_name
 from tasks.seal import ContractsError, Seal, read_contracts, sealed, write_contracts
 from tasks.shard_store import content_key
 from workflow.provenance import ENVIRONMENT, record_environment, record_network
@@ -21,9 +20,6 @@ from workflow.tracking import Recorder, input_volume
 from workflow.upscale_report import UpscaleReport
 from workflow.upscaling import Order
 from workflow.volume_work import VolumeWork
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 PAGE_VOXELS = 1 << 27  # larger outputs get no QC page, which holds the volume several times: 4 GiB at this size
 
@@ -65,29 +61,46 @@ def promised(work: VolumeWork) -> VolumeContract:
     return volume_contract(work.target, stored_name(work.scan.header.dtype, work.dtype), work.times)
 
 
-def keep_output(recorder: Recorder, number: int, work: VolumeWork, console: "Console") -> None:
-    """Put a written output and what stands beside it under contract in their folder, and make its QC page.
+def keep_output(recorder: Recorder, work: VolumeWork) -> None:
+    """Put a written output and what stands beside it under contract in their folder.
+
+    Args:
+        recorder: Of the run.
+        work: The volume, written.
+
+    Raises:
+        ContractError: The output departs from the target grid or its type.
+    """
+    _page(work).unlink(missing_ok=True)  # of an output that is no more
+    beside = work.output.with_name(sidecar_name(work.output.name))
+    seals = {work.output.name: sealed(work.output, promised(work)), beside.name: sealed(beside)}
+    write_contracts(work.output.parent, _known(work.output.parent) | seals, recorder.address.run_id)
+
+
+def _page(work: VolumeWork) -> Path:
+    return work.output.with_name(f"{split_name(work.output.name)[0]}_quality.html")
+
+
+def keep_page(recorder: Recorder, number: int, work: VolumeWork) -> str:
+    """Make the QC page of a written output, beside it and in the run, unless an earlier run has made it.
 
     Args:
         recorder: Of the run.
         number: Of the volume, by which MLflow knows it.
         work: The volume, written.
-        console: For remarks.
 
-    Raises:
-        ContractError: The output departs from the target grid or its type.
+    Returns:
+        Why there is no page, "" if there is one.
     """
-    folder, seals = work.output.parent, {work.output.name: sealed(work.output, promised(work))}
-    files = [work.output.with_name(sidecar_name(work.output.name))]
-    if prod(work.target.shape) <= PAGE_VOXELS:
-        page = files[0].with_name(f"{files[0].stem}_quality.html")
-        write_quality_page(page, upscaled_case(f"volume {number}", work))
-        recorder.artifact(page, "quality", name=f"{number}.html")
-        files.append(page)
-    else:
-        console.print(f"{work.scan.path.name}: too large for a QC page.", markup=False)
-    seals |= {file.name: sealed(file) for file in files}
-    write_contracts(folder, _known(folder) | seals, recorder.address.run_id)
+    page = _page(work)
+    if page.exists():
+        return ""
+    if prod(work.target.shape) > PAGE_VOXELS:
+        return "too large for a QC page"
+    write_quality_page(page, upscaled_case(f"volume {number}", work))
+    recorder.artifact(page, "quality", name=f"{number}.html")
+    write_contracts(page.parent, _known(page.parent) | {page.name: sealed(page)}, recorder.address.run_id)
+    return ""
 
 
 def record_report(recorder: Recorder, report: UpscaleReport) -> None:

@@ -1,6 +1,7 @@
 """A super-resolution run: plan shown, volumes restored under a progress bar, record kept in MLflow."""
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tasks.network_file import NetworkFile, read_network
@@ -8,7 +9,7 @@ from workflow.cluster import cluster
 from workflow.progress import progress_bar
 from workflow.restoration import Progress
 from workflow.tracking import RunAddress, recorded_run, resolve_model, tracking_uri
-from workflow.upscale_record import address_file, keep_output, record_order, record_report
+from workflow.upscale_record import address_file, keep_output, keep_page, record_order, record_report
 from workflow.upscale_report import MlflowAddress, UpscaleReport, understood
 from workflow.upscaling import Order, plan_volumes, upscale
 from workflow.volume_work import VolumeWork
@@ -53,25 +54,29 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
     earlier = RunAddress.read(kept) if order.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
         earlier = None  # recorded in another store: the cores are as good
-    with (
-        recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None) as recorder,
-        cluster(request.workers * request.cpus_per_worker),
-        progress_bar(console, "Restoring", shards) as advance,
-    ):
+    works = {number: work for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
+    with recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None) as recorder:
         address = recorder.address
-        works = [work for work in planned if isinstance(work, VolumeWork)]
         if works:
             address.write(kept)
-        record_order(recorder, order, works)
+        record_order(recorder, order, list(works.values()))
+        with (
+            cluster(request.workers * request.cpus_per_worker),
+            progress_bar(console, "Restoring", shards) as advance,
+        ):
 
-        def told(progress: Progress) -> None:
-            remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
-            advance(remark, progress.shards)
+            def told(progress: Progress) -> None:
+                remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
+                advance(remark, progress.shards)
 
-        def written(work: VolumeWork) -> None:
-            keep_output(recorder, planned.index(work) + 1, work, console)
-
-        report = upscale(replace(order, run_id=address.run_id), planned, told, written)
+            report = upscale(replace(order, run_id=address.run_id), planned, told, partial(keep_output, recorder))
         record_report(recorder, report)
+        # Only now: they would take the time of the workers, and an output is worth having without its page.
+        done = {number: work for number, work in works.items() if work.failure is None}
+        with progress_bar(console, "QC pages", len(done)) as advance:
+            for number, work in done.items():
+                if missing := keep_page(recorder, number, work):
+                    console.print(f"{work.scan.path.name}: {missing}.", markup=False)
+                advance("")
     kept.unlink(missing_ok=True)
     return replace(report, mlflow=MlflowAddress(address.tracking_uri, address.experiment, address.run_id))

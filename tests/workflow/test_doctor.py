@@ -212,8 +212,8 @@ def test_the_reference_is_that_of_the_tests(kernel_size, strides):
 
 
 def test_a_wrong_transposed_convolution_is_found(tmp_path, monkeypatch):
-    right = models.phases.phase_taps
-    monkeypatch.setattr(models.phases, "phase_taps", lambda k, s: (right(k, s)[0], right(k, s)[1][::-1]))
+    right = models.phases.phase_block
+    monkeypatch.setattr(models.phases, "phase_block", lambda k, s: replace(block := right(k, s), taps=block.taps[::-1]))
     found = only(tensorflow_checks(tmp_path), "transposed convolution")
     assert found.status == "failed"
     assert found.cure
