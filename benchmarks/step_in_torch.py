@@ -40,10 +40,12 @@ class Same(nn.Module):
 
 
 class Restorer(nn.Module):
-    """What `models.restorer.build_restorer` builds, with concatenated skips and leaky ReLU."""
+    """What `models.restorer.build_restorer` builds, with leaky ReLU."""
 
-    def __init__(self, latent_filters: int, stages: list[dict[str, Any]], convolutions: list[int]) -> None:
+    def __init__(self, latent_filters: int, stages: list[dict[str, Any]], convolutions: list[int], skip: str) -> None:
         super().__init__()
+        self.concatenates = skip == "concatenate"
+        joined = 2 if self.concatenates else 1
         filters = [latent_filters, *(stage["filters"] for stage in stages[:-1])]
         self.down, self.up, self.after_down, self.after_up = (nn.ModuleList() for _ in range(4))
         inputs = 1
@@ -59,9 +61,9 @@ class Restorer(nn.Module):
             times = convolutions[level + 1] if level + 1 < len(stages) else 0
             inputs = stage["filters"]
             self.after_up.append(
-                nn.ModuleList(Same((1 if turn else 2) * inputs, inputs, (3, 3, 3)) for turn in range(times))
+                nn.ModuleList(Same((1 if turn else joined) * inputs, inputs, (3, 3, 3)) for turn in range(times))
             )
-            inputs = inputs if times else 2 * inputs
+            inputs = inputs if times else joined * inputs
 
     def forward(self, resampled: torch.Tensor) -> torch.Tensor:
         """Restore."""
@@ -75,7 +77,8 @@ class Restorer(nn.Module):
             tensor = up(tensor)
             if level + 1 == len(self.up):
                 return resampled + tensor
-            tensor = torch.cat([leaky_relu(tensor), encoded[-2 - level]], 1)
+            upsampled, skipped = leaky_relu(tensor), encoded[-2 - level]
+            tensor = torch.cat([upsampled, skipped], 1) if self.concatenates else upsampled + skipped
             for convolution in after:
                 tensor = leaky_relu(convolution(tensor))
         raise AssertionError("there is a last stage")
@@ -85,7 +88,7 @@ def main() -> None:
     asked = json.load(sys.stdin)
     torch.set_num_threads(asked["threads"])
     torch.manual_seed(0)
-    model = Restorer(asked["latent_filters"], asked["stages"], asked["convolutions"]).to(
+    model = Restorer(asked["latent_filters"], asked["stages"], asked["convolutions"], asked["skip"]).to(
         memory_format=torch.channels_last_3d
     )
     optimizer = torch.optim.Adam(model.parameters(), 1e-4)

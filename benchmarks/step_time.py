@@ -26,6 +26,7 @@ def network() -> dict[str, object]:
         "latent_filters": chosen.latent_filters,
         "stages": [stage.model_dump() for stage in chosen.stages],
         "convolutions": chosen.convolutions_per_level,
+        "skip": chosen.skip,
         "patch": PATCH,
         "batch_size": BATCH,
         "steps": STEPS,
@@ -40,11 +41,12 @@ def ours() -> None:
     import tensorflow as tf
 
     from configs.schema import Network
+    from models.gradients import with_fast_gradients
     from tasks.train import build_network
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     keras.utils.set_random_seed(0)
-    model = build_network(Network())
+    model = with_fast_gradients(build_network(Network()))
     optimizer = keras.optimizers.Adam(1e-4)
     optimizer.build(model.trainable_variables)
     random = np.random.default_rng(0)

@@ -28,21 +28,25 @@ def stages(*filters_and_strides: tuple[int, tuple[int, int, int]]) -> str:
     return f"network.stages=[{', '.join(listed)}]"
 
 
-PLANE, ALL, SLICES = (1, 2, 2), (2, 2, 2), (4, 2, 2)
-FOUR = ((32, ALL), (32, ALL), (24, ALL), (1, PLANE))
+PLANE, ALL = (1, 2, 2), (2, 2, 2)
+COARSE_AT_ONCE = ((32, PLANE), (32, ALL), (24, ALL), (1, ALL))
+PLANE_FIRST = ((32, ALL), (32, ALL), (24, ALL), (1, PLANE))
+CONCATENATED = "network.skip=concatenate"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "iso2x: default, four stages 32-32-24": ("iso2x", ()),
+    "iso2x: default, coarse grid at once, 32-32-24": ("iso2x", ()),
+    "plane first, 32-32-24": ("iso2x", (stages(*PLANE_FIRST),)),
+    "plane first, 32-32-24, concatenated skips": ("iso2x", (stages(*PLANE_FIRST), CONCATENATED)),
     "three stages 32-24": ("iso2x", (stages((32, ALL), (24, ALL), (1, (2, 4, 4))), "network.convolutions=[0, 1, 1]")),
     "a convolution at every level": ("iso2x", ("network.convolutions=1",)),
     "no convolution but the strided": ("iso2x", ("network.convolutions=0",)),
-    "narrow, 32-32-16": ("iso2x", (stages((32, ALL), (32, ALL), (16, ALL), (1, PLANE)),)),
-    "coarse grid at once, 32-48-32": ("iso2x", (stages((32, PLANE), (48, ALL), (32, ALL), (1, ALL)),)),
-    "additive skips": ("iso2x", ("network.skip=add",)),
+    "narrow, 32-32-16": ("iso2x", (stages((32, PLANE), (32, ALL), (16, ALL), (1, ALL)),)),
+    "wide, 32-48-32": ("iso2x", (stages((32, PLANE), (48, ALL), (32, ALL), (1, ALL)),)),
+    "concatenated skips": ("iso2x", (CONCATENATED,)),
     "ReLU": ("iso2x", ("network.activation=relu",)),
     "L1 alone": ("iso2x", ("training.losses={l1: 1}",)),
     "the template alone": ("iso2x", ("data.mixture={volumes: 1}",)),
     "thick4x: default, slices at once": ("thick4x", ()),
-    "four stages 32-32-24 as iso2x": ("thick4x", (stages(*FOUR),)),
+    "default of iso2x": ("thick4x", (stages(*COARSE_AT_ONCE),)),
 }
 
 

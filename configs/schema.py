@@ -44,13 +44,13 @@ class Network(Section):
 
     latent_filters: int = Field(64, gt=0)
     stages: Annotated[tuple[StageConfig, ...], Field(min_length=1)] = (
-        StageConfig(filters=32, kernel_size=(4, 4, 4), strides=(2, 2, 2)),
+        StageConfig(filters=32, kernel_size=(3, 4, 4), strides=(1, 2, 2)),
         StageConfig(filters=32, kernel_size=(4, 4, 4), strides=(2, 2, 2)),
         StageConfig(filters=24, kernel_size=(4, 4, 4), strides=(2, 2, 2)),
-        StageConfig(filters=1, kernel_size=(3, 4, 4), strides=(1, 2, 2)),
+        StageConfig(filters=1, kernel_size=(4, 4, 4), strides=(2, 2, 2)),
     )
     convolutions: NotNegative | tuple[NotNegative, ...] = (0, 0, 1, 1)
-    skip: Literal["concatenate", "add"] = "concatenate"
+    skip: Literal["concatenate", "add"] = "add"
     activation: Literal["leaky_relu", "relu", "gelu", "silu"] = "leaky_relu"
 
     @model_validator(mode="after")

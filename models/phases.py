@@ -8,7 +8,7 @@ row, which begins where its outputs read the fewest inputs: kernel 4 and stride 
 when the block begins one output before the volume.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -75,9 +75,14 @@ class PhasedConv3DTranspose(keras.layers.Conv3DTranspose):  # type: ignore[misc]
 
     def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         """Upsample `(batch, depth, height, width, channels)` by the strides, to `filters` channels."""
+        outputs = self.transposed(inputs, self.kernel)
+        return self.activation(outputs + self.bias if self.use_bias else outputs)
+
+    def transposed(self, inputs: keras.KerasTensor, kernel: keras.KerasTensor) -> keras.KerasTensor:
+        """Compute the transposed convolution alone, without bias and activation."""
         blocks = [phase_block(size, stride) for size, stride in zip(self.kernel_size, self.strides, strict=True)]
         summed = self._summed_axis()
-        kernel = ops.pad(self.kernel, [(0, 1)] * 3 + [(0, 0)] * 2)  # a slice of zeros for the taps that are none
+        kernel = ops.pad(kernel, [(0, 1)] * 3 + [(0, 0)] * 2)  # a slice of zeros for the taps that are none
         for axis, (size, block) in enumerate(zip(self.kernel_size, blocks, strict=True)):
             places = np.array([[size if tap is None else tap for tap in taps] for taps in block.taps])
             if axis == summed:
@@ -94,8 +99,7 @@ class PhasedConv3DTranspose(keras.layers.Conv3DTranspose):  # type: ignore[misc]
         phases = ops.reshape(phases, (*ops.shape(phases)[:4], *phases_shape))
         if summed is not None:
             phases = _sum_shifted(phases, summed)
-        outputs = _interleave(phases, [block.start for block in blocks])
-        return self.activation(outputs + self.bias if self.use_bias else outputs)
+        return _interleave(phases, [block.start for block in blocks])
 
     def _summed_axis(self) -> int | None:
         """The axis whose taps are computed side by side, if one has no stride and the channels are there for it."""
@@ -136,18 +140,23 @@ def with_phases(model: keras.Model) -> keras.Model:
 
     It is faster for one filter, as in the last stage of an upsampler, and slower for eight and more.
     """
+    return with_layers(model, lambda layer: PhasedConv3DTranspose if faster_by_phases(layer) else type(layer))
 
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        if (
-            type(layer) is keras.layers.Conv3DTranspose
-            and layer.filters <= FASTER_UP_TO_FILTERS
-            and (layer.padding, layer.output_padding, layer.data_format) == ("same", None, "channels_last")
-            and set(layer.dilation_rate) == {1}
-        ):
-            return PhasedConv3DTranspose.from_config(config)
-        return type(layer).from_config(config)
 
-    phased = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    phased.set_weights(model.get_weights())
-    return phased
+def faster_by_phases(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is a transposed convolution that phases compute, and faster."""
+    return (
+        type(layer) is keras.layers.Conv3DTranspose
+        and layer.filters <= FASTER_UP_TO_FILTERS
+        and (layer.padding, layer.output_padding, layer.data_format) == ("same", None, "channels_last")
+        and set(layer.dilation_rate) == {1}
+    )
+
+
+def with_layers(model: keras.Model, kind: Callable[[keras.layers.Layer], type[keras.layers.Layer]]) -> keras.Model:
+    """Return the network with each layer made anew as the class that `kind` tells, weights copied."""
+    changed = keras.models.clone_model(
+        model, clone_function=lambda layer: kind(layer).from_config(layer.get_config()), recursive=True
+    )
+    changed.set_weights(model.get_weights())
+    return changed

@@ -86,7 +86,7 @@ def test_the_preset_is_fitted_to_volume_and_scale(folder):
     preset = config(folder, "thick")
     assert preset.degradation.scale == (4, 1, 1)
     assert preset.data.volumes == (folder / "thick.nii.gz",)
-    assert (preset.resources.workers, preset.training.steps) == (3, 1600)
+    assert (preset.resources.workers, preset.training.steps) == (3, 2000)
     assert config(folder, "thick", scale=(2, 1, 1)).degradation.scale == (2, 1, 1)
     assert config(folder, "thicker", spacing=(1, 1, 1)).degradation.scale == (6, 1, 1)
     assert config(folder, "thick", "thicker", settings=["training.steps=7"]).training.steps == 7
