@@ -72,21 +72,24 @@ def whole(path: Path) -> dict[str, float]:
 
 
 def sharded(path: Path, budget: int) -> dict[str, float]:
+    from tasks.intensity import Intensity
     from tasks.network_file import read_network
     from tasks.restore import Restorer
     from tasks.shards import plan_shards
 
     file = read_network(path)
     plan = plan_shards(GRID, file.cost, budget)
-    network = Restorer(file.name, file.content, THREADS).network
+    restorer, unchanged = Restorer(file.name, file.content, THREADS), Intensity(0, 1)
     voxels, restored = volume(), np.empty(GRID, np.float32)
 
     def restore() -> None:
         for shard in plan.shards:
             read = tuple(slice(*side) for side in shard.read)
-            restored[tuple(slice(*side) for side in shard.core)] = network(voxels[read])[shard.crop]
+            restored[tuple(slice(*side) for side in shard.core)] = restorer.restored(voxels[read], unchanged)[
+                shard.crop
+            ]
 
-    network(voxels[:8, :16, :16])
+    restorer.restored(voxels[:8, :16, :16], unchanged)
     idle = peak_mib()
     seconds = timed(restore)
     return {

@@ -32,7 +32,7 @@ PEER_PACKAGES = ("torch==2.13.0", "monai==1.6.1")
 BUDGET = 2000  # the default of the command
 TIGHT_BUDGET = 1000
 ROUNDS = 2
-VOLUMES = 32  # for a job of half a minute
+VOLUMES = 80  # for a job of half a minute
 Row = dict[str, Any]
 
 

@@ -65,17 +65,3 @@ def restore(normalised: NDArray[np.float32], intensity: Intensity) -> NDArray[np
     """Undo `normalise` (without clip)."""
     low, span = np.float32(intensity.low), np.float32(intensity.high - intensity.low)
     return np.asarray(normalised, np.float32) * span + low
-
-
-def unclip(restored: NDArray[np.float32], resampled: NDArray[np.float32], clip: float) -> NDArray[np.float32]:
-    """Give back to a restored volume what clipping its input took away.
-
-    A network that was trained within 0..clip sees `clip(resampled)` and adds detail to it. What lay outside, vessels or
-    metal above, ringing below, is added again unchanged: `restored + (resampled − clip(resampled))`.
-
-    Args:
-        restored: What the network made of the clipped input, normalised.
-        resampled: The resampled input on the same grid, normalised, not clipped.
-        clip: The limit that was used.
-    """
-    return restored + (resampled - np.clip(resampled, 0, np.float32(clip)))

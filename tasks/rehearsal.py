@@ -15,6 +15,7 @@ import psutil
 
 from configs.schema import RunConfig
 from tasks.blocks import TrainingVolume
+from tasks.intensity import Intensity
 from tasks.patches import LANES, PATCHES, PatchSource, block_number
 from tasks.restore import CoarseVolume, Restorer
 from tasks.shards import Shard
@@ -196,7 +197,9 @@ class ShardRehearsal:
 
     def __init__(self, name: str, content: bytes, threads: int, total_stride: tuple[int, int, int]) -> None:
         self._restorer = Restorer(name, content, threads)
-        self._restorer.network(np.zeros(total_stride, np.float32))  # traced, and so idle as workers are idle
+        self._restorer.restored(
+            np.zeros(total_stride, np.float32), Intensity(0, 1)
+        )  # traced, and so idle as workers are idle
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RehearsedShard:
         """Restore a shard."""

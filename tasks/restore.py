@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.intensity import CLIP, Intensity, normalise, restore, unclip
+from tasks.intensity import CLIP, Intensity
 from tasks.resample import resample_window
 from tasks.shards import MIB, Shape, Shard
 
@@ -40,8 +40,8 @@ class RestoredCore:
 
     Args:
         voxels: float32 of the core's shape, in the unit of the file.
-        resample_seconds: Time spent resampling and normalising.
-        network_seconds: Time spent in the network.
+        resample_seconds: Time spent resampling.
+        network_seconds: Time spent in the network, intensities mapped there and back.
         rss_mib: The largest resident memory that the worker has had, MiB.
     """
 
@@ -59,9 +59,6 @@ class Restorer:
         content: The bytes of the `.keras` file.
         threads: CPU threads that TensorFlow may use.
 
-    Attributes:
-        network: From a normalised `(depth, height, width)` in multiples of the total stride to its restored voxels.
-
     Raises:
         InputError: The bytes are no model that safe mode admits.
     """
@@ -78,22 +75,32 @@ class Restorer:
             path = Path(folder) / name
             path.write_bytes(content)
             model = with_phases(load_model(path))
-        # One trace for every shape: a plan has one shape of read, but every volume has a plan of its own.
-        signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32)]
-        network = tf.function(lambda volume: model(volume, training=False), signature, jit_compile=XLA[device_kind()])
-        self.network: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda volume: network(
-            tf.constant(volume[None, ..., None])
-        ).numpy()[0, ..., 0]
+        # One trace for every shape: a plan has one shape of read, but every volume has a plan of its own. Intensities
+        # are mapped in it too, where all threads do it.
+        signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32), *[tf.TensorSpec([], tf.float32)] * 2]
+
+        @tf.function(input_signature=signature, jit_compile=XLA[device_kind()])  # type: ignore[untyped-decorator] # no types
+        def restored(resampled: tf.Tensor, low: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
+            normalised = (resampled - low) / span
+            seen = tf.clip_by_value(normalised, 0.0, CLIP)
+            # What clipping took away, vessels or metal above, ringing below, is added again unchanged.
+            return (model(seen, training=False) + (normalised - seen)) * span + low
+
+        self._restored: Callable[..., Any] = restored
+
+    def restored(self, resampled: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
+        """Restore a resampled volume in the unit of the file, `(depth, height, width)` in multiples of the stride."""
+        span = np.float32(intensity.high - intensity.low)
+        restored: NDArray[np.float32] = self._restored(resampled[None, ..., None], intensity.low, span).numpy()
+        return restored[0, ..., 0]
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
         """Restore one shard."""
         started = time.perf_counter()
         resampled = resample_window(volume.voxels, volume.target_shape, shard.read, "cubic")
-        resampled = normalise(resampled, volume.intensity)
         resampled_at = time.perf_counter()
-        restored = self.network(np.clip(resampled, 0, CLIP))[shard.crop]
+        core = self.restored(resampled, volume.intensity)[shard.crop]
         restored_at = time.perf_counter()
-        core = restore(unclip(restored, resampled[shard.crop], CLIP), volume.intensity)
         return RestoredCore(core, resampled_at - started, restored_at - resampled_at, peak_rss() / MIB)
 
 

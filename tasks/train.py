@@ -260,7 +260,9 @@ def patch_dataset(source: PatchSource, training: Training, steps_taken: int = 0)
         steps_taken: Batches to leave out.
 
     Returns:
-        Endless batches of (input, target, weight), float32; `(batch, depth, height, width, 1)` twice and `(batch,)`.
+        Batches of (input, target, weight) up to the last step, float32; `(batch, depth, height, width, 1)` twice and
+        `(batch,)`. It ends with the training: what is still being drawn when an iterator goes holds its process up, a
+        minute and more was seen.
     """
 
     def draw(index: Any) -> tuple[Any, Any, Any]:  # noqa: ANN401 - a NumPy scalar of TensorFlow's making
@@ -273,7 +275,7 @@ def patch_dataset(source: PatchSource, training: Training, steps_taken: int = 0)
         return tf.ensure_shape(resampled, shape), tf.ensure_shape(fine, shape), tf.ensure_shape(weight, ())
 
     return (
-        tf.data.Dataset.counter(steps_taken * training.batch_size)
+        tf.data.Dataset.range(steps_taken * training.batch_size, training.steps * training.batch_size)
         .map(patch, num_parallel_calls=2, deterministic=True)
         .batch(training.batch_size, drop_remainder=True)
         .prefetch(8)
