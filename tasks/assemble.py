@@ -12,6 +12,7 @@ from tasks.consistency import Change, axis_matrices, explain, noise_level
 from tasks.geometry import NetworkAxes
 from tasks.intensity import Intensity
 from tasks.scan import SLAB_VOXELS
+from tasks.separable import along
 from tasks.shard_store import ShardStore
 from tasks.shards import Interval, Shape, Shard, ShardPlan
 
@@ -122,7 +123,7 @@ class Assembly:
                     continue
                 rows = np.flatnonzero(matrix[:, low:high].any(axis=1))
                 window.append(slice(rows[0], rows[-1] + 1) if rows.size else slice(0))
-                part = np.moveaxis(np.tensordot(matrix[window[-1], low:high], part, (1, axis)), 0, axis)
+                part = along(axis, matrix[window[-1], low:high], part)
             again[tuple(window)] += part
         return coarse - again
 

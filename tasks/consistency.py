@@ -17,10 +17,12 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 
 from configs.degradation import AxisDegradation, Degradation
 from tasks.degrade import coarse_shape, degrade
 from tasks.errors import InputError
+from tasks.separable import along
 
 TOLERANCE = 1e-4  # root mean square of the remainder, in normalised intensity
 SMALLEST = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
@@ -80,7 +82,7 @@ class Change:
         # The axes that shrink come first: less is carried through the others.
         for axis in sorted(range(3), key=growth):
             basis, part = self.bases[axis], rows[axis]
-            change = change[(slice(None),) * axis + (part,)] if basis is None else _along(axis, basis[part], change)
+            change = change[(slice(None),) * axis + (part,)] if basis is None else along(axis, basis[part], change)
         return np.ascontiguousarray(change)
 
 
@@ -217,15 +219,18 @@ def squared_singular(axes: Sequence[AxisFactors | None], sizes: Sequence[int]) -
 
 def _damping(coefficients: Array, squared: NDArray[np.float64], unexplained: float) -> float:
     """Find the damping that leaves a mean square of `unexplained`, or the smallest if that is out of reach."""
+    power = np.square(coefficients, dtype=np.float64).ravel()
+    singular = squared.ravel()
+
+    def beyond(logarithm: float) -> float:
+        damping = np.exp(logarithm)
+        left = damping / (singular + damping)
+        return float(np.einsum("i,i,i", power, left, left)) / power.size - unexplained
+
     low, high = np.log(SMALLEST), np.log(1e6)
-    for _ in range(40 if unexplained > 0 else 0):
-        middle = (low + high) / 2
-        left = np.exp(middle) / (squared + np.exp(middle))
-        if _mean_square(coefficients * left) > unexplained:
-            high = middle
-        else:
-            low = middle
-    return float(np.exp(low))
+    if unexplained <= 0 or beyond(low) >= 0:
+        return SMALLEST
+    return float(np.exp(brentq(beyond, low, high, xtol=1e-4) if beyond(high) > 0 else high))
 
 
 @lru_cache(maxsize=32)
@@ -249,13 +254,8 @@ def _in_bases(axes: Sequence[AxisFactors | None], coarse: Array) -> Array:
     """The coefficients of a coarse volume in the coarse bases."""
     for axis, factors in enumerate(axes):
         if factors is not None:
-            coarse = _along(axis, factors.coarse_basis.T, coarse)
+            coarse = along(axis, factors.coarse_basis.T, coarse)
     return coarse
-
-
-def _along(axis: int, matrix: Array, voxels: Array) -> Array:
-    """Multiply one axis by a matrix."""
-    return np.moveaxis(np.tensordot(matrix, voxels, (1, axis)), 0, axis)
 
 
 def _mean_square(voxels: NDArray[np.floating]) -> float:

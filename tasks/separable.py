@@ -48,6 +48,12 @@ def _controller() -> ThreadpoolController:
 ONE_BLAS_THREAD = _OneBlasThread()
 
 
+def along(axis: int, matrix: NDArray[np.float32], voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Multiply one axis by a matrix, `[outputs, inputs]`."""
+    with ONE_BLAS_THREAD:
+        return np.moveaxis(np.tensordot(matrix, voxels, (1, axis)), 0, axis)
+
+
 @dataclass(frozen=True, eq=False)
 class AxisMap:
     """A banded matrix from `size` inputs to `len(first)` outputs along one axis.
