@@ -137,7 +137,7 @@ def _streamed(
     total = job.config.training.steps
     with progress_bar(console, "Training", total) as advance:
         request = training_request(job.config)
-        for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop):
+        for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel):
             if isinstance(record, TrainingStep):
                 loss = record.loss
                 recorder.metrics({"train/loss": loss, "train/learning_rate": record.learning_rate}, record.step)

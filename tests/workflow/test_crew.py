@@ -269,6 +269,13 @@ def test_a_stream_that_nobody_listens_to_ends(tmp_path):
     until(lambda: not Path(f"/proc/{process}").exists(), seconds=20)
 
 
+def test_a_process_that_does_not_end_after_its_last_record_is_ended(tmp_path):
+    began = time.monotonic()
+    (process,) = stream(write_forever, str(tmp_path / "log"), request=Request(), last=int)
+    until(lambda: not Path(f"/proc/{process}").exists(), seconds=20)
+    assert time.monotonic() - began < 40
+
+
 def write_forever(path):
     yield os.getpid()
     signal.pause()

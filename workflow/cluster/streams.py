@@ -13,6 +13,7 @@ from workflow.cluster.request import Request, require_room
 from workflow.cluster.workers import fetch, plain_errors, prepare
 
 LOOK_SECONDS = 0.5
+ENDING_SECONDS = 5.0
 # How a tracking store is entered: workers on other nodes do not inherit the driver's environment.
 CREDENTIALS = (
     "MLFLOW_TRACKING_USERNAME",
@@ -30,6 +31,7 @@ def stream(
     request: Request,
     grace: float = 0.0,
     stop: threading.Event | None = None,
+    last: type | None = None,
 ) -> Generator[Any, None, None]:
     """Run a generator function in a process of its own and yield what it yields, as it does.
 
@@ -42,6 +44,8 @@ def stream(
         request: What it asks of the cluster.
         grace: Seconds in which the function may end by itself once nobody listens; then its process is ended.
         stop: Interrupts who listens, once it is set: in a thread that no signal reaches.
+        last: The type of the record after which there is nothing to wait for: a process that takes long to end is
+            ended.
 
     Raises:
         ConfigError: The cluster has no room for it.
@@ -54,7 +58,12 @@ def stream(
     references = remote.remote(function, arguments, request, _credentials(), asks=grace > 0)
     try:
         for reference in references if stop is None else _until_set(stop, references):
-            yield fetch(reference)
+            record = fetch(reference)
+            yield record
+            if last is not None and isinstance(record, last):
+                if not ray.wait([references.completed()], timeout=ENDING_SECONDS)[0]:
+                    ray.cancel(references, force=True)
+                return
     except Exception:  # the work has ended by itself
         raise
     except BaseException:
