@@ -132,7 +132,7 @@ def _train(
     loss = float("nan")
     with progress_bar(console, "Training", total) as advance:
         job = TrainingJob(config, [volume], model_path)
-        for record in stream(run_training, job, request=training_request(config)):
+        for record in stream(run_training, job, request=training_request(config), last=TrainedModel):
             if isinstance(record, TrainedModel):
                 trained = record
             elif isinstance(record, TrainingStep):
