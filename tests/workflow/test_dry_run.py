@@ -270,7 +270,7 @@ def test_times_add_up():
 RULES = (
     "training={steps: 80, patch: [16, 64, 64]}",
     "data.held_out=null",
-    "resources={workers: 1, cpus_per_worker: 2, memory_budget_mib: 400}",
+    "resources={workers: 1, cpus_per_worker: 2, memory_budget_mib: 250}",
 )
 
 
@@ -296,7 +296,7 @@ def test_estimates_are_within_half_of_what_the_run_then_takes(tmp_path):
         trained = voxlift(tmp_path, "train", "demo", "--json", *rules, "--out", "run")
         upscaled = voxlift(
             *(tmp_path, "upscale", "scan.nii.gz", "--model", "run/model.keras", "--out", "run", "--scale", "2,2,2"),
-            *("--workers", "1", "--cpus-per-worker", "2", "--memory-budget", "400", "--json"),
+            *("--workers", "1", "--cpus-per-worker", "2", "--memory-budget", "250", "--json"),
         )
         total = time.perf_counter() - began
         assert (trained.returncode, upscaled.returncode) == (0, 0), trained.stderr + upscaled.stderr
