@@ -85,9 +85,8 @@ def sharded(path: Path, budget: int) -> dict[str, float]:
     def restore() -> None:
         for shard in plan.shards:
             read = tuple(slice(*side) for side in shard.read)
-            restored[tuple(slice(*side) for side in shard.core)] = restorer.restored(voxels[read], unchanged)[
-                shard.crop
-            ]
+            core = restorer.restored(voxels[read], unchanged)[shard.crop]
+            restored[tuple(slice(*side) for side in shard.core)] = core
 
     restorer.restored(voxels[:8, :16, :16], unchanged)
     idle = peak_mib()

@@ -197,9 +197,8 @@ class ShardRehearsal:
 
     def __init__(self, name: str, content: bytes, threads: int, total_stride: tuple[int, int, int]) -> None:
         self._restorer = Restorer(name, content, threads)
-        self._restorer.restored(
-            np.zeros(total_stride, np.float32), Intensity(0, 1)
-        )  # traced, and so idle as workers are idle
+        # Traced, and so idle as workers are idle.
+        self._restorer.restored(np.zeros(total_stride, np.float32), Intensity(0, 1))
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RehearsedShard:
         """Restore a shard."""

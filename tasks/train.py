@@ -28,9 +28,6 @@ from tasks.saved_models import load_model
 from tasks.training import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation
 from tasks.validation import Validator
 
-# The last training of this process, not taken down before the process is: TensorFlow was seen to wait a minute and more
-# for the threads of an iterator, idle, while the driver waited for the end of the training.
-_KEPT: list[Any] = []
 DAMPING = 1e-4  # of the correction that the loss `unseen` looks past
 
 
@@ -92,7 +89,6 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
     source = PatchSource(job.volumes, config)
     started, waited, stepped = time.perf_counter(), 0.0, 0.0
     batches = iter(strategy.experimental_distribute_dataset(patch_dataset(source, training, taken)))
-    _KEPT[:] = [batches, trainer]
     stops = validator is not None and validator.exhausted
     while taken < training.steps and not stops:
         asked = time.perf_counter()

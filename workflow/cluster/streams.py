@@ -13,6 +13,7 @@ from workflow.cluster.request import Request, require_room
 from workflow.cluster.workers import fetch, plain_errors, prepare
 
 LOOK_SECONDS = 0.5
+# A process that trained with TensorFlow was seen to idle for a minute and more before its end, for no known reason.
 ENDING_SECONDS = 5.0
 # How a tracking store is entered: workers on other nodes do not inherit the driver's environment.
 CREDENTIALS = (
