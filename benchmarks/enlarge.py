@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from benchmarks.memory import peak_mib
-from tasks.geometry import scaled_grid
-from tasks.resample import resampled_slabs
-from tasks.volumes import open_volume, write_slabs
+from tasks.imaging.resample import resampled_slabs
+from tasks.volume.grid import scaled_grid
+from tasks.volume.nifti import open_volume, write_slabs
 
 
 def main(source: Path, output: Path) -> None:

@@ -27,9 +27,9 @@ def make(path: Path) -> None:
     import keras
 
     from configs.schema import Network
-    from models.graph import read_graph
-    from models.restorer import build_restorer
-    from tasks.train import network_stages
+    from models.network.graph import read_graph
+    from models.network.restorer import build_restorer
+    from tasks.training.loop import network_stages
 
     keras.utils.set_random_seed(0)
     network = Network()
@@ -59,8 +59,8 @@ def whole(path: Path) -> dict[str, float]:
     """The shorter of calling the model and of `predict`, on the whole grid."""
     import tensorflow as tf
 
-    from tasks.devices import claim_devices
-    from tasks.saved_models import load_model
+    from tasks.artifacts.saved_models import load_model
+    from tasks.machine.devices import claim_devices
 
     claim_devices(THREADS)
     model = load_model(path)
@@ -72,10 +72,10 @@ def whole(path: Path) -> dict[str, float]:
 
 
 def sharded(path: Path, budget: int) -> dict[str, float]:
-    from tasks.intensity import Intensity
-    from tasks.network_file import read_network
-    from tasks.restore import Restorer
-    from tasks.shards import plan_shards
+    from tasks.artifacts.network_file import read_network
+    from tasks.sharding.plan import plan_shards
+    from tasks.sharding.restore import Restorer
+    from tasks.volume.intensity import Intensity
 
     file = read_network(path)
     plan = plan_shards(GRID, file.cost, budget)

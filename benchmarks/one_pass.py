@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tasks.intensity import CLIP, find_intensity, normalise
-from tasks.protocol import Trial
+from tasks.scoring.protocol import Trial
+from tasks.volume.intensity import CLIP, find_intensity, normalise
 
 Voxels = NDArray[np.float32]
 

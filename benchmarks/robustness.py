@@ -20,16 +20,16 @@ from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter
 
 from benchmarks.one_pass import one_pass
 from configs.load import load_config
-from tasks.geometry import Grid, spaced_grid
-from tasks.intensity import find_intensity, normalise
-from tasks.network_file import read_network
-from tasks.protocol import degraded_trial
-from tasks.resample import resample
-from tasks.saved_models import load_model
-from tasks.template import template_path
-from tasks.training import TrainingJob, run_training
-from tasks.volumes import Volume, read_volume
-from workflow.training_data import training_volumes
+from tasks.artifacts.network_file import read_network
+from tasks.artifacts.saved_models import load_model
+from tasks.imaging.resample import resample
+from tasks.scoring.protocol import degraded_trial
+from tasks.training.job import TrainingJob, run_training
+from tasks.training.template import template_path
+from tasks.volume.grid import Grid, spaced_grid
+from tasks.volume.intensity import find_intensity, normalise
+from tasks.volume.nifti import Volume, read_volume
+from workflow.train.data import training_volumes
 
 RESULTS = Path(__file__).parent / "results"
 SCANS = ("MR_Gd", "FLAIR", "chris_PD", "CT_pitch", "pcasl")

@@ -23,8 +23,8 @@ import psutil
 
 from benchmarks.keras_speed import GRID, THREADS
 from benchmarks.volumes import RESULTS, hardware, like_a_scan
-from tasks.geometry import Grid
-from tasks.volumes import write_volume
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
 
 ROOT = Path(__file__).parents[1]
 PEER = ROOT / ".bench"

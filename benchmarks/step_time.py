@@ -41,8 +41,8 @@ def ours() -> None:
     import tensorflow as tf
 
     from configs.schema import Network
-    from models.gradients import with_fast_gradients
-    from tasks.train import build_network
+    from models.network.gradients import with_fast_gradients
+    from tasks.training.loop import build_network
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     keras.utils.set_random_seed(0)

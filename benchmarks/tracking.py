@@ -60,7 +60,7 @@ def train() -> None:
     """Train once and print what was measured; the store is the one that is set."""
     from rich.console import Console
 
-    import workflow.training_run as training_run
+    import workflow.train.run as training_run
     from workflow.tracking.recorder import Recorder, recorded_run
     from workflow.tracking.system import SystemSampler
 

@@ -56,13 +56,13 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
 
     from benchmarks.one_pass import one_pass
     from configs.load import load_config
-    from tasks.network_file import read_network
-    from tasks.protocol import WHOLE, degraded_trial, held_out_slabs
-    from tasks.saved_models import load_model
-    from tasks.template import template_path
-    from tasks.training import TrainedModel, TrainingJob, run_training
-    from tasks.volumes import read_volume
-    from workflow.training_data import training_volumes
+    from tasks.artifacts.network_file import read_network
+    from tasks.artifacts.saved_models import load_model
+    from tasks.scoring.protocol import WHOLE, degraded_trial, held_out_slabs
+    from tasks.training.job import TrainedModel, TrainingJob, run_training
+    from tasks.training.template import template_path
+    from tasks.volume.nifti import read_volume
+    from workflow.train.data import training_volumes
 
     folder = Path(os.environ.get("VOXLIFT_DATA", RESULTS.parents[2] / "shared" / "data"))
     unseen = [path for path in (folder / "MR_Gd.nii.gz", folder / "FLAIR.nii.gz") if path.is_file()]

@@ -22,12 +22,12 @@ from isal import igzip
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from tasks.compression import LEVEL, open_to_write
-from tasks.geometry import Grid
-from tasks.resample import Order, resample
-from tasks.scan import Scan
-from tasks.template import template_path
-from tasks.volumes import open_volume, read_volume, write_volume
+from tasks.files.compression import LEVEL, open_to_write
+from tasks.imaging.resample import Order, resample
+from tasks.training.template import template_path
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import open_volume, read_volume, write_volume
+from tasks.volume.scan import Scan
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 4 << 20

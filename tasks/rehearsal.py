@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 
 from configs.schema import RunConfig
-from tasks.blocks import TrainingVolume
-from tasks.intensity import Intensity
-from tasks.patches import LANES, PATCHES, PatchSource, block_number
-from tasks.restore import CoarseVolume, Restorer
-from tasks.shards import Shard
+from tasks.sharding.plan import Shard
+from tasks.sharding.restore import CoarseVolume, Restorer
+from tasks.training.blocks import TrainingVolume
+from tasks.training.patches import LANES, PATCHES, PatchSource, block_number
+from tasks.volume.intensity import Intensity
 
 if TYPE_CHECKING:
     import keras
@@ -90,7 +90,7 @@ class RehearsedShard:
 
 
 class TrainingRehearsal:
-    """What `tasks.train.train` makes before its first step; then, on demand, steps.
+    """What `tasks.training.loop.train` makes before its first step; then, on demand, steps.
 
     Args:
         config: The run.
@@ -103,8 +103,8 @@ class TrainingRehearsal:
     def __init__(self, config: RunConfig) -> None:
         import keras
 
-        from tasks.devices import mirrored_strategy
-        from tasks.train import Trainer
+        from tasks.machine.devices import mirrored_strategy
+        from tasks.training.loop import Trainer
 
         training = config.training
         keras.utils.set_random_seed(training.seed)
@@ -118,8 +118,8 @@ class TrainingRehearsal:
         return self._built() if volumes is None else self._step(volumes)
 
     def _built(self) -> BuiltNetwork:
-        from tasks.devices import device_kind
-        from tasks.train import build_network
+        from tasks.machine.devices import device_kind
+        from tasks.training.loop import build_network
 
         network, training = self._config.network, self._config.training
         replicas = self._strategy.num_replicas_in_sync
@@ -145,7 +145,7 @@ class TrainingRehearsal:
     def _step(self, volumes: Sequence[TrainingVolume]) -> RehearsedStep:
         import tensorflow as tf
 
-        from tasks.memory_growth import MemoryGrowth
+        from tasks.machine.memory_growth import MemoryGrowth
 
         training = self._config.training
         source, drawn = PatchSource(volumes, self._config), max(LANES, training.batch_size)
@@ -202,7 +202,7 @@ class ShardRehearsal:
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RehearsedShard:
         """Restore a shard."""
-        from tasks.memory_growth import MemoryGrowth
+        from tasks.machine.memory_growth import MemoryGrowth
 
         growth = MemoryGrowth()
         first, second = (self._seconds(volume, shard) for _ in range(2))

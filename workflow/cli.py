@@ -6,7 +6,7 @@ import typer
 
 from configs.errors import ConfigError
 from models.errors import ShapeError
-from tasks.contract import ContractError
+from tasks.artifacts.shape_contract import ContractError
 from tasks.errors import InputError
 from workflow.commands import (
     compare,

@@ -1,10 +1,10 @@
-"""Where the rules of `models.stages` and real `tf.nn` operations disagree."""
+"""Where the rules of `models.stages.stage` and real `tf.nn` operations disagree."""
 
 from itertools import product
 
 import tensorflow as tf
 
-from models.stages import Axis
+from models.stages.stage import Axis
 from tests.models.sweep import PADDINGS, SIZES, geometries
 
 REFUSED = (tf.errors.OpError, ValueError)

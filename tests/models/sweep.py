@@ -4,7 +4,7 @@ from itertools import groupby, product
 
 import numpy as np
 
-from models.stages import Axis, Stage
+from models.stages.stage import Axis, Stage
 
 SIZES, KERNELS, STRIDES, DILATIONS, PADDINGS = range(1, 13), range(1, 7), range(1, 5), range(1, 4), ("same", "valid")
 

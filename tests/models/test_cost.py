@@ -2,9 +2,9 @@
 
 import keras
 
-from models.cost import Cost
-from models.graph import read_graph
-from models.receptive_field import receptive_field
+from models.network.cost import Cost
+from models.network.graph import read_graph
+from models.network.receptive_field import receptive_field
 from tests.networks import small_restorer
 
 

@@ -3,9 +3,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from models.elsewhere import caffe_equivalent, padded_size, torch_equivalent
-from models.forward import output_shape
-from models.stages import Axis, Stage
+from models.stages.forward_check import output_shape
+from models.stages.frameworks import caffe_equivalent, padded_size, torch_equivalent
+from models.stages.stage import Axis, Stage
 from models.weights import from_channels_first, to_channels_first
 from tests.models.scatter import as_tensorflow, as_torch
 from tests.models.sweep import SIZES, geometries, stages

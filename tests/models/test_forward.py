@@ -1,9 +1,9 @@
 import pytest
 
 from models.errors import ShapeError
-from models.forward import accepted_shapes, check_shape, forward_check, output_shape, stage_making
-from models.shapes import describe
-from models.stages import Stage
+from models.stages.forward_check import accepted_shapes, check_shape, forward_check, output_shape, stage_making
+from models.stages.report import describe
+from models.stages.stage import Stage
 
 LATENT = (2, 2, 7, 7, 64)
 WANTED = (2, 4, 14, 14, 32)

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.advice import cure, is_clean
-from models.composition import accumulated_shift, receptive_field
-from models.presets import LATENT, PRESETS
-from models.shapes import describe
-from models.stages import Stage
-from models.upsampler import build_upsampler
+from models.stages.composition import accumulated_shift, receptive_field
+from models.stages.diagnostics import cure, is_clean
+from models.stages.presets import LATENT, PRESETS
+from models.stages.report import describe
+from models.stages.stage import Stage
+from models.stages.upsampler import build_upsampler
 from tests.models.sweep import stages
 
 KERNEL_3 = ("four-stage-k3", "three-stage-k3")

@@ -9,11 +9,11 @@ import tensorflow as tf
 from configs.load import load_config
 from configs.schema import LossName
 from models.errors import ShapeError
-from models.losses import LOSSES, weighted
-from tasks.consistency import correct
-from tasks.degrade import degrade
-from tasks.score import ssim
-from tasks.train import patch_degradation
+from models.network.losses import LOSSES, weighted
+from tasks.imaging.consistency import correct
+from tasks.imaging.degrade import degrade
+from tasks.scoring.metrics import ssim
+from tasks.training.loop import patch_degradation
 
 random = np.random.default_rng(0)
 TARGET = random.random((2, 8, 16, 16, 1), np.float32)

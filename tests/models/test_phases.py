@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from models.phases import PhasedConv3DTranspose, with_phases
+from models.network.phases import PhasedConv3DTranspose, with_phases
 from tests.networks import ROUTES, small_restorer
 
 ARGUMENTS = [

@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 from models.errors import ShapeError
-from models.graph import read_graph
-from models.receptive_field import receptive_field
+from models.network.graph import read_graph
+from models.network.receptive_field import receptive_field
 from tests.networks import ROUTES, convolution, small_restorer
 
 layers = keras.layers
@@ -148,7 +148,8 @@ def test_a_file_gives_the_field_without_tensorflow():
     model = small_restorer()
     architecture = json.dumps({"class_name": "Functional", "config": model.get_config()})
     script = (
-        "import json, sys; from models.graph import read_graph; from models.receptive_field import receptive_field;"
+        "import json, sys; from models.network.graph import read_graph;"
+        "from models.network.receptive_field import receptive_field;"
         "print(receptive_field(read_graph(json.load(sys.stdin))).halo);"
         "assert not {'keras', 'tensorflow'} & set(sys.modules)"
     )

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from models.errors import ShapeError
-from models.restorer import build_restorer
-from models.shapes import Stage
+from models.network.restorer import build_restorer
+from models.stages.report import Stage
 
 FOUR = (
     Stage(12, (4, 4, 4), (2, 2, 2)),

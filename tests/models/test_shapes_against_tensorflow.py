@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 from models.errors import ShapeError
-from models.forward import output_shape
-from models.stages import Stage
+from models.stages.forward_check import output_shape
+from models.stages.stage import Stage
 from tests.models.real_operations import REFUSED, forward_disagreements, operation_axes, transposed_disagreements
 from tests.models.scatter import as_tensorflow
 from tests.models.sweep import KERNELS, PADDINGS, STRIDES, sizes_of_inputs, stages

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.advice import clean_kernel
 from models.errors import ShapeError
-from models.presets import LATENT, PRESETS
-from models.shapes import describe
-from models.solver import rank, solve
-from models.stages import Stage
+from models.stages.diagnostics import clean_kernel
+from models.stages.presets import LATENT, PRESETS
+from models.stages.report import describe
+from models.stages.solver import rank, solve
+from models.stages.stage import Stage
 
 TARGET = (2, 16, 112, 112, 1)
 

@@ -2,11 +2,11 @@ import keras
 import numpy as np
 import pytest
 
-from models.presets import LATENT, PRESETS
-from models.shapes import describe
-from models.stages import Stage
-from models.upsampler import build_twin, build_upsampler
-from models.verification import verify
+from models.stages.presets import LATENT, PRESETS
+from models.stages.report import describe
+from models.stages.stage import Stage
+from models.stages.upsampler import build_twin, build_upsampler
+from models.stages.verification import verify
 from models.weights import from_channels_first
 from tests.models.scatter import as_tensorflow, as_torch
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from benchmarks.memory import peak_mib
 from tasks.errors import InputError
-from tasks.preflight import preflight
-from tasks.volumes import open_volume, write_slabs
+from tasks.volume.inspection import preflight
+from tasks.volume.nifti import open_volume, write_slabs
 from tests.tasks.images import affine, ramp, save
 
 EXTREMES = [

@@ -4,8 +4,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from configs.load import load_config
-from tasks.blocks import TrainingVolume
-from tasks.training import TrainedModel, TrainingJob, TrainingStep, Validation, ValidationVolume
+from tasks.training.blocks import TrainingVolume
+from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, ValidationVolume
 
 SMALL = (
     "network.latent_filters=4",
@@ -29,8 +29,8 @@ def small_job(folder, *overrides, degradation="iso2x", **options):
 
 
 def validation_volume(config, seed=1):
-    from tasks.degrade import degrade
-    from tasks.resample import resample
+    from tasks.imaging.degrade import degrade
+    from tasks.imaging.resample import resample
 
     fine = volume(seed)
     coarse = degrade(fine, config.degradation)
@@ -45,6 +45,6 @@ def outcome(records):
 
 
 def weights_of(trained: TrainedModel):
-    from tasks.saved_models import load_model
+    from tasks.artifacts.saved_models import load_model
 
     return load_model(trained.path).get_weights()

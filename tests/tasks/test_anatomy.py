@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tasks.anatomy import ShapesAnatomy, TissueAnatomy
+from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
 
 KINDS = pytest.mark.parametrize("kind", [ShapesAnatomy(), TissueAnatomy()], ids=["shapes", "tissues"])
 SHAPE = (24, 48, 40)

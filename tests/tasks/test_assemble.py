@@ -6,15 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.degradation import AxisDegradation, Degradation
-from models.cost import Cost
-from models.graph import read_graph
-from models.receptive_field import receptive_field
-from tasks.assemble import Assembly
-from tasks.consistency import explain
-from tasks.degrade import degrade
-from tasks.geometry import NetworkAxes
-from tasks.shard_store import ShardStore, content_key
-from tasks.shards import Shard, ShardPlan, plan_shards
+from models.network.cost import Cost
+from models.network.graph import read_graph
+from models.network.receptive_field import receptive_field
+from tasks.imaging.consistency import explain
+from tasks.imaging.degrade import degrade
+from tasks.sharding.assemble import Assembly
+from tasks.sharding.plan import Shard, ShardPlan, plan_shards
+from tasks.sharding.store import ShardStore, content_key
+from tasks.volume.grid import NetworkAxes
 from tests.networks import small_restorer
 
 GRAPH = read_graph(small_restorer().get_config())

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from configs.degradation import AxisDegradation, Degradation, Noise, named_degradation
-from tasks.consistency import TOLERANCE, axis_matrices, correct, explain, noise_level, recipe_at, remainder
-from tasks.degrade import coarse_shape, degrade
 from tasks.errors import InputError
-from tasks.resample import resample
+from tasks.imaging.consistency import TOLERANCE, axis_matrices, correct, explain, noise_level, recipe_at, remainder
+from tasks.imaging.degrade import coarse_shape, degrade
+from tasks.imaging.resample import resample
 
 RECIPES = {
     "iso2x": named_degradation("iso2x"),

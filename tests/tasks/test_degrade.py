@@ -8,8 +8,8 @@ from scipy import ndimage
 
 from configs.degradation import DEGRADATIONS, AxisDegradation, Degradation, Noise, named_degradation
 from configs.errors import ConfigError
-from tasks.degrade import coarse_shape, degrade
-from tasks.resample import resample
+from tasks.imaging.degrade import coarse_shape, degrade
+from tasks.imaging.resample import resample
 
 RECIPES = [
     *DEGRADATIONS.values(),

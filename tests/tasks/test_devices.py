@@ -2,7 +2,7 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tasks.devices import XLA, layer_precision
+from tasks.machine.devices import XLA, layer_precision
 from tests.networks import small_restorer
 
 

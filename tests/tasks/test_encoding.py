@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.encoding import WRITABLE, Encoding, choose_encoding
 from tasks.errors import InputError
+from tasks.volume.encoding import WRITABLE, Encoding, choose_encoding
 
 INTEGERS = [name for name in WRITABLE if np.dtype(name).kind in "iu"]
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from tasks.geometry import scaled_grid
-from tasks.preflight import preflight
-from tasks.resample import resampled_slabs
-from tasks.volumes import open_volume, write_slabs
+from tasks.imaging.resample import resampled_slabs
+from tasks.volume.grid import scaled_grid
+from tasks.volume.inspection import preflight
+from tasks.volume.nifti import open_volume, write_slabs
 from tests.tasks.images import affine, clamped_ramp, corners, data_folder, ramp, save, world
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from tasks.errors import InputError
-from tasks.geometry import (
+from tasks.volume.grid import (
     Grid,
     axis_codes,
     covering_grid,

@@ -3,7 +3,7 @@
 import pytest
 
 from tasks.errors import InputError
-from tasks.inputs import expand_inputs
+from tasks.files.selection import expand_inputs
 
 
 @pytest.fixture

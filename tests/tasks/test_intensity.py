@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import InputError
-from tasks.intensity import Intensity, find_intensity, normalise, restore
+from tasks.volume.intensity import Intensity, find_intensity, normalise, restore
 
 
 def test_without_negatives_it_is_the_protocol():

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tasks.errors import InputError
-from tasks.naming import output_name, output_paths, sidecar_name
+from tasks.files.naming import output_name, output_paths, sidecar_name
 
 
 @pytest.mark.parametrize(

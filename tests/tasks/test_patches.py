@@ -4,12 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.load import load_config
-from tasks.blocks import BlockSource, TrainingVolume, block_shape, cut, drawn_recipe, slanted_slice, vary
-from tasks.degrade import degrade
+from tasks.artifacts.model_card import make_card
 from tasks.errors import InputError
-from tasks.model_card import make_card
-from tasks.patches import PatchSource, block_number
-from tasks.resample import resample
+from tasks.imaging.degrade import degrade
+from tasks.imaging.resample import resample
+from tasks.training.blocks import BlockSource, TrainingVolume, block_shape, cut, drawn_recipe, slanted_slice, vary
+from tasks.training.patches import PatchSource, block_number
 
 PLAIN = ("augmentation.gain=0", "training.patch=[8, 16, 16]")
 

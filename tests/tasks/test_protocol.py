@@ -3,9 +3,9 @@ import pytest
 
 from configs.degradation import named_degradation
 from tasks.errors import InputError
-from tasks.geometry import Grid
-from tasks.protocol import degraded_trial
-from tasks.volumes import read_volume, write_volume
+from tasks.scoring.protocol import degraded_trial
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import read_volume, write_volume
 
 
 @pytest.fixture

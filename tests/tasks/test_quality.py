@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from tasks.geometry import Grid, network_axes
-from tasks.intensity import find_intensity, normalise
-from tasks.quality import PERIODIC, SEAM, quality_warnings, seams, shard_borders, spectrum
-from tasks.shards import Shard, ShardPlan
-from tasks.template import template_path
-from tasks.volumes import read_volume
+from tasks.scoring.quality import PERIODIC, SEAM, quality_warnings, seams, shard_borders, spectrum
+from tasks.sharding.plan import Shard, ShardPlan
+from tasks.training.template import template_path
+from tasks.volume.grid import Grid, network_axes
+from tasks.volume.intensity import find_intensity, normalise
+from tasks.volume.nifti import read_volume
 
 
 @pytest.fixture(scope="module")

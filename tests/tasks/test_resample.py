@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from tasks.geometry import Grid
-from tasks.resample import resample, resample_window, resampled_slabs
-from tasks.volumes import open_volume, write_volume
+from tasks.imaging.resample import resample, resample_window, resampled_slabs
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import open_volume, write_volume
 
 SHAPES = [
     ((9, 14, 11), (18, 28, 22)),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from tasks.score import head_mask, psnr, ssim
+from tasks.scoring.metrics import head_mask, psnr, ssim
 
 
 @pytest.fixture

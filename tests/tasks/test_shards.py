@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.cost import Cost
-from models.graph import read_graph
-from models.receptive_field import receptive_field
+from models.network.cost import Cost
+from models.network.graph import read_graph
+from models.network.receptive_field import receptive_field
 from tasks.errors import InputError
-from tasks.shards import MIB, plan_shards, shard_bytes
+from tasks.sharding.plan import MIB, plan_shards, shard_bytes
 from tests.networks import ROUTES, small_restorer
 
 MODELS = {name: small_restorer(name) for name in ROUTES}

@@ -2,7 +2,7 @@
 
 import json
 
-from tasks.sidecar import Sidecar, write_sidecar
+from tasks.volume.sidecar import Sidecar, write_sidecar
 
 
 def test_it_says_where_the_volume_came_from(tmp_path):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from configs.load import load_config
-from tasks.checkpoints import last_checkpoint
-from tasks.consistency import correct
+from tasks.artifacts.network_file import read_network
 from tasks.errors import InputError
-from tasks.network_file import read_network
-from tasks.optimizers import learning_rate_schedule
-from tasks.train import build_network, train
-from tasks.training import TrainingStep
+from tasks.imaging.consistency import correct
+from tasks.training.checkpoints import last_checkpoint
+from tasks.training.job import TrainingStep
+from tasks.training.loop import build_network, train
+from tasks.training.optimizers import learning_rate_schedule
 from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +160,7 @@ REPLICAS = """
 import sys
 from pathlib import Path
 import numpy as np
-from tasks.train import train
+from tasks.training.loop import train
 from tests.tasks.small_training import outcome, small_job, weights_of
 
 rules = ("training.steps=20", "training.optimizer=sgd", "training.learning_rate=0.5", "training.batch_size=4",

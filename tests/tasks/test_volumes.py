@@ -12,10 +12,10 @@ from nibabel.testing import data_path
 from scipy import ndimage
 
 from tasks.errors import InputError
-from tasks.geometry import Grid, covering_grid, network_axes, scaled_grid, slice_axis
-from tasks.resample import resample
-from tasks.template import template_path
-from tasks.volumes import open_volume, read_volume, write_slabs, write_volume
+from tasks.imaging.resample import resample
+from tasks.training.template import template_path
+from tasks.volume.grid import Grid, covering_grid, network_axes, scaled_grid, slice_axis
+from tasks.volume.nifti import open_volume, read_volume, write_slabs, write_volume
 from tests.tasks.images import affine, data_folder, fifteen_storages, ramp, save
 
 

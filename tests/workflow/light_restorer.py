@@ -1,7 +1,7 @@
 """What a worker does, with a network that changes nothing and takes no time to load: a module without TensorFlow."""
 
-from tasks.resample import resample_window
-from tasks.restore import RestoredCore
+from tasks.imaging.resample import resample_window
+from tasks.sharding.restore import RestoredCore
 
 
 class LightRestorer:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.geometry import Grid
-from tasks.volumes import write_volume
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
 from tests.networks import small_restorer
 
 ROOT = Path(__file__).parents[2]

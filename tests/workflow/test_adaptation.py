@@ -10,15 +10,15 @@ from scipy.ndimage import gaussian_filter
 
 from configs.errors import ConfigError
 from configs.schema import Resources
+from tasks.artifacts.network_file import read_network
+from tasks.artifacts.saved_models import load_model
 from tasks.errors import InputError
-from tasks.geometry import Grid
-from tasks.network_file import read_network
-from tasks.saved_models import load_model
-from tasks.volumes import write_volume
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
 from tests.networks import small_restorer
 from tests.tasks.small_training import SMALL
-from workflow.adaptation import adaptation_config
 from workflow.cli import app
+from workflow.upscale.adaptation import adaptation_config
 
 QUICK = (*SMALL, "training.steps=2", "data.mixture={volumes: 0, slices: 1}")
 STILL = ("training.optimizer=sgd", "training.learning_rate=1e-12")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from tasks.geometry import Grid
-from tasks.volumes import write_volume
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
 from tests.processes import until
 from tests.ray_nodes import BIN, ray_nodes, token_authentication
 from tests.tasks.small_training import SMALL, volume

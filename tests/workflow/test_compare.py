@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import workflow.tracking as tracking
 from tasks.errors import InputError
 from workflow.cli import app
-from workflow.comparison import as_csv, compare
+from workflow.evaluate.comparison import as_csv, compare
 from workflow.tracking.reading import RunRecord, read_curves, read_runs
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from configs.errors import ConfigError
 from tasks.errors import InputError
 from tests.processes import until
 from workflow.cluster import RemoteWorker, Request, WorkerDiedError, WorkerError, require_room, share, stream
-from workflow.crew import Crew, Job
+from workflow.restore.worker_pool import Crew, Job
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

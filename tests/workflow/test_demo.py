@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter
 from tests.browser import chromium, console_errors
 from tests.conftest import unused_port
 from tests.workflow.conftest import serving
-from workflow.verification import verify
+from workflow.tracking.verification import verify
 
 ROOT = Path(__file__).parents[2]
 SMALL = (

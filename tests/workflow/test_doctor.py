@@ -15,19 +15,19 @@ import psutil
 import pytest
 from rich.console import Console
 
-import models.phases
-from models.identity import build_identity
-from tasks.check import Check, Seen, checked
+import models.network.phases
+from models.network.identity import build_identity
 from tasks.errors import InputError
-from tasks.tensorflow_check import TRANSPOSED, scattered, tensorflow_checks
+from tasks.machine.check import Check, Seen, checked
+from tasks.machine.tensorflow_check import TRANSPOSED, scattered, tensorflow_checks
 from tests.models.scatter import as_tensorflow
 from tests.ray_nodes import ray_nodes
-from workflow import doctor_machine
 from workflow.cluster.inventory import Node, inventory
-from workflow.doctor import Diagnosis, diagnosis_table
-from workflow.doctor_ray import object_store, ray_checks
-from workflow.doctor_store import store_checks
-from workflow.doctor_tensorflow import trying_tensorflow
+from workflow.doctor import machine as doctor_machine
+from workflow.doctor.ray_checks import object_store, ray_checks
+from workflow.doctor.run import Diagnosis, diagnosis_table
+from workflow.doctor.store import store_checks
+from workflow.doctor.tensorflow import trying_tensorflow
 
 ROOT = Path(__file__).parents[2]
 MACHINE = ["Python", "packages", "CPU threads", "working directory", "temporary folder"]
@@ -136,7 +136,7 @@ def test_what_listens_at_ray_address_and_is_no_ray_is_given_up():
 
 
 RAY_SCRIPT = (
-    "import json\nfrom workflow.doctor_ray import ray_checks\n"
+    "import json\nfrom workflow.doctor.ray_checks import ray_checks\n"
     "print(json.dumps([[c.name, c.status, c.seen, c.cure] for c in ray_checks(lambda: 1 / 0)]))"
 )
 
@@ -192,7 +192,7 @@ def test_a_small_object_store_anywhere_is_told():
 def test_the_identity_returns_its_input_exactly():
     volume = np.random.default_rng(0).normal(size=(2, 6, 8, 10, 1)).astype(np.float32)
     network = build_identity()
-    for form in (network, models.phases.with_phases(network)):
+    for form in (network, models.network.phases.with_phases(network)):
         np.testing.assert_array_equal(form(volume), volume)
 
 
@@ -212,8 +212,10 @@ def test_the_reference_is_that_of_the_tests(kernel_size, strides):
 
 
 def test_a_wrong_transposed_convolution_is_found(tmp_path, monkeypatch):
-    right = models.phases.phase_block
-    monkeypatch.setattr(models.phases, "phase_block", lambda k, s: replace(block := right(k, s), taps=block.taps[::-1]))
+    right = models.network.phases.phase_block
+    monkeypatch.setattr(
+        models.network.phases, "phase_block", lambda k, s: replace(block := right(k, s), taps=block.taps[::-1])
+    )
     found = only(tensorflow_checks(tmp_path), "transposed convolution")
     assert found.status == "failed"
     assert found.cure
@@ -321,7 +323,7 @@ def test_the_cpu_quota_of_a_container_is_read(files, quota, tmp_path):
 def test_a_folder_without_room_is_told(tmp_path, monkeypatch):
     script = (
         "import resource, signal, sys\nfrom pathlib import Path\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nfrom workflow.doctor_machine import machine_checks\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nfrom workflow.doctor.machine import machine_checks\n"
         "found = {check.name: check for check in machine_checks(Path('constraints.txt'))}\n"
         "print([found[name].status for name in ('working directory', 'temporary folder')])"
     )

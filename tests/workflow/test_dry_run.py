@@ -17,25 +17,25 @@ from mlflow import MlflowClient
 from rich.console import Console
 
 from configs.load import load_config
-from models.cost import Cost
-from models.graph import read_graph
-from models.receptive_field import receptive_field
-from tasks.geometry import Grid
-from tasks.model_card import add_card, make_card
+from models.network.cost import Cost
+from models.network.graph import read_graph
+from models.network.receptive_field import receptive_field
+from tasks.artifacts.model_card import add_card, make_card
 from tasks.rehearsal import RehearsedShard, RehearsedStep
-from tasks.shards import plan_shards
-from tasks.volumes import read_volume, write_volume
+from tasks.sharding.plan import plan_shards
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import read_volume, write_volume
 from tests.conftest import unused_port
 from tests.networks import small_restorer
 from tests.ray_nodes import ray_nodes
 from tests.tasks.small_training import SMALL
 from tests.tasks.small_training import volume as blobs
 from tests.workflow.test_demo import ROOT, voxlift
-from workflow.checklist import Checklist
-from workflow.dry_run import Asked, dry_run
-from workflow.job_estimate import restoring_seconds, seconds_per_step
-from workflow.planned_volumes import PlannedVolume
-from workflow.volume_checks import check_volumes
+from workflow.dry_run.checklist import Checklist
+from workflow.dry_run.job_estimate import restoring_seconds, seconds_per_step
+from workflow.dry_run.planned_volumes import PlannedVolume
+from workflow.dry_run.run import Asked, dry_run
+from workflow.dry_run.volume_checks import check_volumes
 
 # More than any machine of a test has: what needs a worker is not tried, and the test takes no time.
 TOO_MANY = "resources.workers=99"
@@ -237,7 +237,7 @@ def test_a_batch_that_does_not_divide_by_the_gpus_of_the_cluster(place):
 
 @pytest.mark.slow
 def test_much_to_read_is_read_by_processes_and_every_bad_volume_named(place, monkeypatch):
-    monkeypatch.setattr("workflow.volume_checks.PROCESSES_FROM", 0)
+    monkeypatch.setattr("workflow.dry_run.volume_checks.PROCESSES_FROM", 0)
     paths = [write(place / f"{number}.nii.gz", seed=number) for number in range(4)]
     for number in (1, 3):
         paths[number].write_bytes(paths[number].read_bytes()[:-300])

@@ -6,16 +6,16 @@ from mlflow import MlflowClient
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
-import workflow.promotion as promotion
+import workflow.evaluate.promotion as promotion
 import workflow.tracking as tracking
 from configs.degradation import named_degradation
 from configs.schema import Resources
-from models.restorer import build_restorer
-from models.shapes import Stage
+from models.network.restorer import build_restorer
+from models.stages.report import Stage
 from tasks.errors import InputError
-from tasks.geometry import Grid
-from tasks.protocol import Score
-from tasks.volumes import write_volume
+from tasks.scoring.protocol import Score
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
 from workflow.tracking.registry import aliased_version
 
 

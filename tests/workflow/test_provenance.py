@@ -2,7 +2,7 @@
 
 import pytest
 
-from workflow import provenance
+from workflow.tracking import provenance
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from tasks.geometry import Grid, covering_grid
+from tasks.volume.grid import Grid, covering_grid
 from tests.browser import acted_on, chromium
-from workflow.quality_page import QualityCase, on_finer_grid, write_quality_page
-from workflow.slices import plane_sprites
+from workflow.pages.quality import QualityCase, on_finer_grid, write_quality_page
+from workflow.pages.slices import plane_sprites
 
 RAS = Grid((20, 24, 16), np.diag([1, 1, 1.5, 1]))
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from tasks.geometry import Grid
-from tasks.volumes import write_volume
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
 from tests.networks import small_restorer
 from tests.processes import alive, below, end, until
 from tests.ray_nodes import ray_nodes

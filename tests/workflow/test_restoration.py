@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from configs.schema import Resources
+from tasks.artifacts.network_file import read_network
 from tasks.errors import InputError
-from tasks.geometry import Grid, network_axes, scaled_grid
-from tasks.intensity import CLIP, find_intensity, normalise, restore
-from tasks.network_file import read_network
-from tasks.resample import resample, resample_window
-from tasks.volumes import read_volume, write_volume
+from tasks.imaging.resample import resample, resample_window
+from tasks.volume.grid import Grid, network_axes, scaled_grid
+from tasks.volume.intensity import CLIP, find_intensity, normalise, restore
+from tasks.volume.nifti import read_volume, write_volume
 from tests.networks import small_restorer
-from workflow.restoration import Progress, plan_restoration, restore_volume
+from workflow.restore.restoration import Progress, plan_restoration, restore_volume
 
 LAS = np.array([[-1.0, 0, 0, 30], [0, 1.2, 0, -20], [0, 0, 2.5, 3], [0, 0, 0, 1]])
 
@@ -99,8 +99,8 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
 def test_the_driver_loads_no_tensorflow(saved):
     script = (
-        "import sys; from pathlib import Path; import workflow.restoration;"
-        "from tasks.network_file import read_network;"
+        "import sys; from pathlib import Path; import workflow.restore.restoration;"
+        "from tasks.artifacts.network_file import read_network;"
         "read_network(Path(sys.argv[1])); assert not {'keras', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(saved[1])], check=True)

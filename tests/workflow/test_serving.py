@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import workflow.tracking as tracking
-from models.restorer import build_restorer
-from models.shapes import Stage
+from models.network.restorer import build_restorer
+from models.stages.report import Stage
 from tests.conftest import unused_port
 from tests.workflow.conftest import serving
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
-from workflow import shared_storage
-from workflow.cluster import on_other_nodes
-from workflow.shared_storage import answer_probe, require_shared
+from workflow.cluster import on_other_nodes, shared_storage
+from workflow.cluster.shared_storage import answer_probe, require_shared
 
 
 def test_a_folder_of_the_only_node_is_shared(ray_cluster, tmp_path):

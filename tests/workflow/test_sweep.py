@@ -19,7 +19,7 @@ from configs.errors import ConfigError
 from configs.load import load_sweep
 from tests.processes import until
 from tests.tasks.small_training import SMALL
-from workflow.sweep_grid import trials
+from workflow.train.sweep_grid import trials
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,16 +15,16 @@ from mlflow import MlflowClient
 
 import workflow.tracking as tracking
 from configs.load import load_config
-from models.restorer import build_restorer
-from models.shapes import Stage
-from tasks.artifact_contract import ModelContract, volume_contract
-from tasks.contract import ContractError
+from models.network.restorer import build_restorer
+from models.stages.report import Stage
+from tasks.artifacts.contracts import ModelContract, volume_contract
+from tasks.artifacts.model_card import add_card, make_card
+from tasks.artifacts.shape_contract import ContractError
 from tasks.errors import InputError
-from tasks.geometry import Grid
-from tasks.model_card import add_card, make_card
-from tasks.volumes import write_volume
-from workflow.provenance import record_setup
-from workflow.verification import verify
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
+from workflow.tracking.provenance import record_setup
+from workflow.tracking.verification import verify
 
 ROOT = Path(__file__).parents[2]
 

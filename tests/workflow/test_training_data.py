@@ -6,11 +6,11 @@ from scipy.ndimage import gaussian_filter
 
 from configs.errors import ConfigError
 from configs.load import load_config
-from tasks.degrade import degrade
-from tasks.geometry import Grid
-from tasks.resample import resample
-from tasks.volumes import write_volume
-from workflow.training_data import training_inputs, training_volumes, validation_volumes
+from tasks.imaging.degrade import degrade
+from tasks.imaging.resample import resample
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
+from workflow.train.data import training_inputs, training_volumes, validation_volumes
 
 STOPS = "training.early_stopping={every: 2, patience: 1}"
 

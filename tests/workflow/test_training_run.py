@@ -19,12 +19,12 @@ from scipy.ndimage import gaussian_filter
 
 from configs.degradation import named_degradation
 from configs.schema import Resources
+from tasks.artifacts.network_file import read_network
 from tasks.errors import InputError
-from tasks.network_file import read_network
 from tests.tasks.small_training import SMALL
 from tests.workflow.test_demo import ROOT, voxlift
-from workflow.evaluation import evaluate
-from workflow.verification import verify
+from workflow.evaluate.scoring import evaluate
+from workflow.tracking.verification import verify
 
 
 @pytest.fixture(scope="module")

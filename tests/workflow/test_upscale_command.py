@@ -12,14 +12,14 @@ from mlflow import MlflowClient
 
 from models.errors import ShapeError
 from tasks.errors import InputError
-from tasks.geometry import Grid
-from tasks.volumes import write_slabs, write_volume
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_slabs, write_volume
 from tests.networks import small_restorer
 from tests.tasks.damaged import CATALOGUE
 from tests.tasks.images import fifteen_storages
 from tests.workflow.light_restorer import LightRestorer
 from workflow.cli import app, main
-from workflow.verification import verify
+from workflow.tracking.verification import verify
 
 KEYS = {
     *("input", "output", "status", "input_shape", "output_shape", "output_spacing", "scale", "shards"),
@@ -36,7 +36,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    monkeypatch.setattr("workflow.restoration.Restorer", LightRestorer)
+    monkeypatch.setattr("workflow.restore.restoration.Restorer", LightRestorer)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     for name in ("sub-01_T1w.nii.gz", "other.nii"):
         write_volume(
@@ -93,7 +93,7 @@ def test_an_output_that_departs_from_its_grid_fails(place, model, monkeypatch, c
     def shifted(path, slabs, grid, *more):
         write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
 
-    monkeypatch.setattr("workflow.volume_work.write_slabs", shifted)
+    monkeypatch.setattr("workflow.upscale.volume_work.write_slabs", shifted)
     options = ["--out", place / "out", "--model", model, "--scale", "2,2,2", "--workers", "1", "--json"]
     assert upscale(place / "other.nii", *options) == 1
     (volume,) = json.loads(capfd.readouterr().out)["volumes"]

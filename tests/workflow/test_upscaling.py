@@ -17,20 +17,20 @@ import pytest
 
 from configs.errors import ConfigError
 from configs.schema import Resources
+from tasks.artifacts.network_file import read_network
 from tasks.errors import InputError
-from tasks.geometry import Grid, scaled_grid
-from tasks.network_file import read_network
-from tasks.resample import resample, resample_window
-from tasks.restore import RestoredCore
-from tasks.volumes import open_volume, read_volume, write_slabs, write_volume
+from tasks.imaging.resample import resample, resample_window
+from tasks.sharding.restore import RestoredCore
+from tasks.volume.grid import Grid, scaled_grid
+from tasks.volume.nifti import open_volume, read_volume, write_slabs, write_volume
 from tests.networks import small_restorer
 from tests.tasks.images import packaged_volumes
 from tests.workflow.light_restorer import LightRestorer
-from workflow.upscaling import Order, plan_volumes, upscale
-from workflow.volume_work import VolumeError, VolumeWork
+from workflow.upscale.volume_work import VolumeError, VolumeWork
+from workflow.upscale.volumes import Order, plan_volumes, upscale
 
 if TYPE_CHECKING:
-    from workflow.restoration import Progress
+    from workflow.restore.restoration import Progress
 
 pytestmark = pytest.mark.usefixtures("ray_cluster", "light_workers")
 
@@ -39,7 +39,7 @@ BUDGET = 44
 
 @pytest.fixture
 def light_workers(monkeypatch):
-    monkeypatch.setattr("workflow.restoration.Restorer", LightRestorer)
+    monkeypatch.setattr("workflow.restore.restoration.Restorer", LightRestorer)
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ def test_what_stands_beside_an_output_is_made_good(network, head, tmp_path, monk
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("workflow.upscaling.write_sidecar", full)
+        patched.setattr("workflow.upscale.volumes.write_sidecar", full)
         (failed,) = run(order(network, tmp_path, head)).failed
     assert "No space left on device" in failed.error
     volume = run(order(network, tmp_path, head, resume=True)).volumes[0]

@@ -14,12 +14,12 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 import workflow.tracking as tracking
-from models.restorer import build_restorer
-from models.shapes import Stage
-from tasks.artifact_contract import ModelContract, volume_contract
-from tasks.geometry import Grid
-from tasks.seal import sealed, write_contracts
-from tasks.volumes import write_volume
+from models.network.restorer import build_restorer
+from models.stages.report import Stage
+from tasks.artifacts.contracts import ModelContract, volume_contract
+from tasks.artifacts.manifest import sealed, write_contracts
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_volume
 from workflow.cli import app
 
 GRID = Grid((6, 8, 10), np.array([[-0.9, 0, 0, 30], [0, 1.1, 0, -20], [0, 0, 2.5, 3], [0, 0, 0, 1]]))

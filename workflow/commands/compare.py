@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 CURVE = "train/loss"
 CURVES = 12
@@ -24,7 +24,8 @@ def compare(
     with screen(as_json) as opened:
         from dataclasses import asdict
 
-        from workflow import comparison, comparison_page
+        from workflow.evaluate import comparison
+        from workflow.pages import comparison as comparison_page
         from workflow.tracking.reading import read_curves, read_runs
 
         found = comparison.compare(read_runs(experiment, runs.split(",") if runs else ()), sort)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
@@ -23,8 +23,8 @@ def demo(
     """Run the main job on a real brain: degrade, train, super-resolve, score, record."""
     with screen(as_json) as opened:
         from configs.load import load_config
-        from workflow.demo import run_demo
-        from workflow.demo_report import summary
+        from workflow.demo.report import summary
+        from workflow.demo.run import run_demo
 
         config = load_config("demo", overrides or [])
         report = run_demo(config, volume, out, opened.console)

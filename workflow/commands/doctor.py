@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def doctor(
@@ -16,7 +16,7 @@ def doctor(
 ) -> None:
     """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to mend it."""
     with screen(as_json) as opened:
-        from workflow.doctor import CONSTRAINTS, diagnosis_table, run_doctor
+        from workflow.doctor.run import CONSTRAINTS, diagnosis_table, run_doctor
 
         with opened.console.status("Trying everything, about 20 s"):
             diagnosis = run_doctor(constraints or CONSTRAINTS)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from workflow.commands.demo import Overrides
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def dry_run(
@@ -29,9 +29,9 @@ def dry_run(
 ) -> None:
     """Check all that a run needs, take one training step and restore one shard, and keep nothing of it."""
     with screen(as_json) as opened:
-        from tasks.target import three_numbers
-        from workflow.dry_run import Asked, dry_run
-        from workflow.dry_run_report import summary
+        from tasks.volume.target import three_numbers
+        from workflow.dry_run.report import summary
+        from workflow.dry_run.run import Asked, dry_run
 
         asked = Asked(
             config,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def evaluate(
@@ -24,10 +24,10 @@ def evaluate(
         from configs.degradation import named_degradation
         from configs.schema import Resources
         from tasks.errors import InputError
-        from tasks.inputs import expand_inputs
-        from workflow.evaluation import summary
-        from workflow.evaluation_run import recorded_evaluation
-        from workflow.upscale_run import saved_network
+        from tasks.files.selection import expand_inputs
+        from workflow.evaluate.run import recorded_evaluation
+        from workflow.evaluate.scoring import summary
+        from workflow.upscale.run import saved_network
 
         network = saved_network(model)
         if degradation is not None:

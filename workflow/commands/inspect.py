@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tasks.errors import InputError
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tasks.geometry import Grid
-    from tasks.preflight import Findings
+    from tasks.volume.grid import Grid
+    from tasks.volume.inspection import Findings
 
 
 def inspect(
@@ -23,9 +23,9 @@ def inspect(
     """Check volumes to their last byte and show their geometry as understood."""
     refused = []
     with screen(as_json) as opened:
-        from tasks.inputs import expand_inputs
-        from tasks.preflight import preflight
-        from tasks.target import three_numbers
+        from tasks.files.selection import expand_inputs
+        from tasks.volume.inspection import preflight
+        from tasks.volume.target import three_numbers
 
         wanted_scale = three_numbers(scale, "--scale") if scale else None
         wanted_spacing = three_numbers(spacing, "--spacing") if spacing else None
@@ -54,8 +54,8 @@ def _target(
 ) -> "Grid":
     import numpy as np
 
-    from tasks.geometry import Grid
-    from tasks.target import target_grid
+    from tasks.volume.grid import Grid
+    from tasks.volume.target import target_grid
 
     return target_grid(Grid(findings.shape, np.array(findings.affine)), scale, spacing)
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def promote(
@@ -24,8 +24,8 @@ def promote(
     with screen(as_json) as opened:
         from configs.degradation import named_degradation
         from configs.schema import Resources
-        from tasks.inputs import expand_inputs
-        from workflow import promotion
+        from tasks.files.selection import expand_inputs
+        from workflow.evaluate import promotion
 
         resources = Resources(workers=workers, memory_budget_mib=memory_budget)
         recipe = named_degradation(degradation)

@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from models.errors import ShapeError
-from models.forward import check_shape, stage_making
-from models.presets import LATENT, PRESETS
-from models.shapes import Shape, Stage, check_runnable, describe
-from models.solver import solve
-from workflow.console import JsonOption, screen
-from workflow.stage_text import read_numbers, read_stage
+from models.stages.forward_check import check_shape, stage_making
+from models.stages.presets import LATENT, PRESETS
+from models.stages.report import Shape, Stage, check_runnable, describe
+from models.stages.solver import solve
+from workflow.shapes.notation import read_numbers, read_stage
+from workflow.terminal.console import JsonOption, screen
 
 TOLERANCE = 1e-5
 
@@ -63,7 +63,7 @@ def shapes(
                 "--stages and --channels say which stages to find: they go with --latent and --target alone."
             )
 
-        from workflow.shape_tables import route_tables, solutions_table, verdict
+        from workflow.shapes.tables import route_tables, solutions_table, verdict
 
         report = describe(start, chain)
         result: dict[str, Any] = asdict(report)
@@ -74,7 +74,7 @@ def shapes(
         if verify:
             check_runnable(report)
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own remarks, not a warning
-            from models.verification import verify as run
+            from models.stages.verification import verify as run
 
             verified = run(start, chain)
             agrees = verified.shapes and verified.max_abs_difference <= TOLERANCE

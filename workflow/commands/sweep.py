@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from workflow.commands.demo import Overrides
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def sweep(
@@ -20,9 +20,9 @@ def sweep(
     """Train every combination of what the section sweep varies, and compare the trainings."""
     with screen(as_json) as opened:
         from configs.load import load_sweep
-        from workflow.comparison_page import comparison_table
-        from workflow.sweep import run_sweep
-        from workflow.sweep_grid import trials
+        from workflow.pages.comparison import comparison_table
+        from workflow.train.sweep import run_sweep
+        from workflow.train.sweep_grid import trials
 
         varied, configured = load_sweep(config)
         report = run_sweep(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from workflow.commands.demo import Overrides
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def train(
@@ -27,8 +27,8 @@ def train(
     with screen(as_json) as opened:
         from configs.load import load_config
         from workflow.tracking import resolve_model
-        from workflow.training_report import summary
-        from workflow.training_run import run_train
+        from workflow.train.report import summary
+        from workflow.train.run import run_train
 
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
         loaded = load_config(config, settings)

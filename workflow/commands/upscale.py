@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def upscale(
@@ -51,12 +51,12 @@ def upscale(
     with screen(as_json) as opened:
         from configs.schema import Resources
         from tasks.errors import InputError
-        from tasks.inputs import expand_inputs
-        from tasks.target import three_numbers
-        from workflow.adaptation import run_adaptation
-        from workflow.upscale_report import summary
-        from workflow.upscale_run import run_upscaling, saved_network
-        from workflow.upscaling import Order
+        from tasks.files.selection import expand_inputs
+        from tasks.volume.target import three_numbers
+        from workflow.upscale.adaptation import run_adaptation
+        from workflow.upscale.report import summary
+        from workflow.upscale.run import run_upscaling, saved_network
+        from workflow.upscale.volumes import Order
 
         if model is None and not adapt:
             raise InputError("Cannot super-resolve: no model is named. Give --model M, or --adapt to train one here.")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, screen
 
 
 def verify(
@@ -13,7 +13,7 @@ def verify(
 ) -> None:
     """Check every artifact of a run or folder again: content, shape, type and spacing."""
     with screen(as_json) as opened:
-        from workflow import verification
+        from workflow.tracking import verification
 
         found = verification.verify(run_or_folder)
         opened.show(found, verification.verdict(found))

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.geometry import axis_codes
-from tasks.seal import file_digest
-from tasks.volumes import open_volume
+from tasks.artifacts.manifest import file_digest
+from tasks.volume.grid import axis_codes
+from tasks.volume.nifti import open_volume
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

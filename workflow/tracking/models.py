@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.artifact_contract import ModelContract
+from tasks.artifacts.contracts import ModelContract
+from tasks.artifacts.manifest import Seal, file_digest, sealed
 from tasks.errors import InputError
-from tasks.seal import Seal, file_digest, sealed
 from workflow.tracking.model_folder import (
     MODEL_FILE,
     logged_seal,

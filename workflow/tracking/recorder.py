@@ -9,9 +9,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.anonymous import anonymous_copy
-from tasks.artifact_contract import Contract, VolumeContract
-from tasks.seal import CONTRACTS_FILE, PLAIN, Contracts, ContractsError, Seal, file_digest, read_contracts, sealed
+from tasks.artifacts.contracts import Contract, VolumeContract
+from tasks.artifacts.manifest import (
+    CONTRACTS_FILE,
+    PLAIN,
+    Contracts,
+    ContractsError,
+    Seal,
+    file_digest,
+    read_contracts,
+    sealed,
+)
+from tasks.volume.anonymous import anonymous_copy
 from workflow.tracking.ending import exit_on_sigterm, uninterrupted
 from workflow.tracking.inputs import InputVolume, dataset_input
 from workflow.tracking.models import model_seals

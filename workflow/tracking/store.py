@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.atomic import replacing
 from tasks.errors import InputError
+from tasks.files.atomic import replacing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,108 @@
+"""What a network costs on a volume of some shape, by its layers alone: live memory and arithmetic."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+from models.network.graph import Graph, Node
+from models.network.layer_reach import ALONG_AXIS, POINTWISE
+from models.network.receptive_field import ReceptiveField
+
+VALUE_BYTES = 4  # float32
+CONVOLUTIONS = ("Conv3D", "Conv3DTranspose")
+IN_PLACE = (POINTWISE | ALONG_AXIS) - {"InputLayer", "Concatenate", "Dense"}
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Memory and arithmetic of one pass of a network.
+
+    Args:
+        graph: Its layers.
+        field: Its receptive field, which knows the size of every tensor.
+    """
+
+    graph: Graph
+    field: ReceptiveField
+
+    def peak_bytes(self, shape: Shape) -> int:
+        """The most bytes that tensors hold at one time.
+
+        Layers compute in the order of the graph, a tensor goes after its last reader, input and output stay, and a
+        pointwise layer writes over an input that nobody else reads.
+
+        Args:
+            shape: Voxels of the input along depth, height and width, a multiple of the total stride.
+        """
+        sizes = [
+            self._voxels(node, shape) * layer.channels * VALUE_BYTES for node, layer in enumerate(self.graph.nodes)
+        ]
+        alive = peak = 0
+        for node, freed in enumerate(self._last_read):
+            freed_bytes = sum(sizes[source] for source in freed)
+            alive += sizes[node]
+            peak = max(peak, alive - (freed_bytes if self.graph.nodes[node].kind in IN_PLACE else 0))
+            alive -= freed_bytes
+        return peak
+
+    def kept_bytes(self, shape: Shape) -> int:
+        """The bytes of tensors that training keeps for the way back.
+
+        What every layer makes, and of one with an activation also what that was given.
+
+        Args:
+            shape: Voxels of the input along depth, height and width, a multiple of the total stride.
+        """
+        return VALUE_BYTES * sum(
+            self._voxels(node, shape) * layer.channels * (2 if _activates(layer) else 1)
+            for node, layer in enumerate(self.graph.nodes)
+        )
+
+    @cached_property
+    def parameters(self) -> int:
+        """Weights and biases of the convolutions."""
+        return sum(
+            layer.channels
+            * (
+                prod(layer.config["kernel_size"])
+                * self.graph.nodes[layer.sources[0]].channels
+                // layer.config.get("groups", 1)
+                + bool(layer.config.get("use_bias", True))
+            )
+            for layer in self.graph.nodes
+            if layer.kind in CONVOLUTIONS
+        )
+
+    def multiply_adds(self, shape: Shape) -> int:
+        """Multiply-adds of the convolutions for an input of `shape` voxels."""
+        total = 0
+        for node, layer in enumerate(self.graph.nodes):
+            if layer.kind in CONVOLUTIONS:
+                (source,) = layer.sources
+                # Every tap meets every output voxel of a convolution, every input voxel of a transposed one.
+                voxels = self._voxels(node if layer.kind == "Conv3D" else source, shape)
+                channels = self.graph.nodes[source].channels // layer.config.get("groups", 1)
+                total += voxels * prod(layer.config["kernel_size"]) * channels * layer.channels
+        return total
+
+    def _voxels(self, node: int, shape: Shape) -> int:
+        return prod(
+            int(size / axis.extents[node].step) - axis.extents[node].loss
+            for size, axis in zip(shape, self.field.axes, strict=True)
+        )
+
+    @cached_property
+    def _last_read(self) -> list[list[int]]:
+        """For each node, those whose tensors nobody reads after it, but for the network's input and output."""
+        last = {source: node for node, layer in enumerate(self.graph.nodes) for source in layer.sources}
+        kept = {self.graph.output, self.field.axes[0].entry}
+        return [
+            [source for source, reader in last.items() if reader == node and source not in kept]
+            for node in range(len(self.graph.nodes))
+        ]
+
+
+def _activates(layer: Node) -> bool:
+    return layer.config.get("activation", "linear") not in ("linear", None)

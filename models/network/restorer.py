@@ -1,0 +1,110 @@
+"""The restorer: an encoder down to the latent and the multi-stage upsampler back up, added to what went in."""
+
+from collections.abc import Sequence
+
+import keras
+
+from models.errors import ShapeError
+from models.stages.report import Stage
+
+AXES = ("depth", "height", "width")
+
+
+def build_restorer(
+    stages: Sequence[Stage],
+    *,
+    latent_filters: int = 64,
+    convolutions: Sequence[int] | int = 1,
+    skip: str = "concatenate",
+    activation: str = "leaky_relu",
+    name: str = "restorer",
+) -> keras.Model:
+    """Build the network that restores what resampling could not.
+
+    The encoder is the mirror image of the upsampler: each stage has, at the shape that it ends in, a strided
+    convolution that starts there. The last stage starts from zero weights, so an untrained restorer returns its input.
+
+    Args:
+        stages: The upsampler's stages from the latent to one channel; padding "same", kernels no smaller than strides.
+        latent_filters: Channels of the latent.
+        convolutions: Convolutions of 3x3x3 that follow each change of shape, on both ways: one number, or one for each
+            level from the latent to the one below the target grid.
+        skip: "concatenate" or "add": how a stage joins the encoder's tensor of the same shape.
+        activation: Name of a Keras activation.
+        name: Name of the model.
+
+    Returns:
+        A model from `(batch, depth, height, width, 1)`, float32, the volume resampled onto the target grid and
+        normalised, to the same shape. Depth, height and width are free, in multiples of the product of the strides.
+
+    Raises:
+        ShapeError: The stages are no way back to the input's grid and channel.
+    """
+    _require_way_back(stages)
+    inputs = keras.Input((None, None, None, 1), name="resampled")
+    filters = [latent_filters, *(stage.filters for stage in stages[:-1])]
+    times = [convolutions] * len(stages) if isinstance(convolutions, int) else convolutions
+
+    tensor = inputs
+    encoded: list[keras.KerasTensor] = []
+    for level in reversed(range(len(stages))):
+        stage = stages[level]
+        tensor = keras.layers.Conv3D(
+            filters[level],
+            stage.kernel_size,
+            stage.strides,
+            padding="same",
+            activation=activation,
+            name=f"encode_{level}",
+        )(tensor)
+        tensor = _convolve(tensor, filters[level], times[level], activation, f"encode_{level}")
+        encoded.insert(0, tensor)
+
+    join = keras.layers.Concatenate if skip == "concatenate" else keras.layers.Add
+    for level, stage in enumerate(stages[:-1]):
+        tensor = keras.layers.Conv3DTranspose(
+            stage.filters,
+            stage.kernel_size,
+            stage.strides,
+            padding="same",
+            activation=activation,
+            name=f"stage_{level}",
+        )(tensor)
+        tensor = join(name=f"join_{level}")([tensor, encoded[level + 1]])
+        tensor = _convolve(tensor, stage.filters, times[level + 1], activation, f"decode_{level}")
+    last = stages[-1]
+    detail = keras.layers.Conv3DTranspose(
+        last.filters,
+        last.kernel_size,
+        last.strides,
+        padding="same",
+        kernel_initializer="zeros",
+        dtype="float32",
+        name=f"stage_{len(stages) - 1}",
+    )(tensor)
+    return keras.Model(inputs, keras.layers.Add(name="restored", dtype="float32")([inputs, detail]), name=name)
+
+
+def _convolve(tensor: keras.KerasTensor, filters: int, times: int, activation: str, name: str) -> keras.KerasTensor:
+    for turn in range(times):
+        tensor = keras.layers.Conv3D(filters, 3, padding="same", activation=activation, name=f"{name}_conv_{turn}")(
+            tensor
+        )
+    return tensor
+
+
+def _require_way_back(stages: Sequence[Stage]) -> None:
+    if not stages or stages[-1].filters != 1:
+        raise ShapeError("Cannot build the restorer: the last stage must have 1 filter, the channel of a volume.")
+    for number, stage in enumerate(stages, start=1):
+        if stage.padding != "same" or stage.output_padding is not None:
+            raise ShapeError(
+                f"Cannot build the restorer: stage {number} must have padding same and no output padding, so that it "
+                f"ends in the encoder's shape, received {stage.padding} and {stage.output_padding}."
+            )
+        for axis, kernel, stride in zip(AXES, stage.kernel_size, stage.strides, strict=True):
+            if kernel < stride:
+                raise ShapeError(
+                    f"Cannot build the restorer: stage {number} has kernel {kernel} below stride {stride} along "
+                    f"{axis}, which leaves holes. Take kernel {2 * stride}."
+                )

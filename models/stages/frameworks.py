@@ -1,0 +1,89 @@
+"""The same stage in Caffe and PyTorch: the pad and output padding that make the same operation, or why there is none.
+
+Both cut the same number of voxels before and after what the taps reach: `(size - 1) * stride + span - 2 * pad`. PyTorch
+then adds `output_padding` voxels after, fewer than the stride or the dilation. TensorFlow cuts an odd voxel after.
+Taps keep their order everywhere: only the layout of the weights differs, see `models.weights`.
+"""
+
+from dataclasses import dataclass
+
+from models.stages.stage import AXES, Axis, Shape, Stage, Triple
+from models.stages.wording import grouped
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A stage as another framework would have it.
+
+    Args:
+        pad: Voxels cut on both sides, per axis.
+        output_padding: Voxels added after, per axis; Caffe has none.
+        output_shape: What that framework makes with them, as (batch, depth, height, width, channels).
+        equivalent: Whether it is the same operation. If not, pad and output_padding are what the reason starts from.
+        reason: Why it is not, and what to do; None if it is.
+    """
+
+    pad: Triple
+    output_padding: Triple
+    output_shape: Shape
+    equivalent: bool
+    reason: str | None
+
+
+def caffe_equivalent(stage: Stage, input_shape: Shape) -> Elsewhere:
+    """Describe a stage as a Caffe Deconvolution layer; arguments as for `torch_equivalent`."""
+    return _elsewhere(stage, input_shape, (0, 0, 0), tuple(_caffe_obstacle(axis) for axis in stage.axes))
+
+
+def torch_equivalent(stage: Stage, input_shape: Shape) -> Elsewhere:
+    """Describe a stage as a PyTorch ConvTranspose3d.
+
+    Args:
+        stage: The stage.
+        input_shape: (batch, depth, height, width, channels).
+    """
+    depth, height, width = (max(0, before - after) for before, after in (axis.crop for axis in stage.axes))
+    return _elsewhere(stage, input_shape, (depth, height, width), tuple(_torch_obstacle(axis) for axis in stage.axes))
+
+
+def padded_size(axis: Axis, size: int, pad: int, output_padding: int = 0) -> int:
+    """Output size along an axis under PyTorch's rule, and without output padding under Caffe's.
+
+    >>> padded_size(Axis(kernel_size=3, stride=2), 16, pad=1)
+    31
+    """
+    return (size - 1) * axis.stride + axis.span - 2 * pad + output_padding
+
+
+def _elsewhere(stage: Stage, input_shape: Shape, added: Triple, obstacles: tuple[str | None, ...]) -> Elsewhere:
+    batch, *sizes, _ = input_shape
+    pads = [axis.crop[0] for axis in stage.axes]
+    depth, height, width = map(padded_size, stage.axes, sizes, pads, added)
+    return Elsewhere(
+        pad=(pads[0], pads[1], pads[2]),
+        output_padding=added,
+        output_shape=(batch, depth, height, width, stage.filters),
+        equivalent=not any(obstacles),
+        reason="; ".join(grouped((axis, why) for axis, why in zip(AXES, obstacles, strict=True) if why)) or None,
+    )
+
+
+def _torch_obstacle(axis: Axis) -> str | None:
+    before, after = axis.crop
+    if after <= before:
+        return None  # what is missing after is the output padding
+    if max(axis.stride, axis.dilation_rate) == 1:
+        return _lopsided(axis)
+    return f"{_lopsided(axis)}; pad {after} with output_padding 1 has the size but lies one voxel off"
+
+
+def _caffe_obstacle(axis: Axis) -> str | None:
+    before, after = axis.crop
+    if after < before:
+        return f"Caffe has no output padding; append {-after} voxel{'s' if after < -1 else ''} of bias"
+    return f"{_lopsided(axis)}; pad {after} is one voxel short" if after > before else None
+
+
+def _lopsided(axis: Axis) -> str:
+    before, after = axis.crop
+    return f"TensorFlow cuts {before} before and {after} after; take pad {before} and drop the last voxel"

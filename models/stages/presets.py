@@ -1,0 +1,30 @@
+"""The routes that the project grew from: each with kernel 3, as asked, and in its clean form."""
+
+from models.stages.stage import Shape, Stage
+
+LATENT: Shape = (2, 2, 7, 7, 64)
+
+PRESETS: dict[str, tuple[Stage, ...]] = {
+    "four-stage-k3": (
+        Stage(32, (3, 3, 3), (2, 2, 2)),
+        Stage(16, (3, 3, 3), (2, 2, 2)),
+        Stage(8, (3, 3, 3), (2, 2, 2)),
+        Stage(1, (3, 3, 3), (1, 2, 2)),
+    ),
+    "four-stage-clean": (
+        Stage(32, (4, 4, 4), (2, 2, 2)),
+        Stage(16, (4, 4, 4), (2, 2, 2)),
+        Stage(8, (4, 4, 4), (2, 2, 2)),
+        Stage(1, (3, 4, 4), (1, 2, 2)),
+    ),
+    "three-stage-k3": (
+        Stage(32, (3, 3, 3), (2, 2, 2)),
+        Stage(16, (3, 3, 3), (2, 2, 2)),
+        Stage(1, (3, 3, 3), (2, 4, 4)),
+    ),
+    "three-stage-clean": (
+        Stage(32, (4, 4, 4), (2, 2, 2)),
+        Stage(16, (4, 4, 4), (2, 2, 2)),
+        Stage(1, (4, 8, 8), (2, 4, 4)),
+    ),
+}

@@ -1,0 +1,188 @@
+"""From a latent and a wanted output, the stages that lead there, cleanest first.
+
+Each stage multiplies the size of an axis by its stride, so the growth of an axis, output over latent, is split into one
+stride a stage. The axes are split independently and only the best splits of each are combined, which bounds the work.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import product
+from math import prod
+
+from models.errors import ShapeError
+from models.stages.composition import accumulated_shift
+from models.stages.diagnostics import blocks, clean_kernel
+from models.stages.forward_check import check_shape
+from models.stages.stage import AXES, Shape, Stage, Triple
+from models.stages.wording import grouped, options, shape_text
+
+LARGEST_STRIDE = 16  # of one stage: its clean kernel has 32 taps along the axis
+LARGEST_GROWTH = 4096
+MOST_STAGES = 8
+COMBINED = 4  # splits of each axis
+SHOWN = 8
+
+Split = tuple[int, ...]
+
+
+def solve(
+    latent_shape: Sequence[int],
+    target_shape: Sequence[int],
+    stage_count: int | None = None,
+    channels: Sequence[int] | None = None,
+) -> list[tuple[Stage, ...]]:
+    """Find stages from a latent to a wanted output.
+
+    Args:
+        latent_shape: (batch, depth, height, width, channels).
+        target_shape: Likewise.
+        stage_count: How many stages; None for any number in which each stage grows an axis.
+        channels: Filters of the stages, the last one those of the target; None halves them stage by stage.
+
+    Returns:
+        At most 8 chains of stages, ranked: fewest holes, least uneven overlap, least shift, then the most balanced
+        growth (the least sum of squared strides), then blending neighbours. All have padding "same" and no output
+        padding.
+
+    Raises:
+        ShapeError: Where there is none: it names the axis that forbids it and the nearest shapes that can be reached.
+
+    >>> best = solve((2, 2, 7, 7, 64), (2, 16, 112, 112, 1), stage_count=3)[0]
+    >>> [(stage.filters, stage.kernel_size, stage.strides) for stage in best]
+    [(32, (4, 4, 4), (2, 2, 2)), (16, (4, 4, 4), (2, 2, 2)), (1, (4, 8, 8), (2, 4, 4))]
+    """
+    latent, target = check_shape(latent_shape, "latent"), check_shape(target_shape, "target")
+    if channels is not None:
+        _check_channels(channels, target, stage_count)
+        stage_count = len(channels)
+    if stage_count is not None and not 1 <= stage_count <= MOST_STAGES:
+        raise ShapeError(f"The number of stages is 1 to {MOST_STAGES}. Received {stage_count}.")
+    _check_reachable(latent, target, stage_count)
+    growths = [wanted // size for size, wanted in zip(latent[1:4], target[1:4], strict=True)]
+    found: dict[tuple[Stage, ...], None] = {}
+    for count in [stage_count] if stage_count else range(1, MOST_STAGES + 1):
+        filters = channels or _halved(latent[4], target[4], count)
+        for plan, kernel in product(_plans(growths, count), (clean_kernel, _touching_kernel, _usual_kernel)):
+            if stage_count is None and count > 1 and (1, 1, 1) in plan:
+                continue
+            stages = (
+                Stage(made, (kernel(depth), kernel(height), kernel(width)), (depth, height, width))
+                for made, (depth, height, width) in zip(filters, plan, strict=True)
+            )
+            found[tuple(stages)] = None
+    return sorted(found, key=lambda stages: rank(stages, latent[4]))[:SHOWN]
+
+
+def rank(stages: Sequence[Stage], latent_channels: int) -> tuple[float, ...]:
+    """Order of a solution, the least first; each number decides only between equals in those before it."""
+    axes = [axis for stage in stages for axis in stage.axes]
+    inputs = [latent_channels, *(stage.filters for stage in stages)]
+    return (
+        sum(0 in axis.overlap for axis in axes),
+        sum(len(set(axis.overlap)) > 1 for axis in axes),
+        sum(map(abs, accumulated_shift(stages))),
+        sum(axis.stride**2 for axis in axes),
+        sum(map(blocks, axes)),
+        sum(prod(stage.weights_shape(channels)) for stage, channels in zip(stages, inputs, strict=False)),
+    )
+
+
+def _touching_kernel(stride: int) -> int:
+    """As many taps as the stride: clean and cheap, but no output voxel blends two neighbours."""
+    return stride if stride > 1 else 3
+
+
+def _usual_kernel(_stride: int) -> int:
+    return 3
+
+
+def _halved(channels: int, last: int, count: int) -> list[int]:
+    """Filters of so many stages: halved from the latent's channels, not below the last ones.
+
+    >>> _halved(64, 1, 4), _halved(8, 16, 2)
+    ([32, 16, 8, 1], [8, 16])
+    """
+    return [max(channels >> number, min(channels, last)) for number in range(1, count)] + [last]
+
+
+def _plans(growths: Sequence[int], count: int) -> list[tuple[Triple, ...]]:
+    """Strides of so many stages: the best splits of the axes, combined; equal growths of the plane stay alike."""
+    depths, heights, widths = (_splits(growth, count)[:COMBINED] for growth in growths)
+    planes = zip(heights, widths, strict=True) if growths[1] == growths[2] else product(heights, widths)
+    return [tuple(zip(depth, *plane, strict=True)) for depth, plane in product(depths, planes)]
+
+
+def _splits(growth: int, count: int) -> list[Split]:
+    """Split a growth into so many strides, the most balanced first, each in its preferred order."""
+    found = sorted(_factors(growth, count, LARGEST_STRIDE), key=lambda factors: sum(f * f for f in factors))
+    return [tuple(sorted(factors, key=_place)) for factors in found]
+
+
+def _place(stride: int) -> int:
+    """Large strides come late, where channels are few, and a finished axis rests at the end."""
+    return stride if stride > 1 else LARGEST_STRIDE + 1
+
+
+@cache
+def _factors(growth: int, count: int, largest: int) -> tuple[Split, ...]:
+    """Return every descending way to write a growth as a product of so many numbers up to the largest."""
+    if count == 0:
+        return ((),) if growth == 1 else ()
+    return tuple(
+        (factor, *rest)
+        for factor in range(min(growth, largest), 0, -1)
+        if growth % factor == 0
+        for rest in _factors(growth // factor, count - 1, factor)
+    )
+
+
+def _check_channels(channels: Sequence[int], target: Shape, stage_count: int | None) -> None:
+    received = f"Received channels {','.join(map(str, channels))} for {shape_text(target)}"
+    if stage_count not in {None, len(channels)}:
+        raise ShapeError(f"Each stage has its number of channels. {received} in {stage_count} stages.")
+    if not channels or min(channels) < 1 or channels[-1] != target[4]:
+        raise ShapeError(f"The channels of the stages are 1 or more and end with the target's {target[4]}. {received}.")
+
+
+def _check_reachable(latent: Shape, target: Shape, stage_count: int | None) -> None:
+    remarks, below, above = [], list(target), list(target)
+    if latent[0] != target[0]:
+        remarks.append(("batch", f"it stays {latent[0]}"))
+        below[0] = above[0] = latent[0]
+    for i, name in enumerate(AXES, start=1):
+        rule = _obstacle(latent[i], target[i], stage_count)
+        if rule:
+            near = _nearest(latent[i], target[i], stage_count)
+            remarks.append((name, f"{rule}; {options(near)} would do"))
+            below[i], above[i] = near[0], near[-1]
+    if remarks:
+        shapes = " or ".join(dict.fromkeys(map(shape_text, (below, above))))
+        raise ShapeError(
+            "No stages with padding same and no output padding lead from"
+            f" {shape_text(latent)} to {shape_text(target)}: {'; '.join(grouped(remarks))}."
+            f" Nearest shapes that can be reached: {shapes}."
+        )
+
+
+def _obstacle(size: int, wanted: int, stage_count: int | None) -> str | None:
+    if wanted < size:
+        return f"a transposed convolution does not shrink, {wanted} is below {size}"
+    if wanted % size:
+        return f"each stage multiplies the size by its stride, and {wanted} is no whole multiple of {size}"
+    growth = wanted // size
+    if growth > LARGEST_GROWTH:
+        return f"growth {growth} is above {LARGEST_GROWTH}"
+    if not _factors(growth, stage_count or MOST_STAGES, LARGEST_STRIDE):
+        where = f"in {stage_count} stages" if stage_count else f"in up to {MOST_STAGES} stages"
+        return f"growth {growth} cannot be split into strides of 1 to {LARGEST_STRIDE} {where}"
+    return None
+
+
+def _nearest(size: int, wanted: int, stage_count: int | None) -> list[int]:
+    """Sizes on both sides of the wanted one that can be reached."""
+    growth = min(wanted // size, LARGEST_GROWTH)
+    below = next((g for g in range(growth, 0, -1) if _obstacle(size, g * size, stage_count) is None), None)
+    above = next(
+        (g for g in range(growth + 1, LARGEST_GROWTH + 1) if _obstacle(size, g * size, stage_count) is None), None
+    )
+    return [g * size for g in (below, above) if g]

@@ -1,0 +1,192 @@
+"""A stage, one transposed convolution, and its arithmetic along one axis, in integers.
+
+Along an axis a stage scatters: by tap `t`, input voxel `n` reaches output voxel `n * stride + t * dilation - before`.
+Everything else here follows from it: which sizes are possible, which taps meet in a voxel, where the image ends up.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NoReturn
+
+from models.errors import ShapeError
+from models.stages.wording import by, options
+
+Triple = tuple[int, int, int]
+Shape = tuple[int, int, int, int, int]  # batch, depth, height, width, channels
+AXES = ("depth", "height", "width")
+LARGEST = 1024  # of kernel, stride and dilation: every phase and every tap is counted
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a stage.
+
+    Args:
+        kernel_size: Taps.
+        stride: Output voxels per input voxel.
+        dilation_rate: Output voxels between two taps.
+        padding: "same" or "valid".
+        output_padding: Voxels beyond the smallest output, or None for the size that Keras takes by itself.
+    """
+
+    kernel_size: int
+    stride: int
+    dilation_rate: int = 1
+    padding: str = "same"
+    output_padding: int | None = None
+
+    @property
+    def span(self) -> int:
+        """Output voxels from the first tap to the last, both counted."""
+        return (self.kernel_size - 1) * self.dilation_rate + 1
+
+    @property
+    def tail(self) -> int:
+        """Output voxels that the last input voxel adds: the output has `(size - 1) * stride + tail`."""
+        if self.padding == "same":
+            return self.stride if self.output_padding is None else self.span % 2 + self.output_padding
+        return max(self.span, self.stride) if self.output_padding is None else self.span + self.output_padding
+
+    @property
+    def crop(self) -> tuple[int, int]:
+        """Voxels cut before and after what the taps reach; a negative number after is rows of zeros put on.
+
+        >>> Axis(kernel_size=3, stride=2).crop, Axis(kernel_size=4, stride=2).crop, Axis(kernel_size=3, stride=4).crop
+        ((0, 1), (1, 1), (0, -1))
+        """
+        excess = self.span - self.tail
+        before = max(0, excess) // 2 if self.padding == "same" else 0
+        return before, excess - before
+
+    @property
+    def overlap(self) -> tuple[int, ...]:
+        """Taps that reach each output phase, `output index modulo stride`, away from the border.
+
+        >>> Axis(kernel_size=3, stride=2).overlap, Axis(kernel_size=3, stride=4).overlap
+        ((2, 1), (1, 1, 1, 0))
+        """
+        counts, before = [0] * self.stride, self.crop[0]
+        for tap in range(self.kernel_size):
+            counts[(tap * self.dilation_rate - before) % self.stride] += 1
+        return tuple(counts)
+
+    @property
+    def shift(self) -> float:
+        """How far equal taps move the image towards higher indices, in voxels of the output.
+
+        Input and output are laid centre on centre. Where the output is `stride` times the input, that is the same field
+        of view, and input voxel `n` belongs at `n * stride + (stride - 1) / 2`. The taps put its centre of mass at
+        `n * stride + (span - 1) / 2 - before`. For any size the difference is half of what is cut more after than
+        before.
+
+        >>> [Axis(kernel_size=k, stride=s).shift for k, s in ((3, 2), (4, 2), (1, 4))]
+        [0.5, 0.0, -1.5]
+        """
+        before, after = self.crop
+        return (after - before) / 2
+
+    def output_size(self, size: int) -> int:
+        """Output size of the Keras layer, from an input size."""
+        return (size - 1) * self.stride + self.tail
+
+    def forward_size(self, output_size: int) -> int:
+        """Size that the forward convolution makes of an output: the input size that this output belongs to."""
+        if self.padding == "same":
+            return -(-output_size // self.stride)
+        return max(0, (output_size - self.span + self.stride) // self.stride)
+
+    def accepted_sizes(self, size: int) -> range:
+        """Output sizes that `tf.nn` accepts for an input size: those that the forward convolution brings back to it.
+
+        >>> list(Axis(kernel_size=3, stride=2).accepted_sizes(7))
+        [13, 14]
+        """
+        smallest = (size - 1) * self.stride + (1 if self.padding == "same" else self.span)
+        return range(smallest, smallest + self.stride)
+
+    def strides_between(self, size: int, output_size: int) -> list[int]:
+        """Strides with which an output size would be accepted for an input size.
+
+        >>> Axis(kernel_size=3, stride=1).strides_between(7, 14)
+        [2]
+        """
+        strides = range(1, min(output_size, LARGEST) + 1)
+        return [stride for stride in strides if replace(self, stride=stride).forward_size(output_size) == size]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One transposed convolution, in Keras' words; three numbers are (depth, height, width).
+
+    Args:
+        filters: Output channels.
+        kernel_size: Taps per axis.
+        strides: Output voxels per input voxel, per axis.
+        dilation_rate: Output voxels between two taps, per axis; above 1 only where every stride is 1.
+        padding: "same" or "valid".
+        output_padding: Voxels beyond the smallest output, per axis, each below the stride; None for Keras' own size.
+
+    Raises:
+        ShapeError: Where no layer and no operation can be made of it.
+    """
+
+    filters: int
+    kernel_size: Triple
+    strides: Triple
+    dilation_rate: Triple = (1, 1, 1)
+    padding: str = "same"
+    output_padding: Triple | None = None
+
+    def __post_init__(self) -> None:
+        if self.filters < 1:
+            self._refuse("filters is the number of output channels, 1 or more", f"filters={self.filters}")
+        if self.padding not in {"same", "valid"}:
+            self._refuse("padding is 'same' or 'valid'", f"padding={self.padding!r}")
+        for name in ("kernel_size", "strides", "dilation_rate"):
+            for axis, value in zip(AXES, getattr(self, name), strict=True):
+                if not 1 <= value <= LARGEST:
+                    self._refuse(f"{axis}: {name} is 1 to {LARGEST}", f"{name}={by(getattr(self, name))}")
+        if max(self.strides) > 1 and max(self.dilation_rate) > 1:
+            strided, dilated = (AXES[values.index(max(values))] for values in (self.strides, self.dilation_rate))
+            self._refuse(
+                f"a stride above 1 (here on {strided}) excludes a dilation above 1 (here on {dilated}), on any axis;"
+                " take stride 1 everywhere or dilation 1 everywhere",
+                f"strides={by(self.strides)}, dilation_rate={by(self.dilation_rate)}",
+            )
+        self._check_output_padding()
+
+    def _check_output_padding(self) -> None:
+        for name, axis, padding in zip(AXES, self.axes, self.output_padding or (), strict=False):
+            received = f"output_padding={by(self.output_padding or ())}"
+            if not 0 <= padding < axis.stride:
+                self._refuse(
+                    f"{name}: output_padding is at least 0 and below the stride {axis.stride};"
+                    f" {options(range(axis.stride))} would do",
+                    received,
+                )
+            if axis.tail < 1:
+                self._refuse(
+                    f"{name}: output_padding 0 with an even kernel leaves (size - 1) * stride voxels, which the forward"
+                    " convolution brings back to size - 1; none at all"
+                    + (f", {options(range(1, axis.stride))}" if axis.stride > 1 else "")
+                    + " or an odd kernel would do",
+                    f"{received}, kernel_size={by(self.kernel_size)}",
+                )
+
+    @staticmethod
+    def _refuse(rule: str, received: str) -> NoReturn:
+        raise ShapeError(f"No such stage: {rule}. Received {received}.")
+
+    @cached_property
+    def axes(self) -> tuple[Axis, Axis, Axis]:
+        """The stage along depth, height and width."""
+        padding = self.output_padding or (None, None, None)
+        depth, height, width = (
+            Axis(self.kernel_size[i], self.strides[i], self.dilation_rate[i], self.padding, padding[i])
+            for i in range(3)
+        )
+        return depth, height, width
+
+    def weights_shape(self, channels: int) -> tuple[int, int, int, int, int]:
+        """Shape of the weights in TensorFlow's layout, (depth, height, width, out, in), for so many input channels."""
+        return (*self.kernel_size, self.filters, channels)

@@ -1,0 +1,1 @@
+"""Models and artifacts: their contracts, manifests, cards and files."""

@@ -1,0 +1,165 @@
+"""What an artifact promises before it is made, and how the file that was written departs from it.
+
+A contract is made from the target grid or the stage table, never from the file. It is checked against the file, read
+back, and its sentences say which axis departs.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.artifacts.network_file import read_network
+from tasks.artifacts.shape_contract import TensorContract
+from tasks.errors import InputError
+from tasks.files.compression import unfolded_size
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import open_volume
+from tasks.volume.scan import Header, Scan
+
+# A corner of the field of view may move by this share of a voxel: NIfTI holds affines as float32.
+TOLERANCE = 0.01
+AXES = ("batch", "depth", "height", "width", "channels")
+MAGIC = {
+    ".png": (b"\x89PNG\r\n\x1a\n", "PNG picture"),
+    ".html": (b"<!doctype html>", "HTML page"),
+}
+
+
+class Frozen(BaseModel):
+    """A record that is read back as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileContract(Frozen):
+    """A file that promises nothing but to begin as its suffix says."""
+
+    kind: Literal["file"] = "file"
+
+    def departures(self, path: Path) -> list[str]:
+        """Say how a file departs: a picture or a page that is none."""
+        start, name = MAGIC.get(path.suffix, (b"", ""))
+        with path.open("rb") as file:
+            return [] if file.read(len(start)).lower() == start.lower() else [f"it is no {name}"]
+
+
+class VolumeContract(Frozen):
+    """What a volume promises.
+
+    Args:
+        shape: Voxels along (i, j, k).
+        affine: 4x4, voxel → RAS+ mm.
+        dtype: On disk.
+        times: Time points.
+    """
+
+    kind: Literal["volume"] = "volume"
+    shape: tuple[int, int, int]
+    affine: tuple[tuple[float, float, float, float], ...]
+    dtype: str
+    times: int = 1
+
+    @property
+    def grid(self) -> Grid:
+        """Where the voxels lie."""
+        return Grid(self.shape, np.array(self.affine))
+
+    def departures(self, path: Path) -> list[str]:
+        """Read a file to its last byte and say how it departs."""
+        try:
+            scan = open_volume(path)
+            held = unfolded_size(scan.data_path)
+        except InputError as error:
+            return [str(error).removeprefix(f"Cannot read {path.name}: ").rstrip(".")]
+        said = [*self._size_departures(scan), *self._geometry_departures(scan.grid, scan.header)]
+        if held != scan.data_bytes:
+            said.append(f"it holds {held} bytes unfolded, its header promises {scan.data_bytes}")
+        elif not said:
+            said += self._voxel_departures(scan)
+        return said
+
+    def _size_departures(self, scan: Scan) -> list[str]:
+        said = [
+            f"{axis} must be {promised}, received {received}"
+            for axis, promised, received in zip("ijk", self.shape, scan.grid.shape, strict=True)
+            if promised != received
+        ]
+        if scan.header.times != self.times:
+            said.append(f"time points must be {self.times}, received {scan.header.times}")
+        if scan.header.dtype.name != self.dtype:
+            said.append(f"its type must be {self.dtype}, received {scan.header.dtype.name}")
+        return said
+
+    def _geometry_departures(self, found: Grid, header: Header) -> list[str]:
+        promised = self.grid
+        said = [
+            f"spacing along {axis} must be {want:.6g} mm, received {have:.6g} mm"
+            for axis, want, have in zip("ijk", promised.spacing, found.spacing, strict=True)
+            if not np.isclose(want, have, rtol=1e-4)
+        ]
+        said += [
+            f"spacing along {axis} must be {want:.6g} mm, the header's zooms say {have:.6g} mm"
+            for axis, want, have in zip("ijk", promised.spacing, header.zooms, strict=True)
+            if not np.isclose(want, have, rtol=1e-4)
+        ]
+        # Of the promised shape: a wrong shape is told by its axis.
+        moved = np.linalg.norm(Grid(self.shape, found.affine).corners() - promised.corners(), axis=1).max()
+        if moved > TOLERANCE * min(promised.spacing):
+            said.append(f"its affine moves a corner of the field of view by {moved:.4g} mm")
+        return said
+
+    def _voxel_departures(self, scan: Scan) -> list[str]:
+        for time in range(self.times):
+            if not all(np.isfinite(slab).all() for slab in scan.slabs(time)):
+                return ["it has voxels that are NaN or infinite"]
+        return []
+
+
+class ModelContract(Frozen):
+    """What a restorer promises: one channel in, one out, on the same grid, in multiples of its total stride.
+
+    Args:
+        total_stride: Along depth, height and width; None for any.
+        channels: Of input and output.
+        dtype: Of input and output.
+    """
+
+    kind: Literal["model"] = "model"
+    total_stride: tuple[int, int, int] | None = None
+    channels: int = 1
+    dtype: str = "float32"
+
+    def tensor(self, shape: tuple[int, int, int] | None = None, batch: int | None = None) -> TensorContract:
+        """Return what input and output promise, for one volume shape or, without it, for all."""
+        return TensorContract(AXES, (batch, *(shape or (None, None, None)), self.channels), self.dtype)
+
+    def departures(self, path: Path) -> list[str]:
+        """Read the layers of a `.keras` file, without loading it, and say how it departs."""
+        try:
+            cost = read_network(path).cost
+        except ValueError as error:
+            return [str(error).rstrip(".")]
+        graph = cost.graph
+        entry = next(node for node in graph.nodes if node.kind == "InputLayer")
+        said = [
+            f"channels of its {place} must be {self.channels}, received {node.channels}"
+            for place, node in (("input", entry), ("output", graph.nodes[graph.output]))
+            if node.channels != self.channels
+        ]
+        strides = tuple(axis.stride for axis in cost.field.axes)
+        return said + [
+            f"total stride along {axis} must be {promised}, received {received}"
+            for axis, promised, received in zip(AXES[1:4], self.total_stride or strides, strides, strict=True)
+            if promised != received
+        ]
+
+
+Contract = Annotated[FileContract | VolumeContract | ModelContract, Field(discriminator="kind")]
+
+
+def volume_contract(grid: Grid, dtype: str, times: int = 1) -> VolumeContract:
+    """Return what a volume on a grid promises, before it is computed."""
+    rows = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in grid.affine)
+    return VolumeContract(shape=grid.shape, affine=rows, dtype=dtype, times=times)

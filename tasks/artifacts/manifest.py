@@ -1,0 +1,116 @@
+"""Artifacts under seal: each with its contract and digest, in a `contracts.json` that stands beside them."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+
+from tasks.artifacts.contracts import Contract, FileContract, Frozen
+from tasks.artifacts.shape_contract import ContractError
+from tasks.files.atomic import replacing
+
+CONTRACTS_FILE = "contracts.json"
+PLAIN = FileContract()
+
+
+class Seal(Frozen):
+    """A file that was read back and kept its contract.
+
+    Args:
+        contract: What it promised.
+        sha256: Of its bytes.
+        size: Bytes.
+    """
+
+    contract: Contract
+    sha256: str
+    size: int
+
+    def damages(self, path: Path) -> list[str]:
+        """Say what is wrong with the file now: how it departs, or that other bytes keep the same promise."""
+        if not path.is_file():
+            return ["it is missing"]
+        size = path.stat().st_size
+        if size == self.size and file_digest(path) == self.sha256:
+            return []
+        said = self.contract.departures(path) if size else []
+        change = f"{size} bytes instead of {self.size}" if size != self.size else "its bytes were changed"
+        return [*said, f"it is not the file that was sealed: {change}"]
+
+
+class Contracts(Frozen):
+    """The content of a `contracts.json`.
+
+    Args:
+        run_id: Of the run that made the files, if one did.
+        seals: By path, relative to the file itself, with `/`.
+    """
+
+    run_id: str | None = None
+    seals: dict[str, Seal] = Field(default_factory=dict)
+
+    def text(self) -> str:
+        """Return the content of the file."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
+
+    def damages(self, folder: Path, *, alone: bool) -> dict[str, list[str]]:
+        """Check every file under contract below a folder; returns what is wrong, by path.
+
+        Args:
+            folder: Holds the files.
+            alone: Whether a file under no contract is wrong there.
+        """
+        found = {path: seal.damages(folder / path) for path, seal in self.seals.items()}
+        if not alone:
+            return {path: said for path, said in found.items() if said}
+        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        for path in sorted(there - set(self.seals) - {CONTRACTS_FILE}):
+            found[path] = ["it is under no contract of this run"]
+        return {path: said for path, said in found.items() if said}
+
+
+class ContractsError(ValueError):
+    """A `contracts.json` that is missing or cannot be read."""
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sealed(path: Path, contract: Contract = PLAIN) -> Seal:
+    """Read a file back, check it against its contract and seal it.
+
+    Args:
+        path: The file as it was written.
+        contract: What it promised before it was made.
+
+    Raises:
+        ContractError: It departs.
+    """
+    if said := contract.departures(path):
+        raise ContractError(f"{path.name} departs from its contract: {'; '.join(said)}.")
+    return Seal(contract=contract, sha256=file_digest(path), size=path.stat().st_size)
+
+
+def write_contracts(folder: Path, seals: Mapping[str, Seal], run_id: str | None = None) -> None:
+    """Write the `contracts.json` of a folder."""
+    with replacing(folder / CONTRACTS_FILE) as beside:
+        beside.write_text(Contracts(run_id=run_id, seals=dict(seals)).text())
+
+
+def read_contracts(folder: Path) -> Contracts:
+    """Read the `contracts.json` of a folder.
+
+    Raises:
+        ContractsError: There is none, or it is none.
+    """
+    try:
+        return Contracts.model_validate_json((folder / CONTRACTS_FILE).read_bytes())
+    except FileNotFoundError:
+        raise ContractsError("it is missing, so nothing says what the other files should be") from None
+    except (OSError, ValidationError):
+        raise ContractsError("it was changed: it holds no contracts") from None

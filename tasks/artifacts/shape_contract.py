@@ -1,0 +1,53 @@
+"""The shape contract: what an artifact promises of its shape and type, and whether it keeps it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ContractError(RuntimeError):
+    """An artifact departs from what it promised: the sentence says which axis."""
+
+
+@dataclass(frozen=True)
+class TensorContract:
+    """What a tensor promises.
+
+    Args:
+        axes: Name of each axis.
+        shape: Size of each axis, None where it is free.
+        dtype: Name of the element type.
+
+    >>> volume = TensorContract(("depth", "height", "width"), (None, 112, 112), "float32")
+    >>> volume.require("the latent", (16, 112, 111), "float32")
+    Traceback (most recent call last):
+    ...
+    tasks.artifacts.shape_contract.ContractError: the latent departs from its contract: width must be 112, received 111.
+    """
+
+    axes: tuple[str, ...]
+    shape: tuple[int | None, ...]
+    dtype: str
+
+    def require(self, what: str, shape: Sequence[int], dtype: str) -> None:
+        """Check a tensor.
+
+        Args:
+            what: The tensor, as the sentence should name it.
+            shape: Its shape.
+            dtype: Name of its element type.
+
+        Raises:
+            ContractError: It departs; the sentence says which axis, what was promised and what was received.
+        """
+        if len(shape) != len(self.axes):
+            raise ContractError(
+                f"{what} departs from its contract: it must have the axes {', '.join(self.axes)}, "
+                f"received the shape {tuple(shape)}."
+            )
+        for axis, promised, received in zip(self.axes, self.shape, shape, strict=True):
+            if promised is not None and promised != received:
+                raise ContractError(
+                    f"{what} departs from its contract: {axis} must be {promised}, received {received}."
+                )
+        if dtype != self.dtype:
+            raise ContractError(f"{what} departs from its contract: its type must be {self.dtype}, received {dtype}.")

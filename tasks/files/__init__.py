@@ -1,0 +1,1 @@
+"""Files and folders: atomic writes, compression, the names and destinations of outputs."""

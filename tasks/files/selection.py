@@ -1,0 +1,120 @@
+"""Which volumes are meant: files, folders, globs and lists in text or CSV files, expanded to paths."""
+
+import csv
+import glob
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tasks.errors import InputError
+from tasks.files.naming import PAIRS, split_name
+
+LISTS = {".txt": None, ".list": None, ".csv": ",", ".tsv": "\t"}
+PATH_COLUMNS = ("path", "volume", "input", "image", "file", "filename", "scan")
+
+
+def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
+    """Expand what a person gave to the volumes that are meant, in order, each once.
+
+    A folder means the volumes directly in it, sorted; a glob (`*`, `?`, `[…]`, `**`) what it matches, sorted; a `.txt`
+    file one path a line (`#` begins a comment); a `.csv` or `.tsv` file the column called path, volume, input, image,
+    file, filename or scan, or its only column. Paths in a list are relative to the list. Either file of a pair means
+    the pair.
+
+    Raises:
+        InputError: Something that was given is not there or holds no volume.
+    """
+    found = [path for one in given for path in _expand(_findable(Path(one)))]
+    if not found:
+        raise InputError("Cannot find volumes: none were given. Name files, folders, globs or lists of paths.")
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(_pair_key(path), path)
+    return list(once.values())
+
+
+def _expand(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from _some(
+            path,
+            (entry for entry in path.iterdir() if _is_volume_name(entry)),
+            "no volume is in it; name a folder of volumes",
+        )
+    elif path.is_file() and path.suffix.lower() in LISTS:
+        yield from _some(path, _listed(path), "it lists no path; name one a line")
+    elif path.exists() or not glob.has_magic(str(path)):
+        yield path  # preflight says what is wrong with it
+    else:
+        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        yield from _some(
+            path, (match for match in matches if _is_volume_name(match)), "no volume matches it; check the pattern"
+        )
+
+
+def _some(path: Path, volumes: Iterable[Path], otherwise: str) -> list[Path]:
+    found = sorted(volumes) if path.suffix.lower() not in LISTS or path.is_dir() else list(volumes)
+    if not found:
+        raise InputError(f"Cannot find volumes in {path.name}: {otherwise}.")
+    return found
+
+
+def _is_volume_name(path: Path) -> bool:
+    return bool(split_name(path.name)[1]) and not path.name.startswith(".") and path.is_file()
+
+
+def _listed(path: Path) -> list[Path]:
+    """Read the paths of a list."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError):
+        raise InputError(f"Cannot read the list {path.name}: it is no UTF-8 text. Save it as such.") from None
+    delimiter = LISTS[path.suffix.lower()]
+    if delimiter is None:
+        named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    else:
+        try:
+            named = _column(path, list(csv.reader(filter(str.strip, lines), delimiter=delimiter)))
+        except csv.Error as error:
+            raise InputError(f"Cannot read the list {path.name}: {error}. Save it anew as CSV.") from None
+    if any("\0" in name for name in named):
+        raise InputError(f"Cannot read the list {path.name}: it holds a path with a zero byte. Save it anew as text.")
+    return [_findable(path.parent / name) for name in named]
+
+
+def _findable(path: Path) -> Path:
+    """Return the path, if the file system can look for it at all.
+
+    Raises:
+        InputError: It cannot: the name is too long, or so.
+    """
+    try:
+        path.exists()
+    except OSError as error:
+        raise InputError(f"Cannot look for {path.name[:40]}…: {error.strerror}. Check the path.") from None
+    return path
+
+
+def _column(path: Path, rows: list[list[str]]) -> list[str]:
+    """Return the column of a table that holds the paths."""
+    if not rows:
+        return []
+    titles = [title.strip().lower() for title in rows[0]]
+    column = next((titles.index(title) for title in PATH_COLUMNS if title in titles), None)
+    if column is None and max(map(len, rows)) > 1:
+        raise InputError(
+            f"Cannot read the list {path.name}: one column must be called {', '.join(PATH_COLUMNS[:-1])} or "
+            f"{PATH_COLUMNS[-1]}, received {', '.join(titles)}."
+        )
+    body = rows if column is None else rows[1:]
+    named = [row[column or 0].strip() for row in body if len(row) > (column or 0)]
+    return [name for name in named if name]
+
+
+def _pair_key(path: Path) -> Path:
+    """Return one key for both files of a pair; links to one file are volumes of their own, called as the links are."""
+    stem, suffix = split_name(path.name)
+    head, _, packing = suffix[1:].partition(".")
+    header, folder = PAIRS.get(f".{head}"), path.parent.resolve()
+    if header is None:
+        return folder / path.name
+    twins = (path.with_name(stem + end) for end in (header, header.upper(), f"{header}.{packing}"))
+    return folder / next((twin.name for twin in twins if twin.exists()), path.name)

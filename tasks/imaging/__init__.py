@@ -1,0 +1,1 @@
+"""Linear imaging operators: resampling, degradation and data consistency."""

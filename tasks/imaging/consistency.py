@@ -1,0 +1,266 @@
+"""Data consistency: a restored volume, degraded again, must return the input; what it lacks is projected back.
+
+With D the degradation, r the restored volume and b the coarse one, the correction is `r + Dᵀ(DDᵀ + λ)⁻¹(b − Dr)`, the
+smallest change that explains b down to the damping λ (Tikhonov). D is separable, so one singular value decomposition
+per axis, `D = USVᵀ`, gives it in closed form: `r + V·S/(S² + λ)·Uᵀ(b − Dr)`. What remains of the coefficients c of
+`b − Dr` is `λ/(S² + λ)·c`: λ is chosen so that the remainder just meets the tolerance (the discrepancy principle), and
+fine voxels change no more than the input asks for.
+
+Where the input is noisy, explaining it to the last bit would blow its noise up. What no fine volume could have put
+there tells how noisy it is: the coefficients that D all but erases. λ is then at least the variance of the noise over
+that of the restored volume's error (Wiener), which is the best there is where both are white.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+
+from configs.degradation import AxisDegradation, Degradation
+from tasks.errors import InputError
+from tasks.imaging.degrade import coarse_shape, degrade
+from tasks.imaging.separable import along
+
+TOLERANCE = 1e-4  # root mean square of the remainder, in normalised intensity
+SMALLEST = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
+FAINT = 0.05  # share of the coefficients, those that the degradation erases most, that tells the noise
+EVEN = 16.0  # ratio of squared singular values up to which no coefficient is erased, so that none tells the noise
+ANATOMY = 0.002  # what sharp anatomy without noise leaves in those coefficients, in normalised intensity
+
+Shape = tuple[int, int, int]
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class AxisFactors:
+    """The singular value decomposition of a degradation along one axis.
+
+    Args:
+        coarse_basis: U, `[coarse, rank]`.
+        fine_basis: V, `[fine, rank]`.
+        singular: S, `[rank]`.
+    """
+
+    coarse_basis: Array
+    fine_basis: Array
+    singular: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What makes a restored volume explain its input, held as coarsely as the input is.
+
+    Args:
+        coefficients: In the fine bases of the degradation, float32, of the shape of the coarse volume.
+        bases: The fine basis of each axis, `[fine, rank]`, or None where the axis stays.
+        unexplained: Root mean square of what is missing still.
+    """
+
+    coefficients: Array
+    bases: tuple[Array | None, ...]
+    unexplained: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the fine volume."""
+        return tuple(
+            size if basis is None else len(basis)
+            for size, basis in zip(self.coefficients.shape, self.bases, strict=True)
+        )
+
+    def window(self, *rows: slice) -> Array:
+        """What to add to a window of the restored volume, one slice of fine voxels per axis."""
+        change = self.coefficients
+
+        def growth(axis: int) -> float:
+            start, stop, _ = rows[axis].indices(self.shape[axis])
+            return (stop - start) / float(self.coefficients.shape[axis])
+
+        # The axes that shrink come first: less is carried through the others.
+        for axis in sorted(range(3), key=growth):
+            basis, part = self.bases[axis], rows[axis]
+            change = change[(slice(None),) * axis + (part,)] if basis is None else along(axis, basis[part], change)
+        return np.ascontiguousarray(change)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a correction did to a volume.
+
+    Args:
+        voxels: The corrected volume, float32.
+        before: Root mean square of `b − Dr` that the restored volume had.
+        after: The same of the corrected volume.
+    """
+
+    voxels: Array
+    before: float
+    after: float
+
+
+def recipe_at(recipe: Degradation, fine: Shape, coarse: Shape) -> Degradation:
+    """The recipe without its noise, stretched to lead from one shape to another.
+
+    A scan that is super-resolved by another factor than the recipe's is taken to be blurred in proportion.
+    """
+    axes = {}
+    for name, axis, size, wanted in zip(("depth", "height", "width"), recipe.axes, fine, coarse, strict=True):
+        factor = size / wanted
+        blur = axis.blur_fwhm * factor / axis.factor if factor > 1 else 0.0
+        axes[name] = axis.model_copy(update={"factor": max(factor, 1.0), "blur_fwhm": blur})
+    return Degradation(name=recipe.name, **axes)
+
+
+def axis_factors(shape: Shape, recipe: Degradation) -> tuple[AxisFactors | None, ...]:
+    """Decompose a degradation for a fine shape, network axes; None along an axis that it leaves alone."""
+    return tuple(_factors(size, axis) for size, axis in zip(shape, recipe.axes, strict=True))
+
+
+def axis_matrices(shape: Shape, recipe: Degradation) -> tuple[Array | None, ...]:
+    """The matrices, `[coarse, fine]`, of a degradation for a fine shape, network axes; None where an axis stays."""
+    return tuple(_matrix(size, axis) for size, axis in zip(shape, recipe.axes, strict=True))
+
+
+def correct(
+    restored: Array, coarse: Array, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
+) -> Correction:
+    """Make a restored volume explain its input.
+
+    Args:
+        restored: float32 `[depth, height, width]`, fine.
+        coarse: float32 `[depth, height, width]`: the input, over the same field of view, in the same unit.
+        recipe: What leads from fine to coarse; its factors give the shape of `coarse`. Its noise is left out.
+        tolerance: Root mean square of `b − Dr` to reach, in the unit of the voxels; 0 asks for all that is possible.
+        noise: Standard deviation of the input's noise, in the unit of the voxels; `noise_level` estimates it.
+
+    Raises:
+        InputError: The recipe does not lead from the one shape to the other.
+    """
+    depth, height, width = restored.shape
+    expected = coarse_shape((depth, height, width), recipe)
+    if expected != coarse.shape:
+        raise InputError(
+            f"Cannot correct a volume of {restored.shape} voxels: {recipe.name} makes {expected} of it, and the input"
+            f" has {coarse.shape}. Take the degradation that belongs to this scale."
+        )
+    missing = remainder(restored, coarse, recipe)
+    change = explain(missing, (depth, height, width), recipe, tolerance, noise)
+    if change is None:
+        return Correction(np.asarray(restored, np.float32), _rms(missing), _rms(missing))
+    corrected = restored + change.window(slice(None), slice(None), slice(None))
+    return Correction(corrected, _rms(missing), _rms(remainder(corrected, coarse, recipe)))
+
+
+def noise_level(coarse: Array, shape: Shape, recipe: Degradation) -> float:
+    """Estimate the standard deviation of an input's noise from what no fine volume could have put there.
+
+    Args:
+        coarse: float32, in normalised intensity, the axes those of the recipe.
+        shape: Of the fine volume.
+        recipe: What leads from fine to coarse.
+
+    Returns:
+        In normalised intensity; 0 where the degradation erases nothing, so that nothing tells noise from anatomy.
+    """
+    axes = axis_factors(shape, recipe)
+    squared = squared_singular(axes, coarse.shape)
+    if squared.max() < EVEN * squared.min():
+        return 0.0
+    faint = _in_bases(axes, coarse)[squared <= np.quantile(squared, FAINT)]
+    return float(np.sqrt(max(0.0, _mean_square(faint) - ANATOMY**2)))
+
+
+def explain(
+    missing: Array, shape: Shape, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
+) -> Change | None:
+    """Find the smallest change of a fine volume that explains what its coarse version lacks.
+
+    Args:
+        missing: The input less the restored volume degraded again, float32, coarse.
+        shape: Of the fine volume, along the same axes.
+        recipe: What leads from fine to coarse.
+        tolerance: Root mean square that may stay unexplained, in the unit of the voxels.
+        noise: Standard deviation of the input's noise, in the unit of the voxels.
+
+    Returns:
+        The change, or None if nothing beyond the tolerance is missing.
+    """
+    before = _rms(missing)
+    if before <= tolerance:
+        return None
+    axes = axis_factors(shape, recipe)
+    squared = squared_singular(axes, missing.shape)
+    coefficients = _in_bases(axes, missing)
+    beyond = before**2 - _mean_square(coefficients)
+    damping = _damping(coefficients, squared, tolerance**2 - beyond)
+    if noise:
+        error = max(SMALLEST * noise**2, before**2 - noise**2) / float(squared.mean())
+        damping = max(damping, noise**2 / error)
+    left = float(np.sqrt(_mean_square(coefficients * (damping / (squared + damping))) + max(0.0, beyond)))
+    coefficients = coefficients * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
+    return Change(coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), left)
+
+
+def remainder(restored: Array, coarse: Array, recipe: Degradation) -> Array:
+    """The input less the restored volume degraded again, without noise."""
+    return coarse - degrade(restored, recipe.model_copy(update={"noise": type(recipe.noise)()}))
+
+
+def squared_singular(axes: Sequence[AxisFactors | None], sizes: Sequence[int]) -> NDArray[np.float64]:
+    """The squared singular values of the whole degradation, one per coefficient."""
+    depth, height, width = (
+        np.ones(size) if axis is None else axis.singular**2 for axis, size in zip(axes, sizes, strict=True)
+    )
+    return np.asarray(depth[:, None, None] * height[:, None] * width)
+
+
+def _damping(coefficients: Array, squared: NDArray[np.float64], unexplained: float) -> float:
+    """Find the damping that leaves a mean square of `unexplained`, or the smallest if that is out of reach."""
+    power = np.square(coefficients, dtype=np.float64).ravel()
+    singular = squared.ravel()
+
+    def beyond(logarithm: float) -> float:
+        damping = np.exp(logarithm)
+        left = damping / (singular + damping)
+        return float(np.einsum("i,i,i", power, left, left)) / power.size - unexplained
+
+    low, high = np.log(SMALLEST), np.log(1e6)
+    if unexplained <= 0 or beyond(low) >= 0:
+        return SMALLEST
+    return float(np.exp(brentq(beyond, low, high, xtol=1e-4) if beyond(high) > 0 else high))
+
+
+@lru_cache(maxsize=32)
+def _matrix(size: int, recipe: AxisDegradation) -> Array | None:
+    if recipe == AxisDegradation():
+        return None
+    # What a degradation does to each unit impulse is its matrix, of whatever kind it is.
+    return degrade(np.eye(size, dtype=np.float32)[:, :, None], Degradation(name="axis", depth=recipe))[:, :, 0]
+
+
+@lru_cache(maxsize=32)
+def _factors(size: int, recipe: AxisDegradation) -> AxisFactors | None:
+    matrix = _matrix(size, recipe)
+    if matrix is None:
+        return None
+    left, singular, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
+    return AxisFactors(left.astype(np.float32), np.ascontiguousarray(right.T, dtype=np.float32), singular)
+
+
+def _in_bases(axes: Sequence[AxisFactors | None], coarse: Array) -> Array:
+    """The coefficients of a coarse volume in the coarse bases."""
+    for axis, factors in enumerate(axes):
+        if factors is not None:
+            coarse = along(axis, factors.coarse_basis.T, coarse)
+    return coarse
+
+
+def _mean_square(voxels: NDArray[np.floating]) -> float:
+    return float(np.mean(np.square(voxels, dtype=np.float64)))
+
+
+def _rms(voxels: Array) -> float:
+    return float(np.sqrt(_mean_square(voxels)))

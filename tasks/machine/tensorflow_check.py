@@ -1,0 +1,239 @@
+"""Checks of TensorFlow, run in a process of its own: `python -m tasks.machine.tensorflow_check FOLDER`.
+
+The process writes a line for each check as soon as it is made, so that whatever ends it takes none of them along.
+"""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.machine.check import Check, Seen, checked, not_tried
+
+CHECKS, IDENTITY = "checks.jsonl", "identity.keras"
+GPU_DRIVERS = Path("/proc/driver/nvidia/gpus")
+TOLERANCE = 1e-5
+SETUP = "Run make setup, with EXTRA=gpu on a machine with an NVIDIA GPU."
+SLOWER = 10  # times, beyond which a choice is a wrong one
+
+Triple = tuple[int, int, int]
+# Kernel and strides: uneven overlap, even overlap, holes, an axis that stays, the three-stage form, no overlap.
+TRANSPOSED: tuple[tuple[Triple, Triple], ...] = (
+    ((3, 3, 3), (2, 2, 2)),
+    ((4, 4, 4), (2, 2, 2)),
+    ((3, 3, 3), (2, 4, 4)),
+    ((3, 4, 4), (1, 2, 2)),
+    ((4, 8, 8), (2, 4, 4)),
+    ((2, 3, 5), (2, 3, 5)),
+)
+
+
+def tensorflow_checks(folder: Path) -> Iterator[Check]:
+    """Try what networks need of TensorFlow.
+
+    Args:
+        folder: Receives `identity.keras`, a network that returns its input.
+
+    Yields:
+        A check after the other: TensorFlow itself, a convolution on each device, XLA, transposed convolution, a saved
+        network.
+    """
+    cure = f"{SETUP} See that KERAS_BACKEND and keras.json name no backend but tensorflow."
+    loaded = checked("TensorFlow", "importing it and Keras, listing devices", _load, cure)
+    yield loaded
+    rest: list[tuple[str, str, Callable[[], Seen], str]] = [
+        *((f"convolution on {device}", "against NumPy", _convolving(device), _DEVICE_CURE) for device in _devices()),
+        (
+            "XLA",
+            "a transposed convolution with and without it",
+            _compare_xla,
+            "See that a convolution runs on each device.",
+        ),
+        (
+            "transposed convolution",
+            f"{len(TRANSPOSED)} kernels and strides against a scatter in NumPy",
+            _compare_transposed,
+            "Set TF_ENABLE_ONEDNN_OPTS=0 and try again; if that helps, report it to TensorFlow.",
+        ),
+        ("saved network", "building one and saving it", lambda: _save_identity(folder / IDENTITY), SETUP),
+    ]
+    for name, tried, examine, cure in rest:
+        yield checked(name, tried, examine, cure) if loaded.status != "failed" else not_tried(name, tried, "TensorFlow")
+
+
+_DEVICE_CURE = "Update the driver of the device, or hide it with CUDA_VISIBLE_DEVICES=-1."
+
+
+def _load() -> Seen:
+    import keras
+    import tensorflow as tf
+
+    # TensorFloat-32 rounds to 10 bits: here the arithmetic is looked at, not the speed.
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # noqa: FBT003 - positional only
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)  # noqa: FBT003 - positional in TensorFlow's own examples
+    seen = f"TensorFlow {tf.__version__}, Keras {keras.__version__}, devices: {', '.join(_devices())}"
+    backend, order, floats = keras.backend.backend(), keras.config.image_data_format(), keras.config.floatx()
+    if (backend, order, floats) != ("tensorflow", "channels_last", "float32"):
+        return Seen(
+            f"{seen}; Keras is set to {backend}, {order}, {floats}",
+            "failed",
+            "Unset KERAS_BACKEND, and remove keras.json from ~/.keras or KERAS_HOME.",
+        )
+    drivers = len(list(GPU_DRIVERS.glob("*"))) if GPU_DRIVERS.is_dir() else 0
+    if drivers > len(gpus):
+        cure = "Run make setup EXTRA=gpu; see that CUDA_VISIBLE_DEVICES hides none."
+        return Seen(f"{seen}; the driver knows {drivers} NVIDIA GPUs", "warning", cure)
+    return Seen(seen)
+
+
+def _devices() -> list[str]:
+    """The devices of TensorFlow, such as "CPU:0"; that name alone where it cannot be imported."""
+    try:
+        import tensorflow as tf
+    except Exception:  # noqa: BLE001 - told by the check that imports it
+        return ["CPU:0"]
+    kinds = ("CPU", "GPU")
+    return [
+        device.name.removeprefix("/physical_device:")
+        for kind in kinds
+        for device in tf.config.list_physical_devices(kind)
+    ]
+
+
+def _convolving(device: str) -> Callable[[], Seen]:
+    def convolve() -> Seen:
+        import tensorflow as tf
+
+        random = np.random.default_rng(0)
+        volume = random.normal(size=(1, 10, 12, 14, 3)).astype(np.float32)
+        weights = random.normal(size=(3, 3, 3, 3, 4)).astype(np.float32)
+        started = time.perf_counter()
+        with tf.device(f"/{device}"):
+            made = tf.nn.conv3d(volume, weights, (1, 1, 1, 1, 1), "VALID")
+        seconds = time.perf_counter() - started
+        windows = np.lib.stride_tricks.sliding_window_view(volume, (3, 3, 3), axis=(1, 2, 3))
+        expected = np.einsum("bdhwcijk,ijkco->bdhwo", windows, weights, dtype=np.float64, casting="unsafe")
+        ran_on = made.device.rpartition("device:")[2]
+        if ran_on != device:
+            return Seen(f"it ran on {ran_on}", "failed")
+        return _difference(np.abs(made.numpy() - expected).max() / np.abs(expected).max(), f"{seconds * 1e3:.0f} ms")
+
+    return convolve
+
+
+def _compare_xla() -> Seen:
+    """Compare what is chosen for the networks of this process with the other choice."""
+    import tensorflow as tf
+
+    from tasks.machine.devices import XLA, device_kind
+
+    kind = device_kind()
+    chosen = XLA[kind]
+    latent, weights = tf.random.normal((1, 4, 14, 14, 32)), tf.random.normal((4, 4, 4, 16, 32))
+
+    def milliseconds(jit: bool) -> float:  # noqa: FBT001 - named at every call
+        def stage(tensor: Any) -> Any:  # noqa: ANN401 - TensorFlow has no types
+            return tf.nn.conv3d_transpose(tensor, weights, (1, 8, 28, 28, 16), (2, 2, 2))
+
+        compiled = tf.function(stage, jit_compile=jit)
+        compiled(latent)
+        started = time.perf_counter()
+        compiled(latent).numpy()
+        return (time.perf_counter() - started) * 1e3
+
+    plain = milliseconds(jit=False)
+    try:
+        fused = milliseconds(jit=True)
+    except Exception as error:
+        if chosen:
+            raise
+        return Seen(f"networks run without it on the {kind}, where it does not compile ({type(error).__name__})")
+    choice = f"networks run {'with' if chosen else 'without'} it on the {kind}"
+    seen = f"{choice}: {plain:.1f} ms without, {fused:.1f} ms with"
+    mine, other = (fused, plain) if chosen else (plain, fused)
+    if mine > SLOWER * other:
+        return Seen(seen, "warning", f"Set XLA of {kind} to {not chosen} in tasks/machine/devices.py.")
+    return Seen(seen)
+
+
+def _compare_transposed() -> Seen:
+    import keras
+
+    from models.network.phases import with_phases
+
+    random = np.random.default_rng(0)
+    volume = random.normal(size=(2, 3, 4, 5, 3)).astype(np.float32)
+    worst = 0.0
+    for (kernel_size, strides), filters in itertools.product(TRANSPOSED, (1, 2)):
+        inputs = keras.Input(volume.shape[1:])
+        layer = keras.layers.Conv3DTranspose(filters, kernel_size, strides, padding="same", use_bias=False)
+        model = keras.Model(inputs, layer(inputs))
+        weights = random.normal(size=layer.kernel.shape).astype(np.float32)
+        layer.set_weights([weights])
+        expected = scattered(volume, weights, strides)
+        # One filter is computed by phases where volumes are restored.
+        for form in (model, with_phases(model)):
+            made = np.asarray(form(volume))
+            if made.shape != expected.shape:
+                return Seen(f"kernel {kernel_size}, strides {strides}: shape {made.shape}", "failed")
+            worst = max(worst, float(np.abs(made - expected).max() / np.abs(expected).max()))
+    return _difference(worst, f"{len(TRANSPOSED)} as layer and by phases")
+
+
+def scattered(volume: NDArray[Any], weights: NDArray[Any], strides: Triple) -> NDArray[np.float64]:
+    """Transposed convolution by its definition, padding SAME: every input voxel adds its weighted taps.
+
+    Args:
+        volume: `(batch, depth, height, width, in)`.
+        weights: `(depth, height, width, out, in)`.
+        strides: Output voxels per input voxel.
+
+    Returns:
+        `(batch, depth, height, width, out)`, sizes times strides.
+    """
+    sizes, kernel_size = volume.shape[1:4], weights.shape[:3]
+    whole = [(size - 1) * stride + kernel for size, stride, kernel in zip(sizes, strides, kernel_size, strict=True)]
+    wanted = [size * stride for size, stride in zip(sizes, strides, strict=True)]
+    room = [max(pair) for pair in zip(whole, wanted, strict=True)]
+    full = np.zeros((volume.shape[0], *room, weights.shape[3]))
+    for tap in np.ndindex(*kernel_size):
+        reached = [slice(t, t + (n - 1) * s + 1, s) for t, n, s in zip(tap, sizes, strides, strict=True)]
+        full[:, reached[0], reached[1], reached[2]] += volume.astype(np.float64) @ weights[tap].T
+    cut = [max(0, size - aim) // 2 for size, aim in zip(whole, wanted, strict=True)]
+    window = [slice(start, start + aim) for start, aim in zip(cut, wanted, strict=True)]
+    return full[:, window[0], window[1], window[2]]
+
+
+def _save_identity(path: Path) -> Seen:
+    from models.network.identity import build_identity
+
+    build_identity().save(path)
+    return Seen(f"{path.stat().st_size} bytes")
+
+
+def _difference(found: float, remark: str) -> Seen:
+    # Not `found > TOLERANCE`: that is false of what is no number.
+    status = "ok" if found <= TOLERANCE else "failed"
+    return Seen(f"largest difference {found:.1e} of the largest value, {remark}", status)  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Write the checks into the folder that the command line names."""
+    folder = Path(sys.argv[1])
+    with (folder / CHECKS).open("w") as file:
+        for check in tensorflow_checks(folder):
+            file.write(json.dumps(asdict(check)) + "\n")
+            file.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Scores: the protocol, PSNR and SSIM, and measures that need no reference."""

@@ -1,0 +1,1 @@
+"""Exact sharding: the plan, the restoration of one shard, storage and assembly."""

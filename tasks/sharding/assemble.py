@@ -1,0 +1,166 @@
+"""A restored volume put together: slabs for the writer from cores on disk, and what it lacks of its input."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.degradation import Degradation
+from tasks.imaging.consistency import Change, axis_matrices, explain, noise_level
+from tasks.imaging.separable import along
+from tasks.sharding.plan import Interval, Shape, Shard, ShardPlan
+from tasks.sharding.store import ShardStore
+from tasks.volume.grid import NetworkAxes
+from tasks.volume.intensity import Intensity
+from tasks.volume.scan import SLAB_VOXELS
+
+Box = tuple[Interval, Interval, Interval]
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How a restored volume, degraded again, compares with its input; root mean squares in normalised intensity.
+
+    Args:
+        after: Of the difference that a correction leaves.
+        before: Of the difference without a correction.
+        noise: Of the input, as the correction took it.
+    """
+
+    after: float
+    before: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The cores of a volume, where they lie in its file.
+
+    Args:
+        plan: How the target grid was cut, network axes.
+        axes: Between file axes and network axes.
+        store: Where the cores are.
+    """
+
+    plan: ShardPlan
+    axes: NetworkAxes
+    store: ShardStore
+
+    @property
+    def shape(self) -> Shape:
+        """Voxels of the target grid along (i, j, k)."""
+        return self.axes.of_network(self.plan.target_shape)
+
+    def box(self, shard: Shard) -> Box:
+        """Where a core lies in the file: `(start, stop)` along (i, j, k)."""
+        depth, height, width = (
+            (size - stop, size - start) if flipped else (start, stop)
+            for (start, stop), size, flipped in zip(shard.core, self.plan.target_shape, self.axes.flipped, strict=True)
+        )
+        return self.axes.of_network((depth, height, width))
+
+    def in_file_order(self) -> list[Shard]:
+        """The shards as a writer of planes wants them: those of the first planes first."""
+        return sorted(self.plan.shards, key=lambda shard: (self.box(shard)[2], self.box(shard)))
+
+    def save(self, shard: Shard, core: NDArray[np.float32]) -> None:
+        """Keep a core, `(depth, height, width)`."""
+        self.store.save(shard, self.axes.to_file(core))
+
+    def load(self, shard: Shard) -> NDArray[np.float32]:
+        """A core that is kept, `(i, j, k)`."""
+        i, j, k = (stop - start for start, stop in self.box(shard))
+        return self.store.load(shard, (i, j, k))
+
+    def slabs(self, arrived: Callable[[Shard], None], slab_voxels: int = SLAB_VOXELS) -> Iterator[NDArray[np.float32]]:
+        """Yield the volume from its first plane to its last, float32 `[i, j, planes]` each, in Fortran order.
+
+        Args:
+            arrived: Returns when a core is in the store.
+            slab_voxels: About how many voxels a slab has.
+        """
+        i, j, planes = self.shape
+        step = max(1, slab_voxels // (i * j))
+        boxes = {shard: self.box(shard) for shard in self.in_file_order()}
+        for start in range(0, planes, step):
+            stop = min(start + step, planes)
+            slab = np.empty((i, j, stop - start), np.float32, order="F")
+            for shard, ((i0, i1), (j0, j1), (k0, k1)) in boxes.items():
+                low, high = max(start, k0), min(stop, k1)
+                if low < high:
+                    arrived(shard)
+                    core = self.load(shard)
+                    slab[i0:i1, j0:j1, low - start : high - start] = core[:, :, low - k0 : high - k0]
+            yield slab
+
+    def remainder(
+        self, coarse: NDArray[Any], recipe: Degradation, arrived: Callable[[Shard], None] | None = None
+    ) -> NDArray[np.float32]:
+        """The input less the restored volume degraded again.
+
+        A degradation is a sum over voxels, so each core adds its part, and the volume is never held whole.
+
+        Args:
+            coarse: The input, `(depth, height, width)`.
+            recipe: What leads from the restored volume to the input's shape.
+            arrived: Returns when a core is in the store; without it they are all there.
+
+        Returns:
+            float32 of the input's shape, in the unit of the input.
+        """
+        matrices = axis_matrices(self.plan.target_shape, recipe)
+        again = np.zeros(coarse.shape, np.float32)
+        for shard in self.plan.shards:
+            if arrived is not None:
+                arrived(shard)
+            part = self.axes.to_network(self.load(shard))
+            window = []
+            for axis, (matrix, (low, high)) in enumerate(zip(matrices, shard.core, strict=True)):
+                if matrix is None:
+                    window.append(slice(low, high))
+                    continue
+                rows = np.flatnonzero(matrix[:, low:high].any(axis=1))
+                window.append(slice(rows[0], rows[-1] + 1) if rows.size else slice(0))
+                part = along(axis, matrix[window[-1], low:high], part)
+            again[tuple(window)] += part
+        return coarse - again
+
+    def correction(
+        self,
+        coarse: NDArray[np.float32],
+        intensity: Intensity,
+        recipe: Degradation,
+        arrived: Callable[[Shard], None] | None = None,
+        *,
+        corrects: bool,
+    ) -> tuple[Change | None, Consistency]:
+        """Find what makes the volume explain its input.
+
+        Args:
+            coarse: The input, `(depth, height, width)`, in the unit of the file.
+            intensity: Of the input.
+            recipe: What leads from the restored volume to the input's shape.
+            arrived: Returns when a core is in the store; without it they are all there.
+            corrects: Whether to correct; otherwise the volume is only compared with its input.
+
+        Returns:
+            The change, in the unit of the file, None where there is none; and how consistent the volume is.
+        """
+        unit, shape = np.float32(intensity.high - intensity.low), self.plan.target_shape
+        missing = self.remainder(coarse, recipe, arrived) / unit
+        before = float(np.sqrt(np.mean(np.square(missing, dtype=np.float64))))
+        noise = noise_level(coarse / unit, shape, recipe) if corrects else 0.0
+        change = explain(missing, shape, recipe, noise=noise) if corrects else None
+        if change is None:
+            return None, Consistency(before, before, noise)
+        return replace(change, coefficients=change.coefficients * unit), Consistency(change.unexplained, before, noise)
+
+    def change(self, change: Change, start: int, stop: int) -> NDArray[np.float32]:
+        """The change of the planes `start..stop` along k, `[i, j, planes]`."""
+        rows = [slice(None)] * 3
+        depth = self.axes.order.index(2)
+        flipped, planes = self.axes.flipped[depth], self.shape[2]
+        rows[depth] = slice(planes - stop, planes - start) if flipped else slice(start, stop)
+        return self.axes.to_file(change.window(*rows))

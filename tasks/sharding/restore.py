@@ -1,0 +1,114 @@
+"""What one worker does with a shard: resample what it reads, restore it, keep the core."""
+
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.imaging.resample import resample_window
+from tasks.sharding.plan import MIB, Shape, Shard
+from tasks.volume.intensity import CLIP, Intensity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseVolume:
+    """A volume to restore, as every worker has it.
+
+    Args:
+        voxels: `(depth, height, width)`, in the unit of the file.
+        target_shape: The grid to restore on, over the same field of view.
+        intensity: Which intensities are 0 and 1 to the network.
+    """
+
+    voxels: NDArray[Any]
+    target_shape: Shape
+    intensity: Intensity
+
+
+@dataclass(frozen=True, eq=False)
+class RestoredCore:
+    """The core of a shard, restored.
+
+    Args:
+        voxels: float32 of the core's shape, in the unit of the file.
+        resample_seconds: Time spent resampling.
+        network_seconds: Time spent in the network, intensities mapped there and back.
+        rss_mib: The largest resident memory that the worker has had, MiB.
+    """
+
+    voxels: NDArray[np.float32]
+    resample_seconds: float
+    network_seconds: float
+    rss_mib: float
+
+
+class Restorer:
+    """A network, loaded once in a process that restores shard after shard.
+
+    Args:
+        name: The model's file name.
+        content: The bytes of the `.keras` file.
+        threads: CPU threads that TensorFlow may use.
+
+    Raises:
+        InputError: The bytes are no model that safe mode admits.
+    """
+
+    def __init__(self, name: str, content: bytes, threads: int) -> None:
+        import tensorflow as tf
+
+        from models.network.phases import with_phases
+        from tasks.artifacts.saved_models import load_model
+        from tasks.machine.devices import XLA, claim_devices, device_kind
+
+        claim_devices(threads)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            model = with_phases(load_model(path))
+        # One trace for every shape: a plan has one shape of read, but every volume has a plan of its own. Intensities
+        # are mapped in it too, where all threads do it.
+        signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32), *[tf.TensorSpec([], tf.float32)] * 2]
+
+        @tf.function(input_signature=signature, jit_compile=XLA[device_kind()])  # type: ignore[untyped-decorator] # no types
+        def restored(resampled: tf.Tensor, low: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
+            normalised = (resampled - low) / span
+            seen = tf.clip_by_value(normalised, 0.0, CLIP)
+            # What clipping took away, vessels or metal above, ringing below, is added again unchanged.
+            return (model(seen, training=False) + (normalised - seen)) * span + low
+
+        self._restored: Callable[..., Any] = restored
+
+    def restored(self, resampled: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
+        """Restore a resampled volume in the unit of the file, `(depth, height, width)` in multiples of the stride."""
+        span = np.float32(intensity.high - intensity.low)
+        restored: NDArray[np.float32] = self._restored(resampled[None, ..., None], intensity.low, span).numpy()
+        return restored[0, ..., 0]
+
+    def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
+        """Restore one shard."""
+        started = time.perf_counter()
+        resampled = resample_window(volume.voxels, volume.target_shape, shard.read, "cubic")
+        resampled_at = time.perf_counter()
+        core = self.restored(resampled, volume.intensity)[shard.crop]
+        restored_at = time.perf_counter()
+        return RestoredCore(core, resampled_at - started, restored_at - resampled_at, peak_rss() / MIB)
+
+
+def peak_rss() -> int:
+    """The largest resident memory that this process has had, bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # Not `ru_maxrss`: that begins with what the parent held when it forked.
+        (peak,) = (line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,1 @@
+"""Training: patches, the training loop, checkpoints and validation."""

@@ -1,0 +1,232 @@
+"""Training blocks: pieces of anatomy, each varied and degraded once, from which several patches are cut."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates
+
+from configs.data import Augmentation, Mixture
+from configs.degradation import Degradation
+from tasks.errors import InputError
+from tasks.imaging.degrade import degrade
+from tasks.imaging.resample import resample
+from tasks.scoring.metrics import head_mask
+from tasks.scoring.protocol import Slab, Trial
+from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
+from tasks.volume.grid import network_axes
+from tasks.volume.intensity import CLIP, find_intensity, normalise
+from tasks.volume.nifti import Volume
+
+Shape = tuple[int, int, int]
+Array = NDArray[np.float32]
+
+MARGIN = 32  # voxels by which a block is larger than a patch
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingVolume:
+    """One volume to learn from, normalised, in network axes (depth, height, width).
+
+    Args:
+        fine: float32.
+        head: Flat indices of the voxels around which blocks are cut, int64.
+        spacing: mm per voxel, None where it does not matter.
+    """
+
+    fine: Array
+    head: NDArray[np.int64]
+    spacing: tuple[float, float, float] | None = None
+
+    @classmethod
+    def of(cls, fine: Array, spacing: tuple[float, float, float] | None = None) -> "TrainingVolume":
+        """Find the head of a volume.
+
+        Raises:
+            InputError: No voxel belongs to a head.
+        """
+        head = np.flatnonzero(head_mask(fine))
+        if not head.size:
+            raise InputError(
+                "Cannot train on this volume: no voxel is over 5 % of its intensity range, so it shows no head."
+            )
+        return cls(np.ascontiguousarray(fine), head, spacing)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A piece of anatomy as the network sees it and as it should be, float32 `[depth, height, width]` each."""
+
+    resampled: Array
+    fine: Array
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSource:
+    """Draws blocks, each from (seed, number) alone.
+
+    Args:
+        volumes: What `mixture.volumes` and `mixture.slices` draw from.
+        mixture: Where blocks come from.
+        degradation: From fine to coarse.
+        augmentation: How blocks are varied.
+        shape: Of a block, in voxels.
+        seed: Of the whole run.
+    """
+
+    volumes: Sequence[TrainingVolume]
+    mixture: Mixture
+    degradation: Degradation
+    augmentation: Augmentation
+    shape: Shape
+    seed: int
+
+    def draw(self, number: int) -> Block:
+        """Draw a block."""
+        random = np.random.default_rng((self.seed, number))
+        parts = self.mixture.parts
+        source = random.choice(list(parts), p=np.array(list(parts.values())) / sum(parts.values()))
+        if source == "shapes":
+            fine = ShapesAnatomy().draw(random, self.shape)
+        elif source == "tissues":
+            fine = TissueAnatomy().draw(random, self.shape)
+        else:
+            volume = self.volumes[int(random.integers(len(self.volumes)))]
+            if source == "volumes":
+                order = random.permutation(3) if self.degradation.is_isotropic else np.arange(3)
+                fine = cut(random, volume, self.shape, order)
+            elif random.random() < 0.5:
+                fine = turned_slices(random, volume, self.shape, self.degradation.depth.factor)
+            else:
+                fine = slanted_slice(random, volume, self.shape)
+        how = self.augmentation if source == "volumes" else self.augmentation.model_copy(update={"sharpen": 0.0})
+        fine = np.clip(vary(random, fine, how), 0, np.float32(CLIP))
+        coarse = degrade(fine, drawn_recipe(random, self.degradation, self.augmentation), int(random.integers(1 << 31)))
+        return Block(np.clip(resample(coarse, self.shape), 0, np.float32(CLIP)), fine)
+
+
+def training_volume(trial: Trial, slab: Slab) -> TrainingVolume:
+    """Cut what trains out of a trial, normalised by what the coarse volume alone shows, as the network sees it.
+
+    Args:
+        trial: A reference and its coarse volume.
+        slab: The part of the reference's grid that trains.
+
+    Raises:
+        InputError: The slab shows no head.
+    """
+    intensity = find_intensity(trial.coarse.voxels)
+    fine = trial.axes.to_network(normalise(trial.reference.voxels[slab], intensity, clip=CLIP))
+    return TrainingVolume.of(fine, trial.axes.of_file(trial.reference.grid.spacing))
+
+
+def scan_to_learn_from(volume: Volume) -> TrainingVolume:
+    """A volume as it is, for training from its own slices.
+
+    Raises:
+        InputError: It shows no head.
+    """
+    axes = network_axes(volume.grid)
+    fine = axes.to_network(normalise(volume.voxels, find_intensity(volume.voxels), clip=CLIP))
+    return TrainingVolume.of(fine, axes.of_file(volume.grid.spacing))
+
+
+def block_shape(patch: Shape, degradation: Degradation) -> Shape:
+    """The shape of blocks: a margin larger than patches, and whole coarse voxels where the factor is whole.
+
+    >>> from configs.degradation import named_degradation
+    >>> block_shape((16, 64, 64), named_degradation("iso2x"))
+    (48, 96, 96)
+    """
+    depth, height, width = (
+        -(-(size + MARGIN) // step) * step for size, step in zip(patch, coarse_steps(degradation), strict=True)
+    )
+    return depth, height, width
+
+
+def coarse_steps(degradation: Degradation) -> Shape:
+    """Fine voxels from one coarse voxel to the next where that is a whole number, else 1."""
+    depth, height, width = (int(factor) if factor == int(factor) else 1 for factor in degradation.scale)
+    return depth, height, width
+
+
+def cut(random: np.random.Generator, volume: TrainingVolume, shape: Shape, order: NDArray[np.integer]) -> Array:
+    """Cut a block around a random voxel of the head.
+
+    Args:
+        random: Source of all that is random.
+        volume: To cut from.
+        shape: Of the block; where the volume is smaller, it is continued by its mirror image.
+        order: Axes of the volume that become depth, height and width.
+    """
+    fine = volume.fine.transpose(order)
+    place = np.unravel_index(volume.head[random.integers(volume.head.size)], volume.fine.shape)
+    centre = np.array(place)[order] + random.integers(-MARGIN // 2, MARGIN // 2 + 1, 3)
+    start = np.clip(centre - np.array(shape) // 2, 0, np.maximum(np.array(fine.shape) - shape, 0))
+    piece = fine[tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))]
+    missing = [(0, size - have) for size, have in zip(shape, piece.shape, strict=True)]
+    return np.ascontiguousarray(np.pad(piece, missing, mode="symmetric"))
+
+
+def turned_slices(random: np.random.Generator, volume: TrainingVolume, shape: Shape, factor: float) -> Array:
+    """Cut a block with an in-plane axis of the slices as its depth; slices are interpolated along its width.
+
+    Args:
+        random: Source of all that is random.
+        volume: Thick slices along its first axis.
+        shape: Of the block.
+        factor: Thickness of a slice in fine voxels.
+    """
+    first, second = random.permutation((1, 2))
+    depth, height, width = shape
+    slices = -(-width // int(factor))
+    piece = cut(random, volume, (depth, height, slices), np.array((first, second, 0)))
+    return resample(piece, (depth, height, max(width, round(slices * factor))))[..., :width]
+
+
+def slanted_slice(random: np.random.Generator, volume: TrainingVolume, shape: Shape) -> Array:
+    """Extend one slice into a block, shifted from plane to plane, so that its edges lie at a slant in three dimensions.
+
+    Depth and height of the block are the in-plane axes of the slice, in random order; its width goes through the slice.
+    """
+    number, row, column = np.unravel_index(volume.head[random.integers(volume.head.size)], volume.fine.shape)
+    plane, centre = volume.fine[number], np.array((row, column))
+    if random.random() < 0.5:
+        plane, centre = plane.T, centre[::-1]
+    depth, height, width = (np.arange(size, dtype=np.float32) - size // 2 for size in shape)
+    slant = random.normal(0, 0.6, 2)
+    rows = centre[0] + depth[:, None, None] + slant[0] * width + 0 * height[:, None]
+    columns = centre[1] + height[:, None] + slant[1] * width + 0 * depth[:, None, None]
+    return np.asarray(map_coordinates(plane, (rows, columns), order=3, mode="reflect"), np.float32)
+
+
+def vary(random: np.random.Generator, fine: Array, how: Augmentation) -> Array:
+    """Vary the contrast of a block: sharpness, gamma, inversion, bias field and gain."""
+    if how.sharpen:
+        amount, width = np.float32(random.uniform(0, how.sharpen)), random.uniform(0.8, 1.6)
+        fine = np.maximum(fine + amount * (fine - gaussian_filter(fine, width)), 0)
+    if how.gamma:
+        fine = np.power(np.maximum(fine, 0), np.float32(np.exp(random.normal(0, how.gamma))))
+    if random.random() < how.invert:
+        fine = fine.max() - fine
+    if how.bias:
+        knots = random.uniform(1 - how.bias, 1 + how.bias, (3, 3, 3)).astype(np.float32)
+        depth, height, width = fine.shape
+        fine = fine * resample(knots, (depth, height, width), "linear")
+    return fine * np.float32(np.exp(random.normal(0, how.gain)))
+
+
+def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmentation) -> Degradation:
+    """Draw a degradation around the recipe: its blur, its factors and its noise."""
+    stretch, sigma = random.uniform(*how.blur), random.uniform(*how.noise)
+    thicker = random.uniform(*how.factor) if how.factor != (1.0, 1.0) else 1.0
+    if how.blur == (1.0, 1.0) and thicker == 1 and sigma == 0:
+        return recipe
+    axes = {}
+    for name, axis in zip(("depth", "height", "width"), recipe.axes, strict=True):
+        factor = max(1.0, axis.factor * thicker) if axis.factor > 1 else axis.factor
+        blur = axis.blur_fwhm * stretch * factor / axis.factor
+        axes[name] = axis.model_copy(update={"factor": factor, "blur_fwhm": blur})
+    noise = recipe.noise.model_copy(update={"sigma": float(np.hypot(recipe.noise.sigma, sigma))})
+    return recipe.model_copy(update={**axes, "noise": noise})

@@ -1,0 +1,113 @@
+"""Checkpoints of a training: all that the next step depends on, in files that are whole or not there."""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.load import flatten
+from configs.schema import RunConfig
+from tasks.errors import InputError
+from tasks.files.atomic import replacing
+
+NAME = re.compile(r"step-(\d+)\.npz")
+# What may change between the start of a run and its resumption without changing what it computes.
+FREE = ("resources.", "tracking.", "training.checkpoints.")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """The state of a training after a step. Data order and randomness follow from the step and the seed.
+
+    Args:
+        step: Steps taken.
+        variables: Weights, optimizer state and moving averages, in the order of the training.
+        losses: Of every step so far, float64 `[step]`.
+        best: Weights of the best validation so far; empty without one.
+        best_psnr: Of that validation, in dB.
+        misses: Validations since then.
+        validations: PSNR of every validation so far, in dB.
+    """
+
+    step: int
+    variables: Sequence[NDArray[np.generic]]
+    losses: NDArray[np.float64]
+    best: Sequence[NDArray[np.generic]] = ()
+    best_psnr: float = -np.inf
+    misses: int = 0
+    validations: Sequence[float] = ()
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
+    """Write a checkpoint beside its place, rename it, and remove all but the last so many."""
+    arrays = {f"variable-{number}": value for number, value in enumerate(checkpoint.variables)}
+    arrays |= {f"best-{number}": value for number, value in enumerate(checkpoint.best)}
+    with replacing(folder / f"step-{checkpoint.step:08d}.npz") as partial:
+        np.savez(
+            partial,
+            allow_pickle=False,
+            step=checkpoint.step,
+            losses=checkpoint.losses,
+            best_psnr=checkpoint.best_psnr,
+            misses=checkpoint.misses,
+            validations=np.array(checkpoint.validations),
+            config=_fingerprint(config),
+            **arrays,
+        )
+    for old in _files(folder)[: -config.training.checkpoints.keep]:
+        old.unlink(missing_ok=True)
+
+
+def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
+    """Read the last checkpoint of a folder; None where there is none.
+
+    Raises:
+        InputError: It is damaged, or belongs to another configuration.
+    """
+    for torn in folder.glob(".*.partial.step-*.npz"):  # what a killed writer left
+        torn.unlink(missing_ok=True)
+    files = _files(folder)
+    if not files:
+        return None
+    name = f"{folder.name}/{files[-1].name}"
+    try:
+        with files[-1].open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"Cannot resume from {name}: it is no checkpoint ({' '.join(str(error).split())}). Remove it to go on from"
+            " the one before."
+        ) from error
+    if str(arrays["config"]) != _fingerprint(config):
+        raise InputError(
+            f"Cannot resume from {name}: it was written with another configuration, and the result would be that of"
+            " neither. Give the configuration and the --set options of the first start, or another folder."
+        )
+    return Checkpoint(
+        step=int(arrays["step"]),
+        variables=_numbered(arrays, "variable"),
+        losses=arrays["losses"],
+        best=_numbered(arrays, "best"),
+        best_psnr=float(arrays["best_psnr"]),
+        misses=int(arrays["misses"]),
+        validations=arrays["validations"].tolist(),
+    )
+
+
+def _numbered(arrays: dict[str, NDArray[np.generic]], kind: str) -> list[NDArray[np.generic]]:
+    count = sum(name.startswith(f"{kind}-") for name in arrays)
+    return [arrays[f"{kind}-{number}"] for number in range(count)]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*.npz") if NAME.fullmatch(path.name))
+
+
+def _fingerprint(config: RunConfig) -> str:
+    leaves = {key: value for key, value in flatten(config).items() if not key.startswith(FREE)}
+    return hashlib.sha256(repr(sorted(leaves.items())).encode()).hexdigest()

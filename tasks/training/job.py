@@ -1,0 +1,131 @@
+"""Training as whoever starts it sees it: what it is given, what it reports, and a start that loads TensorFlow late."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import RunConfig
+from tasks.imaging.resample import resample
+from tasks.scoring.metrics import head_mask, psnr
+from tasks.training.blocks import TrainingVolume
+
+
+@dataclass(frozen=True, eq=False)
+class ValidationVolume:
+    """A volume that early stopping scores the network on, normalised, float32 `[depth, height, width]`.
+
+    Args:
+        coarse: The degraded volume.
+        resampled: It on the fine grid.
+        fine: The truth.
+    """
+
+    coarse: NDArray[np.float32]
+    resampled: NDArray[np.float32]
+    fine: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What a training is given.
+
+    Args:
+        config: The run.
+        volumes: Volumes to learn from.
+        validation: Volumes for early stopping.
+        model_path: Where the `.keras` file goes; it appears when it is whole.
+        checkpoints: Folder for checkpoints; None leaves none.
+        resume: Whether to go on from the last checkpoint in that folder, if there is one.
+        start_from: A `.keras` file whose weights training starts from.
+    """
+
+    config: RunConfig
+    volumes: Sequence[TrainingVolume] = field(repr=False)
+    model_path: Path
+    validation: Sequence[ValidationVolume] = field(default=(), repr=False)
+    checkpoints: Path | None = None
+    resume: bool = False
+    start_from: Path | None = None
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One optimizer step that was taken, or told again from the checkpoint that training goes on from.
+
+    Args:
+        step: Number of the step, from 1.
+        loss: Weighted sum of the losses over the batch, on the [0, 1] scale.
+        learning_rate: Of this step.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One validation on whole volumes.
+
+    Args:
+        step: After this step.
+        psnr: Mean over the volumes, inside the head, in dB.
+        stops: Whether training ends here.
+    """
+
+    step: int
+    psnr: float
+    stops: bool
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """What training leaves.
+
+    Args:
+        path: The `.keras` file.
+        parameters: Trainable weights.
+        seconds: From the first patch to the last step, of this start.
+        waiting_share: Share of the time of all steps but the first in which the network waited for patches.
+        replicas: Model replicas.
+        device: Kind of device, "GPU" or "CPU".
+        latent_shape: Shape of the latent of one batch, `(batch, depth, height, width, channels)`.
+        steps: Steps taken, those before a resumption included.
+        resumed_from: The step that training went on from; 0 for a fresh start.
+        validation_psnr: Of the best validation, before a resumption or after it, in dB; None without validation.
+    """
+
+    path: Path
+    parameters: int
+    seconds: float
+    waiting_share: float
+    replicas: int
+    device: str
+    latent_shape: tuple[int, ...]
+    steps: int
+    resumed_from: int
+    validation_psnr: float | None = None
+
+
+def interpolation_psnr(volumes: Sequence[ValidationVolume]) -> dict[str, float]:
+    """Score "cubic" and "trilinear" interpolation as validation scores the network: mean over the volumes, in dB."""
+    scores: dict[str, list[float]] = {"cubic": [], "trilinear": []}
+    for volume in volumes:
+        depth, height, width = volume.fine.shape
+        linear = resample(volume.coarse, (depth, height, width), "linear")
+        for name, estimate in (("cubic", volume.resampled), ("trilinear", linear)):
+            scores[name].append(psnr(volume.fine, estimate, head_mask(volume.fine)))
+    return {name: float(np.mean(found)) for name, found in scores.items()}
+
+
+TrainingRecord = TrainingStep | Validation | TrainedModel
+
+
+def run_training(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
+    """Train in this process: `tasks.training.loop.train`, imported when it is called."""
+    from tasks.training.loop import train
+
+    return train(job, should_stop)

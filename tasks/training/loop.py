@@ -1,0 +1,287 @@
+"""Train a restorer under MirroredStrategy, in a process of its own, and tell how it goes."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from configs.data import Mixture
+from configs.schema import Network, RunConfig, Training
+from models.network.gradients import with_fast_gradients
+from models.network.losses import PatchDegradation, weighted
+from models.network.restorer import build_restorer
+from models.stages.report import Stage
+from tasks.artifacts.model_card import add_card, make_card
+from tasks.artifacts.saved_models import load_model
+from tasks.errors import InputError
+from tasks.files.atomic import replacing
+from tasks.imaging.consistency import axis_factors, axis_matrices, squared_singular
+from tasks.imaging.degrade import coarse_shape
+from tasks.machine.devices import XLA, device_kind, layer_precision, mirrored_strategy
+from tasks.training.blocks import TrainingVolume
+from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
+from tasks.training.job import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation
+from tasks.training.optimizers import learning_rate_schedule, optimizer
+from tasks.training.patches import PatchSource
+from tasks.training.validation import Validator
+
+DAMPING = 1e-4  # of the correction that the loss `unseen` looks past
+
+
+def network_stages(network: Network) -> tuple[Stage, ...]:
+    """The stages of a configured network as the models know them."""
+    return tuple(Stage(stage.filters, stage.kernel_size, stage.strides) for stage in network.stages)
+
+
+def build_network(network: Network, precision: str = "float32") -> keras.Model:
+    """Build a configured network; `precision` is the Keras dtype policy of its layers."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        return build_restorer(
+            network_stages(network),
+            latent_filters=network.latent_filters,
+            convolutions=network.convolutions_per_level,
+            skip=network.skip,
+            activation=network.activation,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
+    """Train a restorer and save it.
+
+    Args:
+        job: What to train on, how, and where to.
+        should_stop: Asked after every step; if so, training leaves a checkpoint to go on from and ends.
+
+    Yields:
+        A record per step and per validation, and at the end, unless it was stopped, the trained model. A resumed
+        training first tells the steps and validations before its checkpoint again.
+
+    Raises:
+        InputError: The devices do not fit the replicas, the checkpoint cannot be gone on from, or the weights to start
+            from are those of another network.
+    """
+    config, training = job.config, job.config.training
+    keras.utils.set_random_seed(training.seed)
+    strategy = mirrored_strategy(training.replicas, training.batch_size)
+    with strategy.scope():
+        trainer = Trainer(config, strategy)
+    if job.start_from is not None:
+        trainer.start_from(job.start_from)
+    validator = Validator(job.validation, config, trainer.averaged) if job.validation else None
+    taken, losses = 0, np.zeros(training.steps)
+    checkpoint = last_checkpoint(job.checkpoints, config) if job.resume and job.checkpoints else None
+    if checkpoint is not None:
+        taken = checkpoint.step
+        losses[:taken] = checkpoint.losses
+        trainer.assign(checkpoint.variables)
+        if validator is not None:
+            validator.go_on(checkpoint)
+        yield from _told_again(checkpoint, trainer, validator)
+    resumed_from = taken
+
+    source = PatchSource(job.volumes, config)
+    started, waited, stepped = time.perf_counter(), 0.0, 0.0
+    batches = iter(strategy.experimental_distribute_dataset(patch_dataset(source, training, taken)))
+    stops = validator is not None and validator.exhausted
+    while taken < training.steps and not stops:
+        asked = time.perf_counter()
+        batch = next(batches)
+        given = time.perf_counter()
+        losses[taken] = trainer.step(batch)
+        if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
+            waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
+        taken += 1
+        yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
+        if validator is not None and validator.is_due(taken):
+            psnr = validator.validate()
+            stops = validator.exhausted
+            yield Validation(taken, psnr, stops)
+        every, leaves = training.checkpoints.every, should_stop()
+        if job.checkpoints is not None and (
+            leaves or (every and (taken % every == 0 or taken == training.steps or stops))
+        ):
+            state = Checkpoint(taken, trainer.variables(), losses[:taken])
+            write_checkpoint(job.checkpoints, validator.noted(state) if validator is not None else state, config)
+        if leaves:
+            return
+    seconds = time.perf_counter() - started
+
+    final = validator.best if validator is not None and validator.best else trainer.averaged()
+    saved = build_network(config.network)
+    saved.set_weights(list(final))
+    parameters = int(sum(value.size for value in saved.get_weights()))
+    spacings = [size for volume in job.volumes for size in _sharp_spacing(volume, config.data.mixture)]
+    card = make_card(config, parameters, taken, len(job.volumes), (min(spacings), max(spacings)) if spacings else None)
+    with replacing(job.model_path) as partial:
+        saved.save(partial)
+        add_card(partial, card)
+    yield TrainedModel(
+        path=job.model_path,
+        parameters=parameters,
+        seconds=seconds,
+        waiting_share=waited / (waited + stepped) if stepped else 0.0,
+        replicas=strategy.num_replicas_in_sync,
+        device=device_kind(),
+        latent_shape=(
+            training.batch_size,
+            *(size // stride for size, stride in zip(training.patch, config.network.total_stride, strict=True)),
+            config.network.latent_filters,
+        ),
+        steps=taken,
+        resumed_from=resumed_from,
+        validation_psnr=validator.best_psnr if validator is not None and validator.best else None,
+    )
+
+
+def _told_again(checkpoint: Checkpoint, trainer: "Trainer", validator: Validator | None) -> Iterator[TrainingRecord]:
+    """The steps and validations before a checkpoint, as they were told when they were taken."""
+    validations = iter(checkpoint.validations)
+    for step, loss in enumerate(checkpoint.losses, start=1):
+        yield TrainingStep(step, float(loss), trainer.learning_rate(step - 1))
+        if validator is not None and validator.is_due(step):
+            yield Validation(step, next(validations), validator.exhausted and step == checkpoint.step)
+
+
+class Trainer:
+    """A network, its optimizer and the moving average of its weights, made inside a strategy's scope.
+
+    Args:
+        config: The run.
+        strategy: Over the devices that train.
+    """
+
+    def __init__(self, config: RunConfig, strategy: tf.distribute.Strategy) -> None:
+        training = config.training
+        self._training, self._strategy = training, strategy
+        network = build_network(config.network, layer_precision(training.mixed_precision))
+        # Measured on CPUs; cuDNN has its own way back.
+        self.model = with_fast_gradients(network) if device_kind() == "CPU" else network
+        self._schedule = learning_rate_schedule(training)
+        self.optimizer = optimizer(training, self._schedule)
+        self.optimizer.build(self.model.trainable_variables)
+        self._weights = [weight.value for weight in self.model.trainable_variables]
+        self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
+        self._loss = weighted(dict(training.losses.items()), patch_degradation(config))
+        self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=XLA[device_kind()])
+
+    def step(self, batch: Any) -> float:  # noqa: ANN401 - per-replica tensors of TensorFlow's making
+        """Take an optimizer step; returns the loss."""
+        return float(self._step(batch))
+
+    def learning_rate(self, steps_taken: int) -> float:
+        """The learning rate of the next step."""
+        return float(self._schedule(steps_taken))
+
+    def averaged(self) -> list[Any]:
+        """What is validated and saved: the averaged weights."""
+        return [value.numpy() for value in (self._averages if self._training.average else self._weights)]
+
+    def variables(self) -> list[Any]:
+        """All that the next step depends on."""
+        return [variable.numpy() for variable in self._all()]
+
+    def assign(self, values: Any) -> None:  # noqa: ANN401 - NumPy arrays of several types
+        """Put back what `variables` gave."""
+        for variable, value in zip(self._all(), values, strict=True):
+            variable.assign(value)
+
+    def start_from(self, path: Any) -> None:  # noqa: ANN401 - a path
+        """Take over the weights of a saved model."""
+        given = load_model(path).get_weights()
+        if [value.shape for value in given] != [tuple(weight.shape) for weight in self._weights]:
+            raise InputError(
+                f"Cannot start from {path.name}: its weights are those of another network than the configuration names."
+                " Give the section network that it was trained with, or start without it."
+            )
+        for weight, average, value in zip(self._weights, self._averages, given, strict=True):
+            weight.assign(value)
+            average.assign(value)
+
+    def _all(self) -> list[Any]:
+        return [*self._weights, *(variable.value for variable in self.optimizer.variables), *self._averages]
+
+    def _global_step(self, batch: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+        loss = self._strategy.reduce(
+            tf.distribute.ReduceOp.SUM, self._strategy.run(self._replica_step, args=batch), axis=None
+        )
+        # An average of all weights from the start would remember the random ones: it begins short.
+        taken = tf.cast(self.optimizer.iterations.value, tf.float32)
+        momentum = tf.minimum(self._training.average, (1.0 + taken) / (10.0 + taken))
+        for average, weight in zip(self._averages, self._weights, strict=True):
+            self._strategy.extended.update(
+                average, lambda old, new: old.assign(momentum * old + (1.0 - momentum) * new), args=(weight,)
+            )
+        return loss
+
+    def _replica_step(self, resampled: tf.Tensor, fine: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+        replicas = self._strategy.num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            output = tf.cast(self.model(resampled, training=True), tf.float32)
+            # The sum over the replicas of these is the mean over the global batch, whatever their number.
+            loss = tf.reduce_sum(weight * self._loss(fine, output)) / self._training.batch_size
+            if self._training.regularisation:
+                kernels = [tf.reduce_sum(tf.square(kernel)) for kernel in self._weights if len(kernel.shape) > 1]
+                loss += self._training.regularisation * tf.add_n(kernels) / replicas
+        gradients = tape.gradient(loss, self._weights)
+        if self._training.clip_norm is not None:
+            # Clipped as a whole: the optimizer would clip the part of each replica, which is another thing.
+            gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+            gradients, _ = tf.clip_by_global_norm(gradients, self._training.clip_norm)
+            gradients = [gradient / replicas for gradient in gradients]
+        self.optimizer.apply(gradients, self.model.trainable_variables)
+        return loss
+
+
+def patch_degradation(config: RunConfig) -> PatchDegradation:
+    """The degradation of a run as losses apply it to patches."""
+    patch, recipe = config.training.patch, config.degradation
+    axes = axis_factors(patch, recipe)
+    squared = squared_singular(axes, coarse_shape(patch, recipe))
+    return PatchDegradation(
+        matrices=axis_matrices(patch, recipe),
+        fine_bases=[None if axis is None else axis.fine_basis for axis in axes],
+        seen=(squared / (squared + DAMPING)).astype(np.float32),
+    )
+
+
+def patch_dataset(source: PatchSource, training: Training, steps_taken: int = 0) -> tf.data.Dataset:
+    """Batches of patches, the same from the same seed, wherever they are taken up.
+
+    Args:
+        source: Draws the patches.
+        training: Patch shape and batch size.
+        steps_taken: Batches to leave out.
+
+    Returns:
+        Batches of (input, target, weight) up to the last step, float32; `(batch, depth, height, width, 1)` twice and
+        `(batch,)`.
+    """
+
+    def draw(index: Any) -> tuple[Any, Any, Any]:  # noqa: ANN401 - a NumPy scalar of TensorFlow's making
+        resampled, fine, share = source.draw(int(index))
+        return resampled, fine, share if training.weigh_patches else np.float32(1)
+
+    def patch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        resampled, fine, weight = tf.numpy_function(draw, [index], (tf.float32,) * 3, stateful=False)
+        shape = (*training.patch, 1)
+        return tf.ensure_shape(resampled, shape), tf.ensure_shape(fine, shape), tf.ensure_shape(weight, ())
+
+    return (
+        tf.data.Dataset.range(steps_taken * training.batch_size, training.steps * training.batch_size)
+        .map(patch, num_parallel_calls=2, deterministic=True)
+        .batch(training.batch_size, drop_remainder=True)
+        .prefetch(8)
+    )
+
+
+def _sharp_spacing(volume: TrainingVolume, mixture: Mixture) -> Sequence[float]:
+    """The mm per voxel at which a volume trains: across its slices only where it trains as it is."""
+    spacing = volume.spacing or ()
+    return spacing if mixture.volumes else spacing[1:]

@@ -1,0 +1,1 @@
+"""Volumes on disk and in memory: reading, writing, grids, intensities, inspection."""

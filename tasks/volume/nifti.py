@@ -1,0 +1,275 @@
+"""The only door to nibabel: volumes in from any format that it reads, NIfTI out with the right geometry."""
+
+import logging
+import math
+from collections.abc import Iterable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.spatialimages import HeaderDataError, SpatialImage
+from numpy.typing import DTypeLike, NDArray
+
+from tasks.errors import InputError
+from tasks.files.atomic import replacing
+from tasks.files.compression import check_packing, open_to_write
+from tasks.volume.encoding import Encoding, choose_encoding
+from tasks.volume.grid import Grid, covering_transform
+from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
+
+__all__ = ["Header", "Scan", "Volume", "open_volume", "read_volume", "write_slabs", "write_volume"]
+
+NIFTI1_LIMIT = 32767  # voxels along an axis: sizes are int16 there
+MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
+FORMATS = {
+    "Nifti1Image": "NIfTI-1",
+    "Nifti1Pair": "NIfTI-1 pair",
+    "Nifti2Image": "NIfTI-2",
+    "Nifti2Pair": "NIfTI-2 pair",
+}
+FORMATS |= {"MGHImage": "MGH", "Minc1Image": "MINC-1", "Minc2Image": "MINC-2", "AFNIImage": "AFNI"}
+FORMATS |= {f"{kind}AnalyzeImage": "Analyze" for kind in ("", "Spm99", "Spm2")}
+# Units of time in formats whose headers name none that nibabel tells.
+TIME_UNITS = {"MGHHeader": "msec", "Minc1Header": "sec", "Minc2Header": "sec", "PARRECHeader": "sec"}
+AFNI_TIME_UNITS = {77001: "msec", 77002: "sec", 77003: "hz"}
+# NIfTI intents whose fourth axis is no time: matrices, displacements, vectors, point sets, triangles, quaternions.
+VECTOR_INTENTS = range(1004, 1011)
+KEPT_FIELDS = (
+    *("descrip", "aux_file", "intent_code", "intent_name", "intent_p1", "intent_p2", "intent_p3"),
+    *("cal_max", "cal_min", "toffset", "dim_info"),
+)
+
+# What nibabel says about a header becomes a remark on the volume instead of a line on the terminal.
+nibabel_logger.handlers[:] = [logging.NullHandler()]
+
+
+def read_volume(path: Path, time: int = 0) -> Volume:
+    """Read a 3D volume, or one time point of a 4D one.
+
+    Raises:
+        InputError: As `open_volume`, or the voxels cannot be read.
+    """
+    return open_volume(path).read(time)
+
+
+def open_volume(path: Path) -> Scan:
+    """Open a file and understand its header; no voxel is read.
+
+    Raises:
+        InputError: The file is missing or no image that can be read, or it holds no volume of real numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
+        raise InputError(f"Cannot read {path.name}: {what}.")
+    with reading(path) as remarks:
+        check_packing(path)
+        image = nibabel.load(path)
+        if not isinstance(image, SpatialImage) or image.affine is None:
+            raise InputError(
+                f"Cannot read {path.name}: it holds a {type(image).__name__}, not a volume. Give a file of voxels."
+            )
+        time_first = type(image).__name__.startswith("Minc")
+        sizes = tuple(int(size) for size in image.shape)
+        shape, times = space_and_time(path, sizes, time_first=time_first)
+        _refuse_vectors(path, image, times)
+        units = _units(image.header, remarks)
+        in_mm = np.diag([*[MILLIMETRES.get(units[0], 1.0)] * 3, 1.0])
+        stored, slope, inter = _storage(image)
+        zooms = [float(zoom) for zoom in image.header.get_zooms()]
+        zooms = [*zooms[-3:], *zooms[:-3]] if time_first else zooms
+        qform, qcode = _form(image.header, "qform", in_mm, remarks)
+        sform, scode = _form(image.header, "sform", in_mm, remarks)
+        try:
+            grid = Grid(shape, in_mm @ image.affine)
+        except InputError as error:
+            why = str(error).removeprefix("Cannot place a grid: ")
+            raise InputError(f"Cannot read {path.name}: {why} Correct its sform or qform.") from None
+        if FORMATS.get(type(image).__name__) == "Analyze" and np.allclose(image.affine, image.header.get_best_affine()):
+            remarks.append("the format tells no directions: which side is left is a guess")
+        data = Path(image.file_map["image"].filename or path)
+        if not data.is_file():
+            raise InputError(
+                f"Cannot read {path.name}: its voxels should be in {data.name}, and that is not there. Put it beside."
+            )
+        proxy = image.dataobj
+        data_bytes = proxy.offset + math.prod(sizes) * proxy.dtype.itemsize if isinstance(proxy, ArrayProxy) else 0
+        i, j, k = (zoom * in_mm[0, 0] for zoom in zooms[:3])
+        step = zooms[3] if len(zooms) > 3 else 0.0
+    header = Header(
+        format=FORMATS.get(type(image).__name__, type(image).__name__.removesuffix("Image")),
+        dtype=stored,
+        slope=slope,
+        inter=inter,
+        times=times,
+        time_step=step,
+        units=units,
+        zooms=(i, j, k),
+        qform=qform,
+        sform=sform,
+        codes=(qcode, scode),
+        remarks=tuple(remarks),
+        native=image.header,
+    )
+    return Scan(path, grid, header, data, data_bytes, image.dataobj, time_first)
+
+
+def write_volume(
+    path: Path,
+    voxels: NDArray[np.float32],
+    grid: Grid,
+    like: Volume | Scan | None = None,
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Write a volume as NIfTI, beside its place and renamed into it; sform, qform and zooms agree.
+
+    Args:
+        path: Ends in `.nii` or `.nii.gz`.
+        voxels: `[i, j, k]`.
+        grid: Where they lie; over the field of view of `like`, if that is given.
+        like: What this volume was made from: its header, codes and dtype are kept.
+        dtype: On disk; by default that of `like` if it is an integer (rounded, clipped at its ends), else float32.
+    """
+    step = max(1, SLAB_VOXELS // (grid.shape[0] * grid.shape[1]))
+    slabs = (voxels[:, :, start : start + step] for start in range(0, grid.shape[2], step))
+    extent = None if dtype is None else (float(np.nanmin(voxels)), float(np.nanmax(voxels)))
+    write_slabs(path, slabs, grid, like, dtype, extent)
+
+
+def write_slabs(
+    path: Path,
+    slabs: Iterable[NDArray[np.float32]],
+    grid: Grid,
+    like: Volume | Scan | None = None,
+    dtype: DTypeLike | None = None,
+    extent: tuple[float, float] | None = None,
+    times: int = 1,
+) -> None:
+    """Write a volume slab by slab as NIfTI, beside its place and renamed into it when it is complete.
+
+    Args:
+        path: Ends in `.nii` or `.nii.gz`.
+        slabs: `[i, j, planes]` each, from the first plane to the last, then the next time point.
+        grid: Where the voxels lie; over the field of view of `like`, if that is given.
+        like: What this volume was made from: its header, codes and dtype are kept.
+        dtype: On disk; by default that of `like` if it is an integer (rounded, clipped at its ends), else float32.
+        extent: Lowest and highest value, wanted only to store floats as integers.
+        times: Time points.
+
+    Raises:
+        InputError: The name or dtype is not one that is written.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise InputError(f"Cannot write {path.name}: volumes are written as NIfTI, .nii or .nii.gz.")
+    before = like.header if like else None
+    encoding = choose_encoding(
+        before.dtype if before else np.float32,
+        before.slope if before else 1.0,
+        before.inter if before else 0.0,
+        dtype,
+        extent,
+    )
+    header = _nifti_header(grid, like, times, encoding)
+    head = BytesIO()
+    header.write_to(head)
+    planes = 0
+    with replacing(path) as beside, open_to_write(beside) as write:
+        write(head.getvalue().ljust(int(header["vox_offset"]), b"\0"))
+        for slab in slabs:
+            if slab.shape[:2] != grid.shape[:2]:
+                raise ValueError(f"a slab of {slab.shape} does not fit a grid of {grid.shape}")
+            write(encoding.encode(slab).tobytes(order="F"))
+            planes += slab.shape[2]
+        if planes != grid.shape[2] * times:
+            raise ValueError(f"{planes} planes do not fill {times} times a grid of {grid.shape}")
+
+
+def _nifti_header(grid: Grid, like: Volume | Scan | None, times: int, encoding: Encoding) -> Any:  # noqa: ANN401 - untyped
+    """Return the NIfTI header of a volume on `grid`, with what `like` says beyond geometry."""
+    before = like.header if like else None
+    native = before.native if before and isinstance(before.native, nibabel.Nifti1Header) else None
+    large = max(*grid.shape, times) > NIFTI1_LIMIT or isinstance(native, nibabel.Nifti2Header)
+    kind = nibabel.Nifti2Header if large else nibabel.Nifti1Header
+    header = kind(extensions=list(native.extensions) if native else ())
+    if native is not None:
+        for name in KEPT_FIELDS:
+            header[name] = native[name]
+    header.set_data_dtype(encoding.dtype)
+    header.set_data_shape((*grid.shape, times) if times > 1 else grid.shape)
+    header.set_zooms((*grid.spacing, before.time_step if before else 0.0) if times > 1 else grid.spacing)
+    space, time = before.units if before else ("mm", "unknown")
+    header.set_xyzt_units(space if space == "unknown" else "mm", time)
+    codes, qform = (before.codes, before.qform) if before else ((1, 1), None)
+    # The two forms may say different things (scanner and atlas): each goes to the new grid by the same step.
+    if like is not None and qform is not None:
+        qform = qform @ covering_transform(like.grid.shape, grid.shape)
+    header.set_qform(grid.affine if qform is None else qform, codes[0])
+    header.set_sform(grid.affine, codes[1])
+    header.set_slope_inter(encoding.slope, encoding.inter)
+    header["vox_offset"] = header.single_vox_offset + header.extensions.get_sizeondisk()
+    return header
+
+
+def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
+    """Refuse voxels that are not one real number, and axes of MINC in another order than time before space."""
+    axes = [str(name) for name in getattr(getattr(image.dataobj, "minc_file", None), "_dim_names", ())]
+    if not all(name.endswith("space") for name in axes[-3:]) or axes[:-3] not in ([], ["time"]):
+        raise InputError(
+            f"Cannot read {path.name}: its axes are {', '.join(axes)}; three of space are needed, and at most one of "
+            "time before them. Reorder them with mincreshape."
+        )
+    dtype = np.dtype(image.get_data_dtype())
+    what = "complex numbers" if dtype.kind == "c" else "colours (RGB)" if dtype.names else ""
+    native = image.header
+    if times > 1 and isinstance(native, nibabel.Nifti1Header) and int(native["intent_code"]) in VECTOR_INTENTS:
+        what = "vectors or matrices"
+    if what or dtype.kind not in "iuf":
+        what = what or f"{dtype.name} values"
+        raise InputError(
+            f"Cannot read {path.name}: its voxels are {what}; one real number per voxel is needed. Take the "
+            "magnitude or one component first."
+        )
+
+
+def _storage(image: SpatialImage) -> tuple[np.dtype[Any], float, float]:
+    """Return dtype, slope and intercept on disk; float32 where no single slope leads to the true values."""
+    dtype, proxy = np.dtype(image.get_data_dtype()), image.dataobj
+    if type(proxy) is ArrayProxy:
+        return dtype, float(proxy.slope), float(proxy.inter)
+    true = np.asarray(proxy[(slice(0, 1),) * len(image.shape)]).dtype
+    return (dtype if true.kind in "iu" else np.dtype(np.float32)), 1.0, 0.0
+
+
+def _units(native: Any, remarks: list[str]) -> tuple[str, str]:  # noqa: ANN401 - nibabel has no types
+    if not hasattr(native, "get_xyzt_units"):
+        afni = getattr(native, "info", {}).get("TAXIS_NUMS", ())
+        known = TIME_UNITS.get(type(native).__name__, "unknown")
+        return "mm", AFNI_TIME_UNITS.get(int(afni[2]), known) if len(afni) > 2 else known
+    try:
+        space, time = native.get_xyzt_units()
+    except KeyError:
+        remarks.append(f"the code {int(native['xyzt_units'])} names no unit; taken as millimetres")
+        return "unknown", "unknown"
+    return str(space), str(time)
+
+
+def _form(
+    native: Any,  # noqa: ANN401 - nibabel has no types
+    name: str,
+    in_mm: NDArray[np.float64],
+    remarks: list[str],
+) -> tuple[NDArray[np.float64] | None, int]:
+    """Return qform or sform in mm, and its code; None and 0 if it is not set or not valid, None and 1 beside NIfTI."""
+    if not isinstance(native, nibabel.Nifti1Header):
+        return None, 1
+    try:
+        affine, code = getattr(native, f"get_{name}")(coded=True)
+        return (None, 0) if affine is None else (Grid((1, 1, 1), in_mm @ affine).affine, int(code))
+    except (HeaderDataError, ValueError) as error:
+        remarks.append(f"the {name} is not valid and is left out ({error})")
+        return None, 0

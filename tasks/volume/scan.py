@@ -1,0 +1,185 @@
+"""What a file of volumes is to the rest of the house: its grid, its header, and voxels when they are asked for."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.errors import InputError
+from tasks.files.compression import is_compressed
+from tasks.volume.grid import Grid
+
+SLAB_VOXELS = 1 << 22
+# Warnings and the reader's log are the process's: two threads that listen at once would mix them up.
+ONE_READER = RLock()
+
+
+@dataclass(frozen=True, eq=False)
+class Header:
+    """What a file says beyond its voxels and its grid.
+
+    Args:
+        format: "NIfTI-1", "MGH", …
+        dtype: On disk, with its byte order; float32 where no single slope leads from stored to true values.
+        slope: Unit of the volume per stored step.
+        inter: What a stored 0 means.
+        times: Time points; 1 for a 3D volume.
+        time_step: Between time points, in `units[1]`; 0 if the file says none.
+        units: Of space and time, as the file says: ("mm", "sec"), ("micron", "unknown"), …
+        zooms: Spacing as the header says it, in mm; it may disagree with the affine.
+        qform: 4x4 in mm; None where its code is 0 or the format has none.
+        sform: The same.
+        codes: Of qform and sform; (1, 1) for formats that have none.
+        remarks: What the reader found odd and mended.
+        native: The reader's own header; opaque.
+    """
+
+    format: str
+    dtype: np.dtype[Any]
+    slope: float
+    inter: float
+    times: int
+    time_step: float
+    units: tuple[str, str]
+    zooms: tuple[float, float, float]
+    qform: NDArray[np.float64] | None
+    sform: NDArray[np.float64] | None
+    codes: tuple[int, int]
+    remarks: tuple[str, ...]
+    native: Any = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A 3D image in the world.
+
+    Args:
+        voxels: float32 `[i, j, k]`, in the unit of the file after slope and intercept.
+        grid: Where the voxels lie.
+        header: What the file says beyond that, for writing back; None for a volume that comes from no file.
+    """
+
+    voxels: NDArray[np.float32]
+    grid: Grid
+    header: Header | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """An opened file: one volume, or several time points on one grid.
+
+    Args:
+        path: The file.
+        grid: Of every time point.
+        header: What the file says beyond that.
+        data_path: The file that holds the voxels; another than `path` in a pair.
+        data_bytes: What `data_path` must hold, unfolded, for the header to be true; 0 if the format does not tell.
+        source: Sliced to read; axes (i, j, k, time) or, where `time_first`, (time, i, j, k).
+        time_first: Of `source`.
+    """
+
+    path: Path
+    grid: Grid
+    header: Header
+    data_path: Path
+    data_bytes: int
+    source: Any = field(repr=False)
+    time_first: bool = False
+
+    def slab(self, start: int, stop: int, time: int = 0) -> NDArray[np.float32]:
+        """Read the planes `start..stop` along k of one time point: float32 `[i, j, stop - start]`."""
+        key: tuple[slice | int, ...] = (slice(None), slice(None), slice(start, stop))
+        if len(self.source.shape) > 3:
+            rest = (time,) + (0,) * (len(self.source.shape) - 4)
+            key = rest + key if self.time_first else key + rest
+        with reading(self.path), np.errstate(all="ignore"):
+            return np.asarray(self.source[key]).astype(np.float32)
+
+    def slabs(self, time: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Read one time point from its first plane to its last, slab by slab: float32 `[i, j, planes]` each."""
+        i, j, planes = self.grid.shape
+        # Only .gz has random access: anything else that is compressed would be unfolded anew for every slab.
+        whole = self.data_path.suffix != ".gz" and is_compressed(self.data_path)
+        step = planes if whole else max(1, SLAB_VOXELS // (i * j))
+        for start in range(0, planes, step):
+            yield self.slab(start, min(start + step, planes), time)
+
+    def read(self, time: int = 0) -> Volume:
+        """Read one time point; voxels that are NaN or infinite become its lowest value, which is air."""
+        voxels = np.empty(self.grid.shape, np.float32, order="F")
+        start = 0
+        for slab in self.slabs(time):
+            voxels[:, :, start : start + slab.shape[2]] = slab
+            start += slab.shape[2]
+        if not np.isfinite([voxels.min(), voxels.max()]).all():
+            finite = np.isfinite(voxels)
+            voxels[~finite] = voxels[finite].min() if finite.any() else 0
+        return Volume(voxels, self.grid, self.header)
+
+
+def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> tuple[tuple[int, int, int], int]:
+    """Split the sizes of an image's axes into those of space and the number of time points.
+
+    Raises:
+        InputError: They are those of no volume.
+    """
+    given = sizes
+    while len(sizes) > 3 and not time_first and sizes[-1] == 1:
+        sizes = sizes[:-1]
+    if len(sizes) not in (3, 4) or min(sizes) < 1:
+        raise InputError(
+            f"Cannot read {path.name}: a volume has three axes of space, each of one voxel or more, and perhaps one of "
+            f"time; received the shape {'x'.join(map(str, given))}. Correct its header, or cut it."
+        )
+    times = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
+    i, j, k = sizes[-3:] if time_first else sizes[:3]
+    return (i, j, k), times
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[list[str]]:
+    """Read a file by foreign code: whatever goes wrong is an InputError, whatever it remarks is listed, not printed.
+
+    Yields:
+        The remarks, complete when the context has ended.
+    """
+    remarks: list[str] = []
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: remarks.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("nibabel.global")
+    with ONE_READER, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves .mgh files to the garbage collector
+        logger.addHandler(listener)
+        try:
+            yield remarks
+        except InputError:
+            raise
+        except MemoryError:
+            raise InputError(
+                f"Cannot read {path.name}: it does not fit into memory. Cut it, or use a machine with more."
+            ) from None
+        except Exception as error:
+            raise InputError(
+                f"Cannot read {path.name}: {_clause(error, path)}. Check that it is a whole volume, copy it again or "
+                "convert it to NIfTI."
+            ) from error
+        finally:
+            logger.removeHandler(listener)
+    remarks.extend(str(warning.message) for warning in caught)
+
+
+def _clause(error: Exception, path: Path) -> str:
+    """Make one clause of a foreign error: its first line, without folders and unprintable characters."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({Path(str(error.filename or path)).name})"
+    said = " ".join(str(error).split()).replace(str(path), path.name).replace(f"{path.parent}/", "")
+    said = "".join(character if character.isprintable() else "?" for character in said)
+    return f"{said[:200].rstrip('.') or 'the reader gave no reason'} ({type(error).__name__})"

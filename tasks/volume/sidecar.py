@@ -1,0 +1,68 @@
+"""The JSON file beside an output: where it came from, in the terms of BIDS derivatives."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.files.atomic import replacing
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_")).replace("Mlflow", "MLflow")
+
+
+class _Camel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_camel, populate_by_name=True)
+
+
+class Generator(_Camel):
+    """What made a file.
+
+    Args:
+        name: Of the program.
+        version: Of the program.
+    """
+
+    name: str = "voxlift"
+    version: str = Field(default_factory=lambda: version("voxlift"))
+
+
+class Sidecar(_Camel):
+    """What stands beside a restored volume; keys as BIDS writes them, in camel case.
+
+    Args:
+        sources: Names of the input files, without folders.
+        resolution: What the grid is, in words.
+        generated_by: The programs.
+        model_digest: SHA-256 of the model.
+        mlflow_run: Id of the run.
+        scale: Target voxels per voxel along (i, j, k).
+        input_shape: Voxels of the input, with time points if there are several.
+        output_shape: Voxels of the output.
+        input_spacing: mm along (i, j, k).
+        output_spacing: mm along (i, j, k).
+        intensity: The values that the network saw as 0 and 1; of each time point, if there are several.
+        consistency: Error of the output, degraded again, against the input; normalised intensity.
+        warnings: What preflight and the model's card said.
+    """
+
+    sources: tuple[str, ...]
+    resolution: str
+    generated_by: tuple[Generator, ...] = (Generator(),)
+    model_digest: str | None = None
+    mlflow_run: str | None = None
+    scale: tuple[float, float, float]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    input_spacing: tuple[float, float, float]
+    output_spacing: tuple[float, float, float]
+    intensity: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
+    consistency: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def write_sidecar(path: Path, sidecar: Sidecar) -> None:
+    """Write a sidecar beside its place and rename it into it."""
+    with replacing(path) as beside:
+        beside.write_text(sidecar.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")

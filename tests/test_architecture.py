@@ -1,0 +1,87 @@
+"""The rules of the house: which package may import which, and one door to each outside system."""
+
+import ast
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "configs": set(),
+    "models": set(),
+    "tasks": {"models", "configs"},
+    "workflow": {"tasks", "models", "configs"},
+}
+DOORS = {
+    "nibabel": "tasks/volume/nifti.py",
+    "ray": "workflow/cluster/",
+    "mlflow": "workflow/tracking/",
+}
+
+# Copied into every logged model, and run there without the rest of the house.
+SERVED = ROOT / "workflow" / "tracking" / "serving.py"
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(module: Path) -> set[str]:
+    """The dotted names that a module imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_imports_point_one_way(package):
+    for module in modules(package):
+        ours = {name.split(".")[0] for name in imports(module)} & set(ALLOWED) - {package}
+        assert ours <= ALLOWED[package], f"{module.relative_to(ROOT)} imports {ours - ALLOWED[package]}"
+
+
+@pytest.mark.parametrize("system", DOORS)
+def test_each_outside_system_has_one_door(system):
+    users = {
+        module.relative_to(ROOT).as_posix()
+        for package in ALLOWED
+        for module in modules(package)
+        if system in {name.split(".")[0] for name in imports(module)}
+    }
+    assert all(user.startswith(DOORS[system]) for user in users)
+
+
+def test_tensorflow_stays_out_of_the_command_line():
+    for package in ("configs", "workflow"):
+        for module in modules(package):
+            assert not {name.split(".")[0] for name in imports(module)} & {"tensorflow", "keras"} or module == SERVED, (
+                module
+            )
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after `code`."""
+    script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_loads_nothing_heavy():
+    code = "from workflow.cli import app; app(['--help'], standalone_mode=False)"
+    heavy = {"tensorflow", "keras", "ray", "mlflow", "nibabel", "numpy", "scipy", "matplotlib", "nilearn"}
+    assert not loaded_by(code) & heavy
+
+
+def test_help_answers_in_a_second():
+    """Of a processor's time: what the clock says on a machine that does nothing else."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "workflow", "--help"], cwd=ROOT, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

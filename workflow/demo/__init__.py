@@ -1,0 +1,1 @@
+"""The demo: train, restore and score on one volume."""

@@ -1,0 +1,1 @@
+"""Checks of the machine: packages, TensorFlow, Ray, MLflow, disk, sharding."""

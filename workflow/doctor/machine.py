@@ -1,0 +1,147 @@
+"""What the doctor looks at in the machine itself: Python, packages, CPUs, disk."""
+
+import os
+import platform
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from math import ceil
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from configs.schema import Resources
+from tasks.machine.check import Check, Seen, checked
+
+PACKAGE = "voxlift"
+WHEELS = ("tensorflow", "tensorflow-cpu")  # both install the folder `tensorflow`
+CGROUP = Path("/sys/fs/cgroup")
+GIB = 2**30
+FEW_BYTES, LEAST_BYTES = 5 * GIB, GIB // 4
+TRIED_BYTES = 2**20
+MOST_NAMED = 5
+
+
+def machine_checks(constraints: Path) -> list[Check]:
+    """Look at Python, packages, CPUs and disk.
+
+    Args:
+        constraints: The file of pinned versions.
+    """
+    return [
+        checked("Python", "the version that voxlift needs", _python, "Run make setup PYTHON=/path/to/python3.11."),
+        checked("packages", f"installed versions against {constraints.name}", lambda: packages(constraints), SETUP),
+        checked("CPU threads", "threads that would be started against CPUs", threads, "Ask for fewer --workers."),
+        checked("working directory", "writing there, room", lambda: room(Path.cwd()), "Work in a folder of your own."),
+        checked(
+            "temporary folder",
+            "writing there, room",
+            lambda: room(Path(tempfile.gettempdir())),
+            "Set TMPDIR to a folder with room.",
+        ),
+    ]
+
+
+SETUP = "Run make setup, which installs the versions that constraints.txt pins."
+
+
+def _python() -> Seen:
+    needed = metadata(PACKAGE)["Requires-Python"]
+    found = platform.python_version()
+    return Seen(f"{found}, needs {needed}", "ok" if SpecifierSet(needed).contains(found) else "failed")
+
+
+def packages(constraints: Path) -> Seen:
+    """Compare what is installed with what is needed and with what is pinned."""
+    wheels = [name for name in WHEELS if _installed(name)]
+    unmet = [*_unmet(), *([] if wheels else ["no TensorFlow"])]
+    if unmet:
+        return Seen(_listed(unmet), "failed")
+    if len(wheels) > 1:
+        return Seen("tensorflow and tensorflow-cpu in one folder", "warning", "Run make clean, then make setup.")
+    if not constraints.is_file():
+        cure = "Run it in a checkout of voxlift, or name the file with --constraints."
+        return Seen(f"all that are needed; {constraints} is not there to compare with", "warning", cure)
+    lines = [line.partition("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
+    pins = [(pin, found) for pin in map(Requirement, filter(None, lines)) if (found := _installed(pin.name))]
+    departing = [f"{pin.name} {found} ({pin.specifier})" for pin, found in pins if not _admits(pin, found)]
+    as_pinned = f"{len(pins) - len(departing)} as pinned"
+    if departing:
+        return Seen(f"{as_pinned}, {len(departing)} not: {_listed(departing)}", "warning")
+    return Seen(as_pinned)
+
+
+def _unmet() -> list[str]:
+    """What of the requirements that go without an extra is not there."""
+    needed = [requirement for requirement in map(Requirement, requires(PACKAGE) or ()) if not requirement.marker]
+    found = [(requirement, _installed(requirement.name)) for requirement in needed]
+    return [
+        f"{requirement.name} {there} (needs {requirement.specifier})" if there else f"no {requirement.name}"
+        for requirement, there in found
+        if not there or not _admits(requirement, there)
+    ]
+
+
+def _admits(requirement: Requirement, found: str) -> bool:
+    return requirement.specifier.contains(found, prereleases=True)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _listed(parts: list[str]) -> str:
+    more = f" and {len(parts) - MOST_NAMED} more" if len(parts) > MOST_NAMED else ""
+    return ", ".join(parts[:MOST_NAMED]) + more
+
+
+def threads() -> Seen:
+    """Compare what TensorFlow and the default workers would start with the CPUs that this process may use."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota(CGROUP)
+    usable = min(cpus, ceil(quota)) if quota else cpus
+    # TensorFlow's own pool knows what CPUs the process is bound to, but of no quota.
+    pool = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or cpus)
+    resources = Resources()
+    workers = resources.workers * resources.cpus_per_worker
+    limit = f", a quota of {quota:g}" if quota else ""
+    seen = f"{usable} usable of {os.cpu_count()} CPUs{limit}; {pool} of TensorFlow in a training, {workers} of workers"
+    if pool > usable:
+        return Seen(seen, "warning", f"Set TF_NUM_INTRAOP_THREADS={usable}.")
+    if workers > usable:
+        return Seen(seen, "warning", f"Ask for --workers {usable}.")
+    return Seen(seen)
+
+
+def cpu_quota(folder: Path) -> float | None:
+    """CPUs that a container may use at a time; None without a limit.
+
+    Args:
+        folder: Where the control groups are mounted, version 2 or 1.
+    """
+    unified = folder / "cpu.max"
+    old = folder / "cpu" / "cpu.cfs_quota_us", folder / "cpu" / "cpu.cfs_period_us"
+    if unified.is_file():
+        quota, period = unified.read_text().split()
+    elif all(file.is_file() for file in old):
+        quota, period = (file.read_text().strip() for file in old)
+    else:
+        return None
+    return None if quota in {"max", "-1"} else int(quota) / int(period)
+
+
+def room(folder: Path) -> Seen:
+    """Write a file, and look how much more would fit."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(TRIED_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+        free = shutil.disk_usage(folder).free
+    seen = f"{free / GIB:.1f} GiB free in {folder}"
+    if free < LEAST_BYTES:
+        return Seen(seen, "failed")
+    return Seen(seen, "warning" if free < FEW_BYTES else "ok")

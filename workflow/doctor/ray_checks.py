@@ -1,0 +1,176 @@
+"""What the doctor tries with Ray: start or join, an answer through the object store, resources, a sharded volume."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.errors import ConfigError
+from configs.schema import Resources
+from tasks.artifacts.network_file import read_network
+from tasks.imaging.resample import resample
+from tasks.machine.check import Check, Seen, checked, not_tried
+from tasks.volume.grid import Grid, scaled_grid
+from tasks.volume.nifti import Volume
+from workflow.cluster import RemoteWorker, Request, cluster, fetch, first_answers, require_room, share
+from workflow.cluster.inventory import Node, inventory
+from workflow.restore.restoration import plan_restoration, restore_volume
+
+ROOT = Path(__file__).parents[2]
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects
+JOIN_SECONDS, ANSWER_SECONDS = 20, 40
+MIB, GIB = 2**20, 2**30
+SMALL_STORE = GIB // 2
+SENT_BYTES = 8 * MIB
+TOLERANCE = 1e-6
+PLENTY_MIB = 10_000
+COARSE, SCALE = (23, 30, 32), (2, 2, 2)
+
+START = "Ray", "starting it here, or joining RAY_ADDRESS"
+ACTOR = "Ray actor", f"sending {SENT_BYTES // MIB} MiB through the object store"
+STORE = "object store", f"its size against {SHARED_MEMORY}"
+NODES = "nodes", "room for the default workers"
+UNITY = "partition of unity", "a volume in shards through Ray and a network that changes nothing"
+
+
+def ray_checks(identity: Callable[[], Path]) -> list[Check]:
+    """Start or join Ray once and try it.
+
+    Args:
+        identity: Waits for the file of a network that returns its input.
+    """
+    with ExitStack() as stack:
+        checks = [checked(*START, lambda: _start(stack), "Unset RAY_ADDRESS; see the logs that Ray keeps.")]
+        if checks[0].status == "failed":
+            return [*checks, *(not_tried(*check, "Ray") for check in (ACTOR, STORE, NODES, UNITY))]
+        checks.append(checked(*ACTOR, _actor, "Wait until the cluster is less busy; see Ray's logs."))
+        checks.append(checked(*STORE, lambda: object_store(inventory(), SHARED_MEMORY), _LARGER_STORE))
+        checks.append(checked(*NODES, _nodes, "Ask for fewer --workers, or add nodes."))
+        if checks[1].status == "failed":
+            return [*checks, not_tried(*UNITY, ACTOR[0])]
+        cure = "Do not trust restored volumes of this machine; run make test and report what fails."
+        checks.append(checked(*UNITY, lambda: _unity(identity()), cure))
+    return checks
+
+
+def _start(stack: ExitStack) -> Seen:
+    started = time.monotonic()
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    _require_ray(address)
+    stack.enter_context(cluster())
+    did = "started here" if address == "local" else f"joined at {address}"
+    return Seen(f"{did} in {time.monotonic() - started:.1f} s")
+
+
+def _require_ray(address: str) -> None:
+    """Let a process that can be ended join first, where something listens: Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError:
+        return  # `cluster` says it
+    script = "from workflow.cluster import cluster\nwith cluster(): pass"
+    try:
+        subprocess.run(  # noqa: S603 - fixed arguments
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False, timeout=JOIN_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"Cannot join the Ray cluster at {address}, named by RAY_ADDRESS: what listens there does not answer as Ray"
+            f" within {JOIN_SECONDS} s. Name the head node with the port of its GCS (6379 by default), or unset"
+            " RAY_ADDRESS to start one here."
+        ) from None
+
+
+class Adder:
+    """Adds up what it is sent."""
+
+    def __call__(self, numbers: NDArray[np.float32]) -> tuple[float, str]:
+        """Return the sum, and the host of the process."""
+        return float(numbers.sum()), socket.gethostname()
+
+
+def _actor() -> Seen:
+    request = Request()
+    require_room(1, request)
+    started = time.monotonic()
+    worker = RemoteWorker(Adder, (), request)
+    try:
+        sent = np.ones(SENT_BYTES // 4, np.float32)
+        answer = worker.call((share(sent),))
+        if not first_answers([answer], ANSWER_SECONDS):
+            return Seen(f"no answer within {ANSWER_SECONDS} s", "failed")
+        total, host = fetch(answer)
+    finally:
+        worker.end()
+    seen = f"answered from {host} after {time.monotonic() - started:.1f} s"
+    return Seen(seen) if total == sent.size else Seen(f"{seen}, with other numbers than it was sent", "failed")
+
+
+_LARGER_STORE = "Start Ray with a larger --object-store-memory, on a machine with more memory."
+
+
+def object_store(nodes: tuple[Node, ...], shared_memory: Path) -> Seen:
+    """Look whether the object store of the driver's node lies in shared memory, and what it holds.
+
+    Args:
+        nodes: Of the cluster.
+        shared_memory: Where it should lie.
+    """
+    size = next((node.object_store_bytes for node in nodes if node.here), 0)
+    smallest = min(node.object_store_bytes for node in nodes)
+    seen = f"{size / GIB:.1f} GiB here"
+    if len(nodes) > 1:
+        seen += f", {smallest / GIB:.1f} GiB or more on each of {len(nodes)} nodes"
+    if shared_memory.is_dir():
+        usage = shutil.disk_usage(shared_memory)
+        seen += f", {shared_memory} {usage.total / GIB:.1f} GiB with {usage.free / GIB:.1f} free"
+        if usage.free < size:
+            needed = ceil(1.1 * size / MIB)
+            cure = f"Remount {shared_memory} with size={needed}m, or docker run --shm-size={needed}m: disk is slower."
+            return Seen(seen, "warning", cure)
+    return Seen(seen, "warning" if smallest < SMALL_STORE else "ok")
+
+
+def _nodes() -> Seen:
+    nodes = inventory()
+    cpus, gpus, memory = (sum(count) for count in zip(*((n.cpus, n.gpus, n.memory_bytes) for n in nodes), strict=True))
+    seen = f"{len(nodes)} with {cpus} CPUs, {gpus} GPUs and {memory / GIB:.1f} GiB of memory"
+    wanted = Resources()
+    try:
+        require_room(wanted.workers, Request(wanted.cpus_per_worker, wanted.gpus_per_worker, wanted.memory_budget_mib))
+    except ConfigError as error:
+        return Seen(seen, "warning", str(error))
+    return Seen(seen)
+
+
+def _unity(identity: Path) -> Seen:
+    """Restore a volume in shards with a network that changes nothing; it must come back resampled and no more."""
+    voxels = np.random.default_rng(0).gamma(2.0, 40.0, size=COARSE).astype(np.float32)
+    volume = Volume(voxels, Grid(COARSE, np.diag([-1.0, 1.2, 2.5, 1.0])))
+    target = scaled_grid(volume.grid, SCALE)
+    network = read_network(identity)
+    least = plan_restoration(volume, target, network, PLENTY_MIB, name="the volume").smallest_bytes
+    resources = Resources(
+        workers=min(2, max(1, sum(node.cpus for node in inventory()))),
+        memory_budget_mib=ceil(least / MIB),
+        retries=0,
+        patience_seconds=ANSWER_SECONDS,
+    )
+    restored = restore_volume(volume, target, network, resources, name="the volume")
+    expected = resample(voxels, target.shape)
+    difference = float(np.abs(restored.voxels - expected).max() / np.abs(expected).max())
+    seen = f"{len(restored.plan.shards)} shards on {resources.workers} workers, largest difference {difference:.1e}"
+    # Not `difference > TOLERANCE`: that is false of what is no number.
+    return Seen(seen, "ok" if difference <= TOLERANCE else "failed")

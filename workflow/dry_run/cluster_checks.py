@@ -1,0 +1,103 @@
+"""Whether the cluster can hold a run: who answers, what there is, how the batch is shared, what fits in memory."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from configs.errors import ConfigError
+from configs.schema import RunConfig
+from tasks.rehearsal import BuiltNetwork
+from tasks.sharding.plan import MIB
+from workflow.cluster import Request, cluster, require_room
+from workflow.cluster.inventory import Node, inventory
+from workflow.cluster.resources import restoring_request, training_request
+from workflow.cluster.shared_storage import require_shared
+from workflow.dry_run.checklist import Attempt, Checklist, counted
+from workflow.dry_run.disk_space import standing_folder
+
+
+def check_cluster(checks: Checklist, stack: ExitStack) -> tuple[Node, ...]:
+    """Join the cluster, or start one, until the stack closes; returns its nodes, none if it cannot be joined."""
+    nodes: tuple[Node, ...] = ()
+    cure = "Start the cluster, or unset RAY_ADDRESS to start one here."
+    with checks.trying("cluster", "joining RAY_ADDRESS, or starting Ray here", cure) as attempt:
+        stack.enter_context(cluster())
+        nodes = inventory()
+        cpus, gpus, memory = (
+            sum(values) for values in zip(*((node.cpus, node.gpus, node.memory_bytes) for node in nodes), strict=True)
+        )
+        parts = counted(len(nodes), "node"), counted(cpus, "CPU"), counted(gpus, "GPU")
+        attempt.saw(f"{', '.join(parts)}, {memory / MIB:.0f} MiB of memory")
+    return nodes
+
+
+def check_room(checks: Checklist, config: RunConfig) -> bool:
+    """See that the cluster can place the process that trains and the workers that restore.
+
+    Returns:
+        Whether it can place the one that trains.
+    """
+    train, restore, workers = training_request(config), restoring_request(config.resources), config.resources.workers
+    tried = f"a training of {train}, {counted(workers, 'restoring worker')} of {restore} each"
+    with checks.trying("room", tried, "Ask for less with --set resources.…, or add nodes.") as attempt:
+        lacking = [
+            request for count, request in ((1, train), (workers, restore)) if not _placed(attempt, count, request)
+        ]
+        attempt.saw("the cluster can place all of them")
+    return train not in lacking
+
+
+def _placed(attempt: Attempt, count: int, request: Request) -> bool:
+    try:
+        require_room(count, request)
+    except ConfigError as error:
+        attempt.fault(str(error))
+        return False
+    return True
+
+
+def check_replicas(checks: Checklist, config: RunConfig) -> None:
+    """See that the batch divides by the replicas that training would make of the devices."""
+    batch, gpus = config.training.batch_size, training_request(config).gpus
+    count = gpus or config.training.replicas or 1
+    with checks.trying(
+        "replicas", "the batch against the devices of the cluster", "Set training.batch_size."
+    ) as attempt:
+        if batch % count:
+            attempt.fault(
+                f"Cannot train: training.batch_size must divide by the replicas, received {batch} over {count} GPUs."
+                f" Take a batch_size of {-(-batch // count) * count}, or set training.replicas."
+            )
+        devices = counted(count, "GPU" if gpus else "CPU replica")
+        attempt.saw(f"batch of {batch}, {batch // count} on each of {devices}")
+
+
+def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, replica_bytes: int) -> None:
+    """Compare what training takes, by the layers, with what the largest node has."""
+    cure = "Take a smaller training.patch or training.batch_size."
+    with checks.trying("memory", "what training takes by its layers, against the nodes", cure) as attempt:
+        replicas = f"{replica_bytes / MIB:.0f} MiB for each of {counted(built.replicas, 'replica')}"
+        if built.device == "GPU":
+            attempt.saw(f"{replicas}; the training step shows whether a GPU holds it")
+            return
+        needed = built.idle_bytes + built.replicas * replica_bytes
+        free = max(node.memory_bytes for node in nodes)
+        whole = max(node.memory_bytes + node.object_store_bytes for node in nodes)
+        said = f"{needed / MIB:.0f} MiB in all, {replicas}, and the largest node has {free / MIB:.0f} MiB"
+        if needed > whole:
+            attempt.fault(f"Cannot train: it takes about {said}. {cure}")
+        elif needed > free:
+            attempt.remark(f"{said}; little is left for anything else", cure)
+        else:
+            attempt.saw(said)
+
+
+def check_shared(checks: Checklist, nodes: Sequence[Node], folder: Path) -> None:
+    """See that every node of several reads and writes where the run's folder is or would be."""
+    standing = standing_folder(folder)
+    if len(nodes) < 2 or not standing.is_dir():
+        return
+    tried = f"{standing} written and read by each of {len(nodes)} nodes"
+    with checks.trying("shared storage", tried, "Put --out on storage that every node mounts.") as attempt:
+        require_shared(standing)
+        attempt.saw("every node sees what another writes")

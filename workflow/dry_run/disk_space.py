@@ -1,0 +1,94 @@
+"""Whether what a run writes can be written: folders that take it, and disks that hold it."""
+
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.schema import RunConfig
+from tasks.sharding.plan import MIB
+from workflow.dry_run.checklist import Checklist
+
+VALUE_BYTES = 4  # float32
+MODEL_MIB = 1  # what a saved model holds beside its weights: architecture, card, example
+RUN_MIB = 4  # what a run records beside its model: configuration, environment, pictures, pages
+CURE = "Make room there, or name another folder with --out."
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a run writes into a folder.
+
+    Args:
+        what: In words.
+        folder: Where; need not be there yet.
+        bytes: The most that it takes at one time.
+    """
+
+    what: str
+    folder: Path
+    bytes: int
+
+
+def training_needs(
+    config: RunConfig, parameters: int, optimizer_values: int, out: Path, artifacts: Path | None
+) -> list[Need]:
+    """What training writes.
+
+    Args:
+        config: The run.
+        parameters: Weights of the network.
+        optimizer_values: Numbers that the optimizer keeps.
+        out: Folder of the run.
+        artifacts: Where the tracking store puts artifacts; None where it is not on this machine.
+    """
+    training = config.training
+    model = parameters * VALUE_BYTES + MODEL_MIB * MIB
+    # Weights, their averages, the best of them; one checkpoint more than are kept while the last is written.
+    values = (3 if training.early_stopping else 2) * parameters + optimizer_values
+    count = training.checkpoints.keep + 1 if training.checkpoints.every else 0
+    needs = [Need("checkpoints", out, count * values * VALUE_BYTES), Need("the model", out, model)]
+    return needs + ([Need("artifacts", artifacts, model + RUN_MIB * MIB)] if artifacts is not None else [])
+
+
+def check_writable(checks: Checklist, folder: Path) -> bool:
+    """Write a file where a folder is or would be made, and remove it; returns whether that can be done."""
+    with checks.trying("output folder", "a file written and removed where outputs would go", CURE) as attempt:
+        try:
+            with tempfile.NamedTemporaryFile(dir=standing_folder(folder), prefix=".voxlift-probe-") as probe:
+                probe.write(b"probe")
+                probe.flush()
+        except OSError as error:
+            attempt.fault(
+                f"Cannot write to {folder}: {error.strerror or error}. Name a folder that you may write to with --out."
+            )
+        attempt.saw(f"{folder} can be written")
+    return not attempt.faults
+
+
+def check_room_on_disk(checks: Checklist, needs: Sequence[Need]) -> None:
+    """Compare what a run writes with what the disks that it goes to have free."""
+    on_disks: dict[int, list[Need]] = defaultdict(list)
+    for need in needs:
+        on_disks[standing_folder(need.folder).stat().st_dev].append(need)
+    with checks.trying("disk", f"free room against {', '.join(need.what for need in needs)}", CURE) as attempt:
+        for sharing in on_disks.values():
+            wanted = sum(need.bytes for need in sharing)
+            free = shutil.disk_usage(standing_folder(sharing[0].folder)).free
+            places = " and ".join(dict.fromkeys(str(need.folder) for need in sharing))
+            said = f"{wanted / MIB:.0f} MiB at most, {free / MIB:.0f} MiB free at {places}"
+            if wanted > free:
+                parts = ", ".join(f"{need.what} {need.bytes / MIB:.0f} MiB" for need in sharing)
+                attempt.fault(
+                    f"Cannot keep what the run writes: {said} ({parts}). Make {(wanted - free) / MIB:.0f} MiB of room"
+                    " there, or name a folder on another disk with --out."
+                )
+            attempt.saw(said)
+
+
+def standing_folder(folder: Path) -> Path:
+    """The folder, or the part of the path to it that is there already."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.exists())

@@ -1,0 +1,163 @@
+"""Every volume that a run would read, looked at to its last byte, several at a time."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal
+
+from configs.errors import ConfigError
+from configs.schema import RunConfig
+from tasks.errors import InputError
+from tasks.files.selection import expand_inputs
+from tasks.training.template import template_path
+from tasks.volume.inspection import preflight
+from workflow.dry_run.checklist import Attempt, Checklist, counted, sentence
+from workflow.train.data import Lesson, lesson, require_named, training_paths, validation_volume
+
+Role = Literal["training", "validation", "input"]
+READ = "read to the last byte, as the run would"
+# From so many bytes of files on, processes read: foreign readers take turns among threads.
+PROCESSES_FROM = 100e6
+CURE = "Mend the volume, or leave it out; `voxlift inspect` shows what is wrong with it."
+
+
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What looking at one volume for one purpose found.
+
+    Args:
+        voxels: Of one time point.
+        warnings: What is odd but no obstacle.
+        fault: Why it cannot be used, naming it.
+        spacing: mm per voxel along depth, height and width, of a volume to learn from.
+        lesson: Of the first volume to learn from.
+    """
+
+    voxels: int = 0
+    warnings: tuple[str, ...] = ()
+    fault: str | None = None
+    spacing: tuple[float, float, float] | None = None
+    lesson: Lesson | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class VolumesSeen:
+    """What is known of the volumes of a run.
+
+    Args:
+        training: Volumes to learn from that can be used.
+        spacing: Least and most mm per voxel of them, across the slices only where they train as they are.
+        lesson: From the first of them, or from the template where all is synthetic; None if it cannot be used.
+        validation_voxels: Of each volume to be scored on.
+        inputs: Volumes to restore that can be used.
+        seconds: What reading what is trained and scored on takes one process.
+    """
+
+    training: int
+    spacing: tuple[float, float] | None
+    lesson: Lesson | None
+    validation_voxels: tuple[int, ...]
+    inputs: tuple[Path, ...]
+    seconds: float
+
+
+def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) -> VolumesSeen:
+    """Look at all training, validation and input volumes; every one that cannot be used is a fault.
+
+    Args:
+        checks: Gets the check.
+        config: The run.
+        given: Volumes to restore: files, folders, globs or lists.
+    """
+    began = time.perf_counter()
+    found: dict[tuple[Path, Role], Looked] = {}
+    with checks.trying("data", f"every volume {READ}", CURE) as attempt:
+        wanted = list(_wanted(attempt, config, given))
+        attempt.tried = f"{counted(len(wanted), 'volume')} {READ}, several at a time"
+        with _several(wanted) as pool:
+            found = dict(zip(wanted, pool.map(partial(_looked, config), wanted), strict=True))
+        for (path, _), looked in found.items():
+            if looked.fault is not None:
+                attempt.fault(looked.fault)
+            for warning in looked.warnings:
+                attempt.remark(f"{path.name}: {warning}", "Look at it with `voxlift inspect`.")
+        attempt.saw(_counted(found))
+    return _seen(config, found, time.perf_counter() - began)
+
+
+def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterator[tuple[Path, Role]]:
+    """Which volumes to look at, and for what; what is not named where it must be is a fault."""
+    try:
+        require_named(config)
+    except ConfigError as error:
+        attempt.fault(str(error))
+    # Training from slices that names no scan falls back on nothing.
+    named = config.data.volumes or not config.data.mixture.slices
+    yield from ((path, "training") for path in dict.fromkeys(training_paths(config) if named else ()))
+    yield from ((path, "validation") for path in dict.fromkeys(config.data.validation))
+    there = []
+    for one in given:
+        try:
+            expand_inputs([one])
+            there.append(one)
+        except InputError as error:
+            attempt.fault(str(error))
+    yield from ((path, "input") for path in (expand_inputs(there) if there else ()))
+
+
+def _several(wanted: Sequence[tuple[Path, Role]]) -> Executor:
+    """Threads, or for much to read processes."""
+    size = sum(path.stat().st_size for path, _ in wanted if path.is_file())
+    count = max(1, min(os.cpu_count() or 1, len(wanted)))
+    return ThreadPoolExecutor(count) if size < PROCESSES_FROM else ProcessPoolExecutor(count, get_context("spawn"))
+
+
+def _looked(config: RunConfig, asked: tuple[Path, Role]) -> Looked:
+    path, role = asked
+    try:
+        findings = preflight(path)
+        learned = lesson(config, path) if role == "training" else None
+        if role == "validation" and config.training.early_stopping is not None:
+            validation_volume(config, path)
+    except (InputError, OSError, MemoryError) as error:
+        said = sentence(error)
+        return Looked(fault=said if path.name in said else f"Cannot use {path.name} for {role}: {said}")
+    first = role == "training" and path == training_paths(config)[0]
+    return Looked(
+        voxels=prod(findings.shape),
+        warnings=findings.warnings,
+        spacing=learned.training.spacing if learned else None,
+        lesson=learned if first else None,
+    )
+
+
+def _seen(config: RunConfig, found: dict[tuple[Path, Role], Looked], seconds: float) -> VolumesSeen:
+    usable = {asked: looked for asked, looked in found.items() if looked.fault is None}
+    training = [looked for (_, role), looked in usable.items() if role == "training"]
+    # Where a volume trains by its slices alone, the thickness of its slices teaches nothing.
+    sharp = 0 if config.data.mixture.volumes else 1
+    spacing = [size for looked in training for size in (looked.spacing or ())[sharp:]]
+    first = next((looked.lesson for looked in training if looked.lesson is not None), None)
+    if not training_paths(config):
+        first = lesson(config, template_path())
+    return VolumesSeen(
+        training=len(training),
+        spacing=(min(spacing), max(spacing)) if spacing else None,
+        lesson=first,
+        validation_voxels=tuple(looked.voxels for (_, role), looked in usable.items() if role == "validation"),
+        inputs=tuple(path for path, role in usable if role == "input"),
+        seconds=seconds,
+    )
+
+
+def _counted(found: dict[tuple[Path, Role], Looked]) -> str:
+    roles = [role for _, role in found]
+    voxels = sum(looked.voxels for looked in found.values()) / 1e6
+    counts = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
+    return f"{counts or 'no file: all that trains is synthetic'}; {voxels:.1f} million voxels"

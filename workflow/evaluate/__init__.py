@@ -1,0 +1,1 @@
+"""Evaluation against references, comparison of runs and promotion of models."""

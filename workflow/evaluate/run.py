@@ -1,0 +1,83 @@
+"""An evaluation, kept in MLflow."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.degradation import Degradation
+from configs.load import flatten
+from configs.schema import Resources
+from tasks.artifacts.network_file import NetworkFile
+from tasks.scoring.protocol import Scores, Trial
+from tasks.sharding.plan import ShardPlan
+from workflow.evaluate.scoring import Evaluation, evaluate
+from workflow.pages.quality import write_quality_page
+from workflow.pages.quality_cases import trial_case
+from workflow.tracking import Recorder, input_volume, recorded_run
+from workflow.tracking.provenance import record_environment, record_network
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+EXPERIMENT = "voxlift"
+
+
+def recorded_evaluation(
+    references: Sequence[Path],
+    network: NetworkFile,
+    recipe: Degradation,
+    resources: Resources,
+    mask: Path | None,
+    console: "Console",
+) -> Evaluation:
+    """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
+    numbers = count(1)
+    inputs = [input_volume(path, "reference", record_paths=False) for path in references]
+    with recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}) as recorder:
+        record_environment(recorder, "evaluate")
+        recorder.inputs(inputs)
+        record_network(recorder, network)
+        recorder.parameters(flatten(recipe, "degradation"))
+
+        def page(trial: Trial, restored: NDArray[np.float32], plan: ShardPlan, scores: Scores) -> None:
+            number = next(numbers)
+            case = trial_case(f"volume {number}", trial, restored, plan, network, recipe, scores)
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / f"{number}.html"
+                write_quality_page(path, case)
+                recorder.artifact(path, "quality")
+            recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, number - 1)
+
+        with recorder.phase("evaluation"):
+            evaluation = evaluate(references, network, recipe, resources, mask, console, page)
+        record_scores(recorder, evaluation)
+        recorder.describe(_description(evaluation))
+    return evaluation
+
+
+def _description(evaluation: Evaluation) -> str:
+    """Describe the run in Markdown, for the head of its page."""
+    psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
+    rows = [
+        f"| {name} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"
+        for name in ("restored", "cubic", "trilinear")
+    ]
+    head = f"Means over {len(evaluation.volumes)} volume(s), degraded by {evaluation.degradation} and restored."
+    return "\n".join([head, "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows])
+
+
+def record_scores(recorder: Recorder, evaluation: Evaluation) -> None:
+    """Record the means as scores of the run, and those of each volume by its number."""
+    overall = asdict(evaluation.overall)
+    for measure in ("psnr", "ssim", "nmse"):
+        recorder.metrics({f"{measure}/{name}": value for name, value in overall[measure].items()})
+        for number, volume in enumerate(evaluation.volumes):
+            score = getattr(volume, measure)
+            recorder.metrics({f"volumes/{measure}/{name}": value for name, value in asdict(score).items()}, number)
+    recorder.metrics({"consistency": overall["consistency"]})

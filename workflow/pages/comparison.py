@@ -1,0 +1,115 @@
+"""A comparison for a person: a table for the terminal, a picture, a page that opens offline."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.files.atomic import replacing
+from workflow.evaluate.comparison import Comparison, Row, as_csv
+from workflow.pages.template import rendered
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.console import RenderableType
+
+Curves = Mapping[str, Sequence[tuple[int, float]]]
+BASELINES = {"cubic": "--", "trilinear": ":"}
+
+
+def write_comparison(folder: Path, comparison: Comparison, curves: Curves, curve_name: str) -> list[Path]:
+    """Write a comparison as CSV, picture and HTML page.
+
+    Args:
+        folder: Made if it is missing.
+        comparison: What to write.
+        curves: Of some of its runs, (step, value) by run id.
+        curve_name: The metric of the curves.
+
+    Returns:
+        The files.
+    """
+    picture = draw_comparison(comparison, curves, curve_name)
+    page = rendered(
+        "comparison.html",
+        comparison=comparison,
+        picture=base64.b64encode(picture).decode(),
+        columns=[*comparison.scores, *comparison.differing],
+    )
+    contents = {
+        "comparison.csv": as_csv(comparison).encode(),
+        "comparison.png": picture,
+        "comparison.html": page.encode(),
+    }
+    for name, content in contents.items():
+        with replacing(folder / name) as beside:
+            beside.write_bytes(content)
+    return [folder / name for name in contents]
+
+
+def draw_comparison(comparison: Comparison, curves: Curves, curve_name: str) -> bytes:
+    """Draw quality against time, and the curves: a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    quality, progress = figure.subplots(1, 2)
+    _draw_quality(quality, comparison)
+    names = {row.run_id: row.name for row in comparison.rows}
+    for run_id, curve in curves.items():
+        progress.plot(*zip(*curve, strict=True), linewidth=1, label=f"{names[run_id]} {run_id[:6]}")
+    progress.set(xlabel="step", ylabel=curve_name)
+    if curves:
+        progress.set_yscale("log")
+        progress.legend(fontsize=7)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()
+
+
+def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
+    wanted = ("psnr/restored", comparison.sorted_by, *comparison.scores)
+    metric = next((name for name in wanted if name in comparison.scores), None)
+    rows = [row for row in comparison.rows if metric in row.scores]
+    axes.set(xlabel="seconds", ylabel=metric or "no score was recorded")
+    if metric is None:
+        return
+    places = [(row.seconds or 0.0, row.scores[metric]) for row in rows]
+    axes.scatter(*zip(*places, strict=True), zorder=3)
+    for row, place in list(zip(rows, places, strict=True))[:20]:
+        axes.annotate(row.run_id[:6], place, fontsize=7, textcoords="offset points", xytext=(4, 4))
+    start = metric.removesuffix("restored") if metric.endswith("/restored") else f"{metric}_"
+    for baseline, style in BASELINES.items():
+        values = {round(row.scores[name], 3) for row in rows if (name := start + baseline) in row.scores}
+        # One line says nothing of runs on different volumes.
+        if len(values) == 1:
+            axes.axhline(values.pop(), linestyle=style, color="gray", label=baseline, linewidth=1)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)
+
+
+def comparison_table(comparison: Comparison) -> "list[RenderableType]":
+    """Show a comparison in the terminal."""
+    from rich.table import Table
+
+    table = Table(title=f"sorted by {comparison.sorted_by}" if comparison.sorted_by else None, title_justify="left")
+    for name in ("run", "name", "status"):
+        table.add_column(name)
+    for name in (*comparison.scores, "seconds", "weights"):
+        table.add_column(name, justify="right")
+    for name in comparison.differing:
+        table.add_column(name)
+    for row in comparison.rows:
+        table.add_row(row.run_id[:8], row.name, row.status, *_figures(row, comparison.scores), *row.parameters.values())
+    return [table, *comparison.remarks]
+
+
+def _figures(row: Row, scores: Sequence[str]) -> list[str]:
+    values = [row.scores.get(name) for name in scores]
+    return [
+        *("" if value is None else f"{value:.4g}" for value in values),
+        "" if row.seconds is None else f"{row.seconds:.0f}",
+        "" if row.size is None else f"{row.size:.0f}",
+    ]

@@ -1,0 +1,195 @@
+"""The QC page of a restored volume: one HTML file that opens offline, slices to look through and measures to read."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.files.atomic import replacing
+from tasks.scoring.quality import Seam, Spectrum, quality_warnings, seams, spectrum
+from tasks.volume.grid import Grid, axis_codes
+from workflow.pages.slices import SPREAD, plane_sprites
+from workflow.pages.template import rendered
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Volume = NDArray[np.float32]
+BINS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class QualityCase:
+    """What a page is made of. Volumes are normalised, `[i, j, k]`, and on the target grid unless it says otherwise.
+
+    Args:
+        title: Of the page; no name of a file.
+        input_grid: Of the volume that was restored.
+        grid: The target grid.
+        before: The input, interpolated: what the network saw.
+        restored: What the network made of it.
+        strides: Total stride of the network along (i, j, k).
+        borders: Of the shards: axis, and the voxel before which the border lies.
+        truth: The reference, where there is one.
+        consistency: On the input's grid: the restored volume degraded again, minus the input.
+        facts: What else is to be read, by name.
+        warnings: What was found odd before.
+    """
+
+    title: str
+    input_grid: Grid
+    grid: Grid
+    before: Volume = field(repr=False)
+    restored: Volume = field(repr=False)
+    strides: tuple[int, int, int]
+    borders: Sequence[tuple[int, int]] = ()
+    truth: Volume | None = field(default=None, repr=False)
+    consistency: Volume | None = field(default=None, repr=False)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
+    """Write the page.
+
+    Returns:
+        The warnings that stand on it.
+    """
+    spectra = {
+        name: [spectrum(volume, axis, case.strides[axis]) for axis in range(3)]
+        for name, volume in {"before": case.before, "restored": case.restored}.items()
+    }
+    found = seams(case.restored, case.before, case.borders)
+    warnings = (*case.warnings, *quality_warnings(spectra["restored"], found))
+    layers, differences = _layers(case)
+    planes = plane_sprites(case.grid, layers, differences)
+    page = rendered(
+        "quality.html",
+        title=case.title,
+        planes=planes,
+        planes_data=[asdict(plane) for plane in planes],
+        layers=list(layers),
+        spread=SPREAD,
+        warnings=warnings,
+        facts=case.facts,
+        geometry={"input": _geometry(case.input_grid), "output": _geometry(case.grid)},
+        measures=_measures(case, spectra, found),
+        picture=_picture(case, spectra, found),
+    )
+    with replacing(path) as beside:
+        beside.write_text(page, encoding="utf-8")
+    return warnings
+
+
+def _layers(case: QualityCase) -> tuple[dict[str, Volume], frozenset[str]]:
+    layers = {"before": case.before, "restored": case.restored}
+    differences = {}
+    if case.truth is not None:
+        layers["truth"] = case.truth
+        differences["error before"] = case.before - case.truth
+        differences["error"] = case.restored - case.truth
+    if case.consistency is not None:
+        differences["consistency"] = on_finer_grid(case.consistency, case.input_grid, case.grid)
+    return layers | differences, frozenset(differences)
+
+
+def on_finer_grid(coarse: Volume, coarse_grid: Grid, grid: Grid) -> Volume:
+    """Spread a coarse volume over a finer grid, without interpolation; the first corner of both grids is the same."""
+    indices = [
+        np.minimum((np.arange(size) + 0.5) * fine // step, have - 1).astype(int)
+        for size, have, fine, step in zip(grid.shape, coarse.shape, grid.spacing, coarse_grid.spacing, strict=True)
+    ]
+    return coarse[np.ix_(*indices)]
+
+
+def _geometry(grid: Grid) -> dict[str, str]:
+    view = [size * step for size, step in zip(grid.shape, grid.spacing, strict=True)]
+    return {
+        "voxels": _by(grid.shape),
+        "spacing [mm]": _by(grid.spacing),
+        "field of view [mm]": _by(view),
+        "axes": axis_codes(grid),
+        "first corner [mm]": ", ".join(f"{place:.3f}" for place in grid.corners()[0]),
+        "last corner [mm]": ", ".join(f"{place:.3f}" for place in grid.corners()[-1]),
+    }
+
+
+def _measures(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], found: Sequence[Seam]) -> dict[str, str]:
+    measures = {
+        f"periodic noise along {'ijk'[after.axis]}, period {after.stride}": f"{after.peak:.2f} (before: {was.peak:.2f})"
+        for was, after in zip(spectra["before"], spectra["restored"], strict=True)
+        if after.stride > 1
+    }
+    if found:
+        worst = max(found, key=lambda seam: seam.excess)
+        measures[f"largest step of {len(found)} shard borders"] = (
+            f"{worst.excess:.2f} ({'ijk'[worst.axis]} {worst.place})"
+        )
+    if case.consistency is not None:
+        measures["consistency with the input, RMS"] = f"{np.sqrt(np.mean(case.consistency**2)):.4f}"
+    if case.truth is not None:
+        for name, volume in {"before": case.before, "restored": case.restored}.items():
+            measures[f"mean absolute error {name}"] = f"{np.abs(volume - case.truth).mean():.5f}"
+    return measures
+
+
+def _picture(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], found: Sequence[Seam]) -> str:
+    """Draw histogram, spectra and seams: a PNG in base64."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 6.4), dpi=90, facecolor="#e8eaec")
+    FigureCanvasAgg(figure)
+    # Places that are given: finding them takes as long as drawing all the rest.
+    margins = {"left": 0.06, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.22, "hspace": 0.32}
+    rows = [["intensities", "intensities", "seams"], ["i", "j", "k"]]
+    places: dict[str, Axes] = figure.subplot_mosaic(rows, gridspec_kw=margins)
+    _draw_histogram(places["intensities"], case)
+    _draw_seams(places["seams"], found)
+    for axis, was, after in zip("ijk", spectra["before"], spectra["restored"], strict=True):
+        _draw_spectrum(places[axis], was, after)
+    for name in ("intensities", "i"):
+        places[name].legend(fontsize=8)
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return base64.b64encode(out.getvalue()).decode()
+
+
+def _draw_histogram(axes: "Axes", case: QualityCase) -> None:
+    volumes = {"before": case.before, "restored": case.restored}
+    if case.truth is not None:
+        volumes["truth"] = case.truth
+    for name, volume in volumes.items():
+        counts, edges = np.histogram(volume[volume > 0.02], bins=BINS, range=(0, 1.3))
+        # A volume may have no voxel in this range; NumPy's own density would then divide by nothing.
+        axes.plot((edges[1:] + edges[:-1]) / 2, counts / max(counts.sum(), 1), label=name, linewidth=1)
+    axes.set(title="intensities of the head", xlabel="normalised intensity", yticks=[])
+
+
+def _draw_seams(axes: "Axes", found: Sequence[Seam]) -> None:
+    for axis in range(3):
+        places = [(seam.place, seam.excess) for seam in found if seam.axis == axis]
+        if places:
+            axes.plot(*zip(*places, strict=True), "o", label="ijk"[axis], markersize=4)
+    axes.axhline(1, color="gray", linewidth=0.8)
+    axes.set(title=f"step at {len(found)} shard borders", xlabel="voxel", ylabel="over that before restoring")
+    if found:
+        axes.set_ylim(0, max(2.0, *(seam.excess * 1.1 for seam in found)))
+        axes.legend(fontsize=8)
+
+
+def _draw_spectrum(axes: "Axes", before: Spectrum, after: Spectrum) -> None:
+    for one, name in ((before, "before"), (after, "restored")):
+        axes.semilogy(one.frequencies[2:], one.amplitudes[2:], label=name, linewidth=1)
+    for order in range(1, after.stride // 2 + 1):
+        axes.axvline(order / after.stride, color="gray", linewidth=0.6, linestyle=":")
+    axes.set(title=f"roughness along {'ijk'[after.axis]}, stride {after.stride}", xlabel="cycles per voxel")
+
+
+def _by(values: Sequence[float]) -> str:
+    return " × ".join(f"{value:.4g}" for value in values)

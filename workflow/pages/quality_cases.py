@@ -1,0 +1,97 @@
+"""What QC pages are made of: a volume that was degraded and restored, or one that was super-resolved."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.degradation import Degradation
+from tasks.artifacts.network_file import NetworkFile
+from tasks.imaging.consistency import remainder
+from tasks.imaging.resample import resample
+from tasks.scoring.protocol import Scores, Trial
+from tasks.scoring.quality import shard_borders
+from tasks.sharding.plan import ShardPlan
+from tasks.volume.intensity import find_intensity, normalise
+from tasks.volume.nifti import open_volume
+from workflow.pages.quality import QualityCase
+from workflow.upscale.volume_work import VolumeWork
+
+
+def trial_case(
+    title: str,
+    trial: Trial,
+    restored: NDArray[np.float32],
+    plan: ShardPlan,
+    network: NetworkFile,
+    recipe: Degradation,
+    scores: Scores,
+) -> QualityCase:
+    """Put together what is known of a volume that was degraded and restored.
+
+    Args:
+        title: Of the page; no name of a file.
+        trial: The reference and what the degradation left of it.
+        restored: On the grid of the reference, `(i, j, k)`, in the unit of the file.
+        plan: How it was cut into shards.
+        network: What restored it.
+        recipe: Of the degradation.
+        scores: Of the part that was scored.
+    """
+    before, shown, truth, coarse = (
+        normalise(volume, trial.intensity)
+        for volume in (trial.baseline("cubic"), restored, trial.reference.voxels, trial.coarse.voxels)
+    )
+    edges = [(0, whole - size) for whole, size in zip(trial.padded.shape, restored.shape, strict=True)]
+    fine = trial.axes.to_network(np.pad(shown, edges, mode="edge"))
+    missing = remainder(fine, trial.axes.to_network(coarse), recipe)
+    measured = {
+        f"{measure}, part that was scored": f"{one.restored:.4g} (cubic {one.cubic:.4g}, trilinear {one.trilinear:.4g})"
+        for measure, one in (("PSNR [dB]", scores.psnr), ("SSIM", scores.ssim))
+    }
+    return QualityCase(
+        title=title,
+        input_grid=trial.coarse.grid,
+        grid=trial.reference.grid,
+        before=before,
+        restored=shown,
+        strides=trial.axes.of_network(_total_stride(network)),
+        borders=shard_borders(plan, trial.axes),
+        truth=truth,
+        consistency=-trial.axes.to_file(missing),
+        facts={"degradation": recipe.name, "shards": str(len(plan.shards)), **measured},
+    )
+
+
+def upscaled_case(title: str, work: VolumeWork) -> QualityCase:
+    """Put together what is known of a volume that was super-resolved, by its files; of several time points the first.
+
+    Args:
+        title: Of the page; no name of a file.
+        work: The volume, written.
+    """
+    given = work.scan.read(0).voxels
+    intensity = work.intensities.get(0) or find_intensity(given)
+    before = normalise(resample(given, work.target.shape), intensity)
+    restored = normalise(open_volume(work.output).read(0).voxels, intensity)
+    consistency = None
+    if work.recipe is not None:
+        coarse = work.axes.to_network(normalise(given, intensity))
+        consistency = -work.axes.to_file(remainder(work.axes.to_network(restored), coarse, work.recipe))
+    found = work.findings.warnings if work.findings else ()
+    times = {"time point": f"1 of {work.times}"} if work.times > 1 else {}
+    return QualityCase(
+        title=title,
+        input_grid=work.scan.grid,
+        grid=work.target,
+        before=before,
+        restored=restored,
+        strides=work.axes.of_network(_total_stride(work.network)),
+        borders=shard_borders(work.plan, work.axes),
+        consistency=consistency,
+        facts={"shards": str(work.shards), "corrected": "yes" if work.corrects else "no", **times},
+        warnings=(*found, *work.remarks),
+    )
+
+
+def _total_stride(network: NetworkFile) -> tuple[int, int, int]:
+    depth, height, width = (axis.stride for axis in network.cost.field.axes)
+    return depth, height, width

@@ -1,0 +1,195 @@
+"""Restore a volume on a target grid through the workers of a cluster."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import Resources
+from tasks.artifacts.network_file import NetworkFile
+from tasks.sharding.plan import ShardPlan, plan_shards
+from tasks.sharding.restore import CoarseVolume, RestoredCore, Restorer
+from tasks.volume.grid import Grid, NetworkAxes, network_axes
+from tasks.volume.intensity import Intensity, find_intensity
+from tasks.volume.nifti import Volume
+from workflow.cluster import RemoteWorker, require_room, share
+from workflow.cluster.resources import restoring_request
+from workflow.restore.worker_pool import Crew, Job, Outcome
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a restoration is.
+
+    Args:
+        shards_done: Shards that are back.
+        shards: All shards.
+        voxels_done: Voxels of the target grid that are back.
+        seconds: Since the first shard was given out.
+        workers: Workers alive.
+    """
+
+    shards_done: int
+    shards: int
+    voxels_done: int
+    seconds: float
+    workers: int
+
+    @property
+    def voxels_per_second(self) -> float:
+        """Voxels kept per second so far."""
+        return self.voxels_done / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left at the pace so far, None before the first shard is back."""
+        return self.seconds * (self.shards / self.shards_done - 1) if self.shards_done else None
+
+
+@dataclass
+class Tally:
+    """What the shards took, added up.
+
+    Args:
+        shards: Shards that are back.
+        voxels: Voxels of their cores.
+        retries: Shards that were computed again.
+        resample_seconds: Of all workers, summed.
+        network_seconds: Of all workers, summed.
+        peak_rss_mib: Of the largest worker.
+    """
+
+    shards: int = 0
+    voxels: int = 0
+    retries: int = 0
+    resample_seconds: float = 0.0
+    network_seconds: float = 0.0
+    peak_rss_mib: float = 0.0
+
+    def count(self, outcome: Outcome) -> None:
+        """Add a shard that is back."""
+        core: RestoredCore = outcome.value
+        self.shards += 1
+        self.voxels += core.voxels.size
+        self.retries += outcome.retries
+        self.resample_seconds += core.resample_seconds
+        self.network_seconds += core.network_seconds
+        self.peak_rss_mib = max(self.peak_rss_mib, core.rss_mib)
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """A restored volume and what it took.
+
+    Args:
+        voxels: float32 `(i, j, k)` on the target grid, in the unit of the file.
+        plan: How the target grid was cut.
+        seconds: From the first shard given out to the last one back.
+        tally: What the shards took.
+    """
+
+    voxels: NDArray[np.float32]
+    plan: ShardPlan
+    seconds: float
+    tally: Tally
+
+    @property
+    def voxels_per_second(self) -> float:
+        """Voxels kept per second."""
+        return self.voxels.size / self.seconds
+
+
+def plan_restoration(
+    volume: Volume, target: Grid, network: NetworkFile, budget_mib: int, *, axes: NetworkAxes | None = None, name: str
+) -> ShardPlan:
+    """Plan the shards of a volume.
+
+    Args:
+        volume: The input.
+        target: The grid to restore on, over the same field of view.
+        network: What restores.
+        budget_mib: What a worker may take beyond an idle one, MiB.
+        axes: Between file axes and network axes; those of the volume's grid by default.
+        name: The volume, for sentences.
+
+    Raises:
+        InputError: The budget holds no shard.
+    """
+    target_shape = (axes or network_axes(volume.grid)).of_file(target.shape)
+    return plan_shards(target_shape, network.cost, budget_mib, resident_bytes=volume.voxels.nbytes, name=name)
+
+
+def restore_volume(
+    volume: Volume,
+    target: Grid,
+    network: NetworkFile,
+    resources: Resources,
+    *,
+    name: str,
+    axes: NetworkAxes | None = None,
+    intensity: Intensity | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Restored:
+    """Restore a volume through Ray; the same bytes whatever the number of workers.
+
+    Call it within `cluster()`.
+
+    Args:
+        volume: The input.
+        target: The grid to restore on, over the same field of view.
+        network: What restores.
+        resources: Workers, what each takes, and the memory budget.
+        name: The volume, for sentences.
+        axes: Between file axes and network axes; those of the volume's grid by default.
+        intensity: Which intensities are 0 and 1 to the network; found in the volume by default.
+        on_progress: Told whenever a shard is back.
+
+    Raises:
+        InputError: The budget holds no shard, or the model cannot be loaded.
+        ConfigError: The cluster has no room for the workers.
+        WorkerError: A shard failed for good.
+    """
+    axes = axes or network_axes(volume.grid)
+    plan = plan_restoration(volume, target, network, resources.memory_budget_mib, axes=axes, name=name)
+    # Only what lies in one piece is mapped by the workers; anything else would be copied for every shard.
+    voxels = np.ascontiguousarray(axes.to_network(volume.voxels))
+    coarse = CoarseVolume(voxels, plan.target_shape, intensity or find_intensity(volume.voxels))
+    restored = np.empty(target.shape, np.float32)
+    canvas = axes.to_network(restored)
+
+    tally = Tally()
+    with restorers(network, resources, len(plan.shards)) as crew:
+        shared = share(coarse)
+        for outcome in crew.work(Job(shard, (shared, shard)) for shard in plan.shards):
+            if outcome.error is not None:
+                raise outcome.error
+            canvas[tuple(slice(*side) for side in outcome.key.core)] = outcome.value.voxels
+            tally.count(outcome)
+            if on_progress is not None:
+                on_progress(Progress(tally.shards, len(plan.shards), tally.voxels, crew.seconds, crew.alive))
+        seconds = crew.seconds
+    return Restored(restored, plan, seconds, tally)
+
+
+@contextmanager
+def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterator[Crew]:
+    """Hire workers that hold a network, no more of them than there are shards; dismiss them at the end.
+
+    Raises:
+        ConfigError: The cluster has no room for the workers.
+    """
+    request = restoring_request(resources)
+    require_room(resources.workers, request)
+    model = share(network.content)
+    crew = Crew(
+        lambda: RemoteWorker(Restorer, (network.name, model, request.cpus), request),
+        min(resources.workers, shards),
+        retries=resources.retries,
+        patience=resources.patience_seconds,
+    )
+    try:
+        yield crew
+    finally:
+        crew.dismiss()

@@ -1,0 +1,1 @@
+"""Stage tables and the notation of stages for the command line."""

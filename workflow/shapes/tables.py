@@ -1,0 +1,164 @@
+"""A chain of stages as tables for a person, 100 columns wide."""
+
+from collections.abc import Sequence
+from math import prod
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from models.stages.diagnostics import blocks
+from models.stages.forward_check import accepted_shapes
+from models.stages.frameworks import Elsewhere
+from models.stages.report import Report, Shape, Stage, StageReport, describe
+from models.stages.stage import AXES
+from models.stages.wording import by, grouped
+from workflow.shapes.notation import numbers_text, stage_text
+
+FLOAT = 4  # bytes of a float32
+
+
+def route_tables(report: Report, stages: Sequence[Stage]) -> list[RenderableType]:
+    """Tables of shapes, cost, overlap and other frameworks, then a summary and the warnings."""
+    rows = list(zip(report.stages, stages, strict=True))
+    return [
+        _table(
+            "Shapes, as batch,depth,height,width,channels",
+            ("Stage", "Input", "Output", "Kernel", "Stride", "Padding", "tf.nn accepts sizes"),
+            [_shape_row(one, stage) for one, stage in rows],
+        ),
+        _table(
+            "Weights, as depth,height,width,out,in, and cost in float32",
+            ("Stage", "Weights", "Parameters", "Multiply-adds", "Memory", "Forward convolution gives back"),
+            [_cost_row(one) for one in report.stages],
+        ),
+        _table(
+            "Taps that reach each phase of the output, and the shift of the image in output voxels",
+            ("Stage", "Depth", "Height", "Width", "Holes", "Checkerboard", "Shift"),
+            [_overlap_row(one) for one in report.stages],
+        ),
+        _table(
+            "The same operation elsewhere, with the weights as in,out,depth,height,width",
+            ("Stage", "Caffe", "PyTorch"),
+            [(_elsewhere(one.caffe), _elsewhere(one.torch)) for one in report.stages],
+        ),
+        Text(_summary(report)),
+        *_warnings(report),
+    ]
+
+
+def solutions_table(latent: Shape, solutions: Sequence[Sequence[Stage]]) -> Group:
+    """Table of the stages that lead to a target, best first."""
+    rows = []
+    for stages in solutions:
+        report = describe(latent, stages)
+        rows.append(
+            (
+                " ".join(map(stage_text, stages)),
+                f"{sum(one.parameters for one in report.stages):,}",
+                f"{sum(one.multiply_adds for one in report.stages):,}",
+                _verdict(report, stages),
+            )
+        )
+    return _table(
+        "Solutions, as --stage takes them, best first; the tables below are of the first",
+        ("", "Stages", "Parameters", "Multiply-adds", "Verdict"),
+        rows,
+    )
+
+
+def _verdict(report: Report, stages: Sequence[Stage]) -> str:
+    faults = {
+        "holes": any(one.holes for one in report.stages),
+        "checkerboard": any(one.checkerboard for one in report.stages),
+        "shift": any(any(one.shift) for one in report.stages),
+    }
+    if any(faults.values()):
+        return ", ".join(fault for fault, found in faults.items() if found)
+    return "clean, but blocks" if any(blocks(axis) for stage in stages for axis in stage.axes) else "clean"
+
+
+def verdict(difference: float, *, agrees: bool) -> Text:
+    """Sentence on the layer and the operation run side by side."""
+    if agrees:
+        return Text("Verified: every layer and operation made the shape above, and their values agree within 1e-5.")
+    return Text(f"NOT verified: layer and operation differ, in shape or by {difference:g} in value.")
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        table.add_column(head, overflow="fold", justify="right" if head in {"Parameters", "Multiply-adds"} else "left")
+    for number, row in enumerate(rows, start=1):
+        table.add_row(str(number), *row)
+    return Group(Text(title, style="bold"), table)
+
+
+def _shape_row(report: StageReport, stage: Stage) -> tuple[str, ...]:
+    details = [stage.padding]
+    if max(stage.dilation_rate) > 1:
+        details.append(f"dilation {by(stage.dilation_rate)}")
+    if stage.output_padding is not None:
+        details.append(f"output padding {by(stage.output_padding)}")
+    sizes = [f"{s[0]}-{s[-1]}" if len(s) > 1 else str(s[0]) for s in accepted_shapes(stage, report.input_shape)]
+    return (
+        numbers_text(report.input_shape),
+        numbers_text(report.output_shape),
+        by(report.kernel_size),
+        by(report.strides),
+        ", ".join(details),
+        " ".join(sizes),
+    )
+
+
+def _cost_row(report: StageReport) -> tuple[str, ...]:
+    values = prod(report.output_shape) + report.parameters
+    check = report.forward_check
+    return (
+        numbers_text(report.weights_shape),
+        f"{report.parameters:,}",
+        f"{report.multiply_adds:,}",
+        _bytes(values * FLOAT),
+        f"{numbers_text(check.expected_input)}: {'right' if check.ok else 'wrong'}",
+    )
+
+
+def _overlap_row(report: StageReport) -> tuple[str, ...]:
+    return (
+        *(" ".join(map(str, counts)) for counts in report.overlap),
+        "yes" if report.holes else "no",
+        "yes" if report.checkerboard else "no",
+        " ".join(f"{moved:+g}" if moved else "0" for moved in report.shift),
+    )
+
+
+def _elsewhere(elsewhere: Elsewhere) -> str:
+    if not elsewhere.equivalent:
+        return f"none. {elsewhere.reason}"
+    added = f", output_padding {by(elsewhere.output_padding)}" if any(elsewhere.output_padding) else ""
+    return f"pad {by(elsewhere.pad)}{added}"
+
+
+def _summary(report: Report) -> str:
+    sides = ((axis, f"{a} before, {b} after") for axis, (a, b) in zip(AXES, report.receptive_field, strict=True))
+    return (
+        f"Total: {sum(one.parameters for one in report.stages):,} parameters,"
+        f" {sum(one.multiply_adds for one in report.stages):,} multiply-adds, stride {by(report.total_stride)}.\n"
+        f"Receptive field, in latent voxels beyond an output voxel's own: {'; '.join(grouped(sides))}."
+    )
+
+
+def _warnings(report: Report) -> list[Text]:
+    if not report.warnings:
+        return [Text("Clean: no holes, even overlap, no shift.")]
+    return [Text("\nWarnings", style="bold"), *(Text(f"- {warning}") for warning in report.warnings)]
+
+
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.4g} {unit}"

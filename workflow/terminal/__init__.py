@@ -1,0 +1,1 @@
+"""Output to the terminal: tables, JSON and progress bars."""

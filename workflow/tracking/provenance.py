@@ -1,0 +1,147 @@
+"""What a run was made with and from: configuration, code, versions, hardware; no folder and no name of a person."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from configs.load import flatten, resolved_yaml
+from configs.schema import RunConfig
+from tasks.artifacts.network_file import NetworkFile
+from workflow.tracking import Recorder
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("keras", "mlflow", "nibabel", "numpy", "ray", "scipy", "tensorflow", "tensorflow-cpu", "voxlift")
+ENVIRONMENT = "environment.json"
+NOT_RECORDED = "not-recorded"
+# What a job on a cluster is told, where the code was uploaded without its repository: `git describe --always --dirty`.
+COMMIT = "VOXLIFT_COMMIT"
+
+
+def record_setup(recorder: Recorder, config: RunConfig, command: str) -> None:
+    """Record the configuration, as parameters and as `config.yaml`, and what it runs on.
+
+    Paths are left out unless the configuration allows them.
+
+    Args:
+        recorder: Of the run.
+        config: Of the run.
+        command: The command of voxlift.
+    """
+    shown = config if config.tracking.record_paths else without_paths(config)
+    recorder.parameters(flatten(shown))
+    recorder.text(resolved_yaml(shown), "config.yaml")
+    record_environment(recorder, command, {"degradation": config.degradation.name, "seed": str(config.training.seed)})
+
+
+def record_environment(recorder: Recorder, command: str, tags: Mapping[str, str] | None = None) -> None:
+    """Record the code, the versions and the hardware that a run goes by, and more tags."""
+    code, machine = code_state(), hardware()
+    recorder.tags(
+        {
+            "mlflow.source.name": f"voxlift {command}",
+            "mlflow.source.type": "LOCAL",
+            "command": command,
+            "code.dirty": code["dirty"],
+            "hardware.cpu": machine["cpu"],
+            "hardware.gpus": ", ".join(machine["gpus"]) or "none",
+            **({"mlflow.source.git.commit": code["commit"]} if code["commit"] != "unknown" else {}),
+            **(tags or {}),
+        }
+    )
+    recorder.text(json.dumps({"code": code, "versions": versions(), "hardware": machine}, indent=1), ENVIRONMENT)
+
+
+def record_network(recorder: Recorder, network: NetworkFile) -> None:
+    """Record which network restores: its digest, its size and, where it carries one, its card."""
+    recorder.parameters({"model.sha256": network.digest})
+    if network.card is not None:
+        recorder.metrics({"model/parameters": network.card.parameters})
+        recorder.text(network.card.markdown(), "model_card.md")
+
+
+def without_paths(config: RunConfig) -> RunConfig:
+    """Return the configuration with each path replaced by its kind of file: paths name users and patients.
+
+    >>> given = RunConfig(degradation="iso2x", data={"volumes": ["/home/jane/sub-01_T1w.nii.gz"]})
+    >>> [str(path) for path in without_paths(given).data.volumes]
+    ['not-recorded.nii.gz']
+    """
+
+    def shown(value: object) -> object:
+        if isinstance(value, Path):
+            return Path(NOT_RECORDED + "".join(value.suffixes[-2:] if value.suffix == ".gz" else value.suffixes[-1:]))
+        if isinstance(value, Mapping):
+            return {key: shown(inner) for key, inner in value.items()}
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return [shown(inner) for inner in value]
+        return value
+
+    return RunConfig.model_validate(shown(config.model_dump()))
+
+
+@cache
+def code_state() -> dict[str, str]:
+    """Return the git commit that runs and whether it was changed since.
+
+    Outside of a repository they are what VOXLIFT_COMMIT says, else "unknown".
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603 - fixed arguments
+            ["git", "-C", str(ROOT), *arguments],  # noqa: S607 - whichever git there is
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        return done.stdout.strip()
+
+    try:
+        # A tree that was copied into another repository is not that repository.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != ROOT.resolve():
+            raise FileNotFoundError
+        dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": git("rev-parse", "HEAD"), "dirty": "yes" if dirty else "no"}
+    except (OSError, subprocess.SubprocessError):
+        told = os.environ.get(COMMIT, "")
+        if not told:
+            return {"commit": "unknown", "dirty": "unknown"}
+        return {"commit": told.removesuffix("-dirty"), "dirty": "yes" if told.endswith("-dirty") else "no"}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide on the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Return processor, threads, memory and GPUs; the machine's name is nobody's concern."""
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
+    drivers = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    gpus = [line.partition(":")[2].strip() for file in drivers for line in _lines(file) if line.startswith("Model")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "threads": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []

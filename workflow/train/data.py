@@ -1,0 +1,133 @@
+"""What a configuration trains on and is stopped by: which files, what must be named, what is learned from each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.errors import ConfigError
+from configs.schema import RunConfig
+from tasks.imaging.resample import resample
+from tasks.scoring.protocol import degraded_trial, held_out_slabs
+from tasks.training.blocks import TrainingVolume, scan_to_learn_from, training_volume
+from tasks.training.job import ValidationVolume
+from tasks.training.template import template_path
+from tasks.volume.grid import Grid, NetworkAxes, network_axes
+from tasks.volume.intensity import CLIP, find_intensity, normalise
+from tasks.volume.nifti import Volume, read_volume
+from tasks.volume.target import target_grid
+from workflow.tracking import InputVolume, input_volume
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What one file gives to learn from.
+
+    Args:
+        training: What trains.
+        coarse: What the trained network is to restore: the degraded volume, or the scan that it learned from.
+        target: The grid to restore it on.
+        axes: Between file axes and network axes.
+    """
+
+    training: TrainingVolume
+    coarse: Volume
+    target: Grid
+    axes: NetworkAxes
+
+
+def require_named(config: RunConfig) -> None:
+    """Check that the configuration names the volumes that it cannot do without.
+
+    Raises:
+        ConfigError: It trains from slices and names no volume, or stops early and names none to be stopped by.
+    """
+    if config.data.mixture.slices and not config.data.volumes:
+        raise ConfigError(
+            "Cannot train from slices: no volume is named. Name the thick-slice scan with"
+            " --set data.volumes='[scan.nii.gz]'."
+        )
+    if config.training.early_stopping is not None and not config.data.validation:
+        raise ConfigError(
+            "Cannot stop early: no validation volume is named. Name some with --set data.validation='[volume.nii.gz]'."
+        )
+
+
+def training_paths(config: RunConfig) -> tuple[Path, ...]:
+    """The files that patches are cut from: the MNI152 template where none is named, none where all is synthetic."""
+    mixture = config.data.mixture
+    return config.data.volumes or (template_path(),) if mixture.volumes or mixture.slices else ()
+
+
+def training_inputs(config: RunConfig) -> list[InputVolume]:
+    """Describe the files that a configuration trains on and is stopped by."""
+    roles = {
+        **dict.fromkeys(config.data.validation, "validation"),
+        **dict.fromkeys(training_paths(config), "training"),
+    }
+    return [input_volume(path, role, record_paths=config.tracking.record_paths) for path, role in roles.items()]
+
+
+def training_volumes(config: RunConfig) -> list[TrainingVolume]:
+    """Read what a configuration trains on.
+
+    Raises:
+        ConfigError: It names no volume where it needs one.
+        InputError: A volume cannot be used.
+    """
+    require_named(config)
+    return [lesson(config, path).training for path in training_paths(config)]
+
+
+def lesson(config: RunConfig, path: Path) -> Lesson:
+    """Read one file to learn from.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    volume = read_volume(path)
+    if config.data.mixture.slices:
+        axes = network_axes(volume.grid)
+        return Lesson(
+            scan_to_learn_from(volume),
+            volume,
+            target_grid(volume.grid, axes.of_network(config.degradation.scale)),
+            axes,
+        )
+    trial = degraded_trial(volume, config.degradation, config.training.seed)
+    slab, _ = held_out_slabs(volume.grid.shape, config.data.held_out)
+    return Lesson(training_volume(trial, slab), trial.coarse, trial.padded, trial.axes)
+
+
+def validation_volumes(config: RunConfig) -> list[ValidationVolume]:
+    """Read and degrade what early stopping scores on; nothing without early stopping.
+
+    Raises:
+        ConfigError: Early stopping is asked for and no validation volume is named.
+        InputError: A volume cannot be used.
+    """
+    require_named(config)
+    paths = config.data.validation if config.training.early_stopping is not None else ()
+    return [validation_volume(config, path) for path in paths]
+
+
+def validation_volume(config: RunConfig, path: Path) -> ValidationVolume:
+    """Read and degrade one file to be scored on.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    trial = degraded_trial(read_volume(path), config.degradation, config.training.seed)
+    found = find_intensity(trial.coarse.voxels)
+    fine, coarse = (
+        trial.axes.to_network(normalise(volume, found, clip=CLIP))
+        for volume in (_padded(trial.reference.voxels, trial.padded.shape), trial.coarse.voxels)
+    )
+    depth, height, width = fine.shape
+    resampled = np.clip(resample(coarse, (depth, height, width)), 0, np.float32(CLIP))
+    return ValidationVolume(coarse, resampled, fine)
+
+
+def _padded(voxels: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    return np.pad(voxels, [(0, whole - size) for whole, size in zip(shape, voxels.shape, strict=True)], mode="edge")

@@ -1,0 +1,161 @@
+"""A training run: data read and checked, the training streamed from a worker, its curve and model kept in MLflow."""
+
+import shutil
+import time
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from configs.errors import ConfigError
+from configs.load import resolved_yaml
+from configs.schema import RunConfig
+from tasks.artifacts.contracts import ModelContract
+from tasks.artifacts.network_file import read_network
+from tasks.files.atomic import replacing
+from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, interpolation_psnr, run_training
+from workflow.cluster import cluster, stream
+from workflow.cluster.resources import training_request
+from workflow.cluster.shared_storage import require_shared
+from workflow.demo.report import MlflowReport
+from workflow.terminal.progress import progress_bar
+from workflow.tracking import (
+    Recorder,
+    RunAddress,
+    logged_model,
+    recorded_run,
+    register_model,
+    tracking_uri,
+)
+from workflow.tracking.provenance import ENVIRONMENT, record_setup
+from workflow.train.data import training_inputs, training_volumes, validation_volumes
+from workflow.train.report import TrainReport, description
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MODEL, CONFIG, ADDRESS, CHECKPOINTS = "model.keras", "config.yaml", "run.json", "checkpoints"
+STOP_SECONDS = 12.0  # for a last checkpoint: batch systems leave 20 to 30 s between their warning and the end
+
+
+def run_train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    start_from: Path | None,
+    console: "Console",
+    name: str = "train",
+    parent: str | None = None,
+    registers: bool = True,
+    stop: Event | None = None,
+) -> TrainReport:
+    """Train a restorer and record it.
+
+    Args:
+        config: The run.
+        folder: For the model, the resolved configuration and the checkpoints; made if it is missing.
+        resume: Go on from the last checkpoint in the folder, in the same MLflow run. Without one, start.
+        start_from: A `.keras` file to start the weights from.
+        console: For progress.
+        name: Of the MLflow run.
+        parent: Id of the run of the sweep that it belongs to.
+        registers: Whether the model is registered; of a sweep, the best one is at its end.
+        stop: Interrupts the training, once it is set, where no signal does: in a thread of a sweep.
+
+    Raises:
+        KeyboardInterrupt: `stop` was set.
+        InputError: A volume, a checkpoint or the tracking store cannot be used.
+        ConfigError: The configuration names no volume where it needs one, or the cluster has no room.
+    """
+    folder = folder.resolve()
+    started = time.perf_counter()
+    volumes, validation = training_volumes(config), validation_volumes(config)
+    interpolation = interpolation_psnr(validation) if validation else {}
+    read_seconds = time.perf_counter() - started
+    address = _last_address(folder) if resume else None
+    if not resume:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    job = TrainingJob(
+        config,
+        volumes,
+        folder / MODEL,
+        validation=validation,
+        checkpoints=folder / CHECKPOINTS,
+        resume=resume,
+        start_from=start_from,
+    )
+    promised = ModelContract(total_stride=config.network.total_stride)
+    experiment = address.experiment if address else config.tracking.experiment
+    with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
+        where = recorder.address
+        require_shared(folder)
+        where.write(folder / ADDRESS)
+        with replacing(folder / CONFIG) as beside:
+            beside.write_text(resolved_yaml(config))
+        if not recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
+            recorder.inputs(training_inputs(config))
+            record_setup(recorder, config, "train")
+        recorder.metrics({"seconds/reading": read_seconds})
+        recorder.metrics({f"validation/psnr_{name}": psnr for name, psnr in interpolation.items()})
+        trained, loss = _streamed(job, recorder, console, stop)
+        stride = config.network.total_stride
+        probes = [stride, config.training.patch]
+        request = training_request(config)
+        with recorder.phase("model check"):
+            (uri,) = stream(logged_model, where, trained.path, probes, promised, request=request, stop=stop)
+        name_of_model = config.tracking.registered_model
+        registered = register_model(where, uri, name_of_model).uri if registers and not parent else uri
+        recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
+        recorder.metrics({"model/parameters": trained.parameters})
+        recorder.describe(description(trained, loss, interpolation))
+    network = read_network(trained.path)
+    return TrainReport(
+        run=folder,
+        model=trained.path,
+        steps=trained.steps,
+        resumed_from=trained.resumed_from,
+        seconds=trained.seconds,
+        waiting_share=trained.waiting_share,
+        replicas=trained.replicas,
+        device=trained.device,
+        parameters=trained.parameters,
+        multiply_adds_per_voxel=network.cost.multiply_adds(stride) // int(np.prod(stride)),
+        receptive_field=tuple(axis.halo for axis in network.cost.field.axes),
+        final_loss=loss,
+        validation_psnr=trained.validation_psnr,
+        mlflow=MlflowReport(where.tracking_uri, where.experiment, where.run_id, uri, registered),
+    )
+
+
+def _streamed(
+    job: TrainingJob, recorder: Recorder, console: "Console", stop: Event | None
+) -> tuple[TrainedModel, float]:
+    """Train in a process of its own; this one writes the curve, each point once however often it is told."""
+    loss = float("nan")
+    total = job.config.training.steps
+    with progress_bar(console, "Training", total) as advance:
+        request = training_request(job.config)
+        for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel):
+            if isinstance(record, TrainingStep):
+                loss = record.loss
+                recorder.metrics({"train/loss": loss, "train/learning_rate": record.learning_rate}, record.step)
+                advance(f"loss {loss:.4g}")
+            elif isinstance(record, Validation):
+                recorder.metrics({"validation/psnr": record.psnr}, record.step)
+                console.print(f"Step {record.step}: validation {record.psnr:.2f} dB")
+            else:
+                trained = record
+    return trained, loss
+
+
+def _last_address(folder: Path) -> RunAddress | None:
+    """Where the run in a folder is recorded; None where nothing was started."""
+    address = RunAddress.read(folder / ADDRESS)
+    if address is not None and address.tracking_uri != tracking_uri():
+        raise ConfigError(
+            f"Cannot resume the run in {folder.name}: it is recorded in another tracking store than MLFLOW_TRACKING_URI"
+            " and the working directory say now. Resume where it was started."
+        )
+    return address

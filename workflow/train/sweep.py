@@ -1,0 +1,234 @@
+"""A sweep: many trainings as Ray tasks, one parent run with a child for each, and their comparison at the end."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from configs.errors import ConfigError
+from configs.load import flatten
+from configs.schema import RunConfig
+from tasks.files.atomic import replacing
+from workflow.cluster import cluster
+from workflow.evaluate.comparison import Comparison, compare
+from workflow.pages.comparison import write_comparison
+from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
+from workflow.tracking.provenance import record_environment, without_paths
+from workflow.tracking.reading import RunRecord, read_curves, read_runs
+from workflow.tracking.registry import model_of_run
+from workflow.train.report import TrainReport
+from workflow.train.run import ADDRESS, run_train
+from workflow.train.sweep_grid import Trial
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SWEEP = "sweep.json"
+CURVE = "train/loss"
+# The best comes first by the first of these that a training has recorded.
+MEASURES = ("validation/psnr", CURVE)
+
+
+@dataclass(frozen=True)
+class ChildReport:
+    """What became of one training.
+
+    Args:
+        number: From 1.
+        settings: Its varied keys.
+        status: "done", "kept" (an earlier start had finished it) or "failed".
+        run_id: Of its run; None if it failed before it had one.
+        error: Why it failed.
+    """
+
+    number: int
+    settings: tuple[str, ...]
+    status: str
+    run_id: str | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What became of a sweep.
+
+    Args:
+        run_id: Of the parent run.
+        children: Its trainings.
+        comparison: Of those that finished; None if none did.
+        files: The comparison as CSV, picture and page.
+    """
+
+    run_id: str
+    children: tuple[ChildReport, ...]
+    comparison: Comparison | None
+    files: tuple[Path, ...]
+
+
+def run_sweep(
+    trials: Sequence[Trial],
+    configured: Callable[[Sequence[str]], RunConfig],
+    folder: Path,
+    *,
+    parallel: int,
+    resume: bool,
+    console: "Console",
+) -> SweepReport:
+    """Train every trial of a sweep.
+
+    Args:
+        trials: What is varied.
+        configured: Makes settings into a configuration.
+        folder: One folder a training below it, by number.
+        parallel: Trainings at a time; each waits until the cluster has room for it.
+        resume: Keep the trainings that have finished, and go on with the others.
+        console: For progress.
+
+    Raises:
+        ConfigError: A configuration is wrong, or the sweep to resume varies something else.
+        InputError: The tracking store cannot be used.
+    """
+    configs = {trial.number: configured(trial.settings) for trial in trials}
+    names = {trial.number: _name(trial, configs[trial.number]) for trial in trials}
+    experiment = configs[trials[0].number].tracking.experiment
+    parent = _parent(folder, trials) if resume else None
+    finished = _finished(folder, trials) if parent else {}
+    with recorded_run(experiment, f"sweep of {len(trials)}", parent) as recorder, cluster():
+        if parent is None:
+            record_environment(recorder, "sweep")
+            recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(_keys(trials))})
+        _remember(folder, trials, recorder)
+
+        stop = Event()
+
+        def trained(trial: Trial) -> TrainReport:
+            from rich.console import Console
+
+            return run_train(
+                configs[trial.number],
+                folder / str(trial.number),
+                resume=resume,
+                start_from=None,
+                console=Console(quiet=True),
+                name=names[trial.number],
+                parent=recorder.address.run_id,
+                stop=stop,
+            )
+
+        with ThreadPoolExecutor(parallel) as pool:
+            futures = {pool.submit(trained, trial): trial for trial in trials if trial.number not in finished}
+            try:
+                for done in as_completed(futures):
+                    error = done.exception()
+                    said = f"failed, {_line(error)}" if error else "done"
+                    console.print(f"{names[futures[done].number]}: {said}", markup=False)
+            except BaseException:
+                # A signal reaches this thread alone: it passes it on and waits until the trainings have ended.
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        children = _reports(trials, finished, futures, folder)
+        comparison, files = _compared(children, folder, recorder)
+        if comparison is not None:
+            name = configs[trials[0].number].tracking.registered_model
+            best = replace(recorder.address, run_id=comparison.rows[0].run_id)
+            register_model(best, model_of_run(best.run_id), name)
+    return SweepReport(recorder.address.run_id, children, comparison, files)
+
+
+def _reports(
+    trials: Sequence[Trial],
+    finished: Mapping[int, RunRecord],
+    futures: Mapping["Future[TrainReport]", Trial],
+    folder: Path,
+) -> tuple[ChildReport, ...]:
+    by_number = {trial.number: future for future, trial in futures.items()}
+    children = []
+    for trial in trials:
+        if trial.number in finished:
+            run_id = finished[trial.number].run_id
+            children.append(ChildReport(trial.number, trial.settings, "kept", run_id))
+            continue
+        error = by_number[trial.number].exception()
+        status, said = ("failed", _line(error)) if error else ("done", None)
+        children.append(ChildReport(trial.number, trial.settings, status, _run_id(folder, trial), said))
+    return tuple(children)
+
+
+def _compared(
+    children: Sequence[ChildReport], folder: Path, recorder: Recorder
+) -> tuple[Comparison | None, tuple[Path, ...]]:
+    """Compare the trainings that finished, and record what came of all."""
+    done = [child.run_id for child in children if child.run_id and child.status != "failed"]
+    recorder.metrics({"sweep/finished": len(done), "sweep/failed": len(children) - len(done)})
+    if not done:
+        return None, ()
+    runs = read_runs(run_ids=done)
+    measure = next((name for name in MEASURES if any(name in run.metrics for run in runs)), None)
+    comparison = compare(runs, measure)
+    files = write_comparison(folder, comparison, read_curves(done, CURVE), CURVE)
+    for file in files:
+        recorder.artifact(file, "comparison")
+    best = comparison.rows[0]
+    said = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
+    recorder.tags({"best": best.run_id})
+    failed = [child for child in children if child.status == "failed"]
+    recorder.describe(
+        f"{len(done)} of {len(children)} trainings finished. Best by {measure}: **{best.name}** ({said})."
+        + "".join(f"\n\n- training {child.number} failed" for child in failed)
+    )
+    return comparison, tuple(files)
+
+
+def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
+    """Return the id of the parent run of a sweep in a folder, None where nothing was started.
+
+    Raises:
+        ConfigError: It was another sweep.
+    """
+    try:
+        known = json.loads((folder / SWEEP).read_text())
+    except FileNotFoundError:
+        return None
+    if known["trials"] != [list(trial.settings) for trial in trials]:
+        raise ConfigError(
+            f"Cannot resume the sweep in {folder.name}: it varied something else. Take the configuration that it was"
+            " started with, or another --out."
+        )
+    return str(known["run_id"])
+
+
+def _remember(folder: Path, trials: Sequence[Trial], recorder: Recorder) -> None:
+    with replacing(folder / SWEEP) as beside:
+        settings = [trial.settings for trial in trials]
+        beside.write_text(json.dumps({"run_id": recorder.address.run_id, "trials": settings}))
+
+
+def _finished(folder: Path, trials: Sequence[Trial]) -> dict[int, RunRecord]:
+    """Find the trainings whose run has finished."""
+    known = {trial.number: run_id for trial in trials if (run_id := _run_id(folder, trial))}
+    runs = dict(zip(known, read_runs(run_ids=list(known.values())), strict=True))
+    return {number: run for number, run in runs.items() if run.status == "FINISHED"}
+
+
+def _run_id(folder: Path, trial: Trial) -> str | None:
+    address = RunAddress.read(folder / str(trial.number) / ADDRESS)
+    return address.run_id if address else None
+
+
+def _name(trial: Trial, config: RunConfig) -> str:
+    """Name a training by its number and what is varied, without paths unless they may be recorded."""
+    shown = flatten(config if config.tracking.record_paths else without_paths(config))
+    leaves = (setting.partition("=")[0] for setting in trial.settings)
+    return f"{trial.number}: " + ", ".join(f"{key.split('.')[-1]}={shown.get(key, '…')}" for key in leaves)
+
+
+def _keys(trials: Sequence[Trial]) -> list[str]:
+    return [setting.partition("=")[0] for setting in trials[0].settings]
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,1 @@
+"""Super-resolution of many volumes, from file to file."""

@@ -1,0 +1,161 @@
+"""Adaptation: before volumes are super-resolved, a network learns from their own sharp planes the way across them."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.degradation import Degradation
+from configs.load import load_config, resolved_yaml
+from configs.schema import Resources, RunConfig
+from tasks.artifacts.manifest import file_digest
+from tasks.artifacts.network_file import NetworkFile
+from tasks.errors import InputError
+from tasks.files.atomic import replacing
+from tasks.imaging.consistency import recipe_at
+from tasks.volume.grid import network_axes
+from tasks.volume.inspection import preflight
+from tasks.volume.nifti import open_volume
+from tasks.volume.target import Three, target_grid
+from workflow.cluster import cluster
+from workflow.train.run import MODEL, run_train
+from workflow.upscale.run import saved_network
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PRESET = "self4x"
+FOLDER, MADE_FROM = "adapted", "made-from.json"
+EQUAL_SCALE = 1.02  # ratio of the scales up to which volumes are adapted to together: sizes are rounded
+
+
+def run_adaptation(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    model: str | None,
+    scale: Three | None,
+    spacing: Three | None,
+    resources: Resources,
+    settings: Sequence[str],
+    resume: bool,
+    console: "Console",
+) -> Path:
+    """Train a network on thick-slice volumes themselves, recorded as a run of its own and not registered.
+
+    Args:
+        sources: Volumes, all of one scale; of a series of time points the first counts.
+        out: Folder of the outputs; the training goes into its folder `adapted`.
+        model: What to start from; without it, random weights.
+        scale: Target voxels per voxel along (i, j, k); without it and a spacing, what the model or the preset names.
+        spacing: Wanted mm along (i, j, k), instead of a scale.
+        resources: Training takes the CPU threads that the workers would have.
+        settings: What to change in the preset, `section.key=value`.
+        resume: Go on with what an interrupted adaptation to the same volumes left.
+        console: For progress.
+
+    Returns:
+        The `.keras` file.
+
+    Raises:
+        InputError: A volume cannot be adapted to, or the model carries no card.
+        ConfigError: A setting is wrong, or the cluster has no room.
+    """
+    given = None if model is None else saved_network(model)
+    for source in sources:
+        preflight(source)
+    config = adaptation_config(sources, given, scale, spacing, resources, settings)
+    folder = out.resolve() / FOLDER
+    made_from = json.dumps(
+        {
+            "configuration": resolved_yaml(config),
+            "volumes": [file_digest(source) for source in sources],
+            "model": None if given is None else given.digest,
+        }
+    )
+    resume = resume and _text(folder / MADE_FROM) == made_from
+    if resume and (folder / MODEL).is_file():
+        return folder / MODEL
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    with replacing(folder / MADE_FROM) as beside:
+        beside.write_text(made_from)
+    start_from = None
+    if given is not None:
+        start_from = folder / "start.keras"
+        with replacing(start_from) as beside:
+            beside.write_bytes(given.content)
+    with cluster(resources.workers * resources.cpus_per_worker):
+        return run_train(
+            config,
+            folder,
+            resume=resume,
+            start_from=start_from,
+            console=console,
+            name="adapt",
+            registers=False,
+        ).model
+
+
+def adaptation_config(
+    sources: Sequence[Path],
+    given: NetworkFile | None,
+    scale: Three | None,
+    spacing: Three | None,
+    resources: Resources,
+    settings: Sequence[str],
+) -> RunConfig:
+    """The preset for training on volumes themselves, made to fit them, the scale and the network to start from.
+
+    Raises:
+        InputError: A volume cannot be adapted to, or the model carries no card.
+        ConfigError: A setting is wrong.
+    """
+    recipe, network = load_config(PRESET).degradation, []
+    if given is not None:
+        if given.card is None:
+            raise InputError(
+                f"Cannot adapt {given.name}: it carries no card that names its network. Leave --model out to start"
+                " from random weights."
+            )
+        recipe, network = given.card.degradation, [f"network={given.card.network.model_dump_json()}"]
+    recipes = [_recipe_across(source, recipe, scale, spacing) for source in sources]
+    factors = [recipe.depth.factor for recipe in recipes]
+    if max(factors) > EQUAL_SCALE * min(factors):
+        raise InputError(
+            f"Cannot adapt to {len(sources)} volumes at once: their scales across the slices reach from"
+            f" {min(factors):.3g} to {max(factors):.3g}, and one network is trained for one. Give --scale, or adapt to"
+            " them one by one."
+        )
+    return load_config(
+        PRESET,
+        [
+            f"data.volumes={json.dumps([str(source.resolve()) for source in sources])}",
+            f"degradation={recipes[0].model_dump_json()}",
+            f"resources={resources.model_dump_json()}",
+            "tracking.experiment=voxlift",
+            *network,
+            *settings,
+        ],
+    )
+
+
+def _recipe_across(source: Path, recipe: Degradation, scale: Three | None, spacing: Three | None) -> Degradation:
+    """What leads from the wanted slices to those of a volume."""
+    grid = open_volume(source).grid
+    axes = network_axes(grid)
+    target = target_grid(grid, scale, spacing, trained_for=recipe.scale)
+    fine, coarse = axes.of_file(target.shape), axes.of_file(grid.shape)
+    if fine[1:] != coarse[1:] or fine[0] <= coarse[0]:
+        wanted = ",".join(f"{size / have:.3g}" for size, have in zip(target.shape, grid.shape, strict=True))
+        raise InputError(
+            f"Cannot adapt to {source.name}: its planes teach the way across them, along {'ijk'[axes.order[0]]}, and"
+            f" the scale is {wanted}. Give a --scale or --spacing that is finer there and leaves the planes as they are"
+            ", or leave --adapt out."
+        )
+    return recipe_at(recipe, fine, coarse)
+
+
+def _text(path: Path) -> str | None:
+    return path.read_text() if path.is_file() else None

@@ -1,0 +1,236 @@
+"""What `voxlift upscale` tells: a record per volume, what the workers took, and both as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tasks.sharding.plan import MIB
+from tasks.volume.grid import axis_codes
+from tasks.volume.sidecar import Sidecar
+from workflow.upscale.volume_work import VolumeWork
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Three = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class VolumeReport:
+    """What became of one volume.
+
+    Args:
+        input: The file.
+        output: The file that was written, None if none was.
+        status: "done", "resumed" (an earlier run had finished it) or "failed".
+        error: Why it failed.
+        input_shape: Voxels along (i, j, k), and time points if there are several.
+        output_shape: The same of the output.
+        output_spacing: mm along (i, j, k).
+        scale: Target voxels per voxel along (i, j, k).
+        shards: Shards of the volume.
+        shards_resumed: Those of them that an earlier run had left.
+        retries: Shards that were computed again.
+        seconds: Checking the input, and from reading its first time point to the written file.
+        sha256: Of the restored voxels, float32, i fastest.
+        consistency: Root mean square difference between the output, degraded again, and the input, in normalised
+            intensity; None where the target grid is coarser than the input along an axis.
+        consistency_before: The same before the correction.
+        noise: Standard deviation of the input's noise as the correction took it; None where nothing was corrected.
+        warnings: What was found odd in the input.
+    """
+
+    input: Path
+    status: Literal["done", "resumed", "failed"]
+    output: Path | None = None
+    error: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    output_shape: tuple[int, ...] | None = None
+    output_spacing: Three | None = None
+    scale: Three | None = None
+    shards: int = 0
+    shards_resumed: int = 0
+    retries: int = 0
+    seconds: float = 0.0
+    sha256: str | None = None
+    consistency: float | None = None
+    consistency_before: float | None = None
+    noise: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """How the target grids were cut.
+
+    Args:
+        overhead: Voxels computed over voxels kept, over all volumes.
+        halo: The network's worst-case halo before and after a core, along depth, height and width.
+        core_shape: Of the largest core, along depth, height and width.
+        budget_mib: What a worker was allowed beyond an idle one.
+        least_budget_mib: The least with which every volume could have been sharded.
+    """
+
+    overhead: float
+    halo: tuple[tuple[int, int], ...]
+    core_shape: tuple[int, int, int]
+    budget_mib: int
+    least_budget_mib: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds by kind of work; resampling and network summed over the workers, all of it overlapping.
+
+    Args:
+        reading: Checking and reading inputs.
+        resampling: Onto the target grid, in the workers.
+        network: In the workers.
+        writing: Keeping cores and writing outputs.
+    """
+
+    reading: float
+    resampling: float
+    network: float
+    writing: float
+
+
+@dataclass(frozen=True)
+class MlflowAddress:
+    """Where the run is recorded."""
+
+    tracking_uri: str
+    experiment: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class UpscaleReport:
+    """What became of all volumes.
+
+    Args:
+        volumes: One record each.
+        workers: How many were asked for.
+        plan: How the target grids were cut; None if no volume came so far.
+        peak_rss_mib: Resident memory of the largest worker.
+        seconds: From the first shard given out to the last one back.
+        voxels_per_second: Voxels kept, while workers worked.
+        timings: By kind of work.
+        mlflow: Where it is recorded.
+        adapted_model: The network that was trained on the volumes themselves first; None without `--adapt`.
+    """
+
+    volumes: tuple[VolumeReport, ...]
+    workers: int
+    plan: PlanReport | None
+    peak_rss_mib: float
+    seconds: float
+    voxels_per_second: float
+    timings: Timings
+    mlflow: MlflowAddress | None = None
+    adapted_model: Path | None = None
+
+    @property
+    def failed(self) -> tuple[VolumeReport, ...]:
+        """The volumes that failed."""
+        return tuple(volume for volume in self.volumes if volume.status == "failed")
+
+
+def volume_report(work: VolumeWork) -> VolumeReport:
+    """What became of a planned volume."""
+    written = work.written if work.error is None else None
+    times = (work.times,) if work.times > 1 else ()
+    return VolumeReport(
+        input=work.scan.path,
+        status="failed" if written is None else "resumed" if work.shards_resumed == work.shards else "done",
+        output=work.output if written else None,
+        error=None if written else str(work.failure),
+        input_shape=(*work.scan.grid.shape, *times),
+        output_shape=(*work.target.shape, *times),
+        output_spacing=work.target.spacing,
+        scale=work.scale,
+        shards=work.shards,
+        shards_resumed=work.shards_resumed,
+        retries=work.tally.retries,
+        seconds=work.seconds,
+        sha256=written.sha256 if written else None,
+        consistency=written.consistency if written else None,
+        consistency_before=written.consistency_before if written else None,
+        noise=written.noise if written else None,
+        warnings=(*(work.findings.warnings if work.findings else ()), *work.remarks),
+    )
+
+
+def plan_report(works: Sequence[VolumeWork], budget_mib: int) -> PlanReport:
+    """How the target grids of planned volumes were cut."""
+    plans = [work.plan for work in works]
+    kept = sum(work.times * prod(work.plan.target_shape) for work in works)
+    return PlanReport(
+        overhead=sum(work.shards * prod(work.plan.read_shape) for work in works) / kept,
+        halo=plans[0].halo,
+        core_shape=max((plan.core_shape for plan in plans), key=prod),
+        budget_mib=budget_mib,
+        least_budget_mib=max(ceil(plan.smallest_bytes / MIB) for plan in plans),
+    )
+
+
+def sidecar(work: VolumeWork, run_id: str | None) -> Sidecar:
+    """What stands beside a written output."""
+    report = volume_report(work)
+    intensities = tuple((found.low, found.high) for _, found in sorted(work.intensities.items()))
+    return Sidecar(
+        sources=(work.scan.path.name,),
+        resolution=f"super-resolved {'x'.join(f'{factor:.4g}' for factor in work.scale)}",
+        model_digest=work.network.digest,
+        mlflow_run=run_id,
+        scale=work.scale,
+        input_shape=(*work.scan.grid.shape, *((work.times,) if work.times > 1 else ())),
+        output_shape=(*work.target.shape, *((work.times,) if work.times > 1 else ())),
+        input_spacing=work.scan.grid.spacing,
+        output_spacing=work.target.spacing,
+        intensity=intensities if len(intensities) > 1 else intensities[0],
+        consistency=report.consistency,
+        warnings=report.warnings,
+    )
+
+
+def understood(work: VolumeWork) -> str:
+    """How the geometry of a volume is understood, and what becomes of it, in one line."""
+    grid, target = work.scan.grid, work.target
+    return (
+        f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[work.axes.order[0]]},"
+        f" becomes {_by(target.shape)} at {_by(target.spacing)} mm"
+    )
+
+
+def summary(report: UpscaleReport) -> "list[RenderableType]":
+    """Show a report to a person."""
+    from rich.table import Table
+
+    table = Table("volume", "status", "voxels", "mm", "shards", "seconds", "consistency")
+    for volume in report.volumes:
+        table.add_row(
+            (volume.output or volume.input).name,
+            volume.status,
+            _by(volume.output_shape),
+            _by(volume.output_spacing),
+            str(volume.shards) + (f" ({volume.shards_resumed} resumed)" if volume.shards_resumed else ""),
+            f"{volume.seconds:.1f}",
+            "" if volume.consistency is None else f"{volume.consistency:.4f}",
+        )
+    spent = report.timings
+    lines: list[RenderableType] = [
+        table,
+        f"{report.voxels_per_second / 1e6:.2f} million voxels per second on {report.workers} worker(s), the largest of"
+        f" {report.peak_rss_mib:.0f} MiB. Seconds: reading {spent.reading:.1f}, resampling {spent.resampling:.1f},"
+        f" network {spent.network:.1f}, writing {spent.writing:.1f}.",
+    ]
+    if report.adapted_model is not None:
+        lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")
+    return lines
+
+
+def _by(values: tuple[float, ...] | None) -> str:
+    return "x".join(f"{value:.4g}" for value in values or ())

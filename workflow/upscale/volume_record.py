@@ -1,0 +1,53 @@
+"""What is noted of an output that is done: by it a later run knows the output again, instead of making it anew."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tasks.artifacts.manifest import file_digest
+from tasks.files.atomic import replacing
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Args:
+        sha256: Of the voxels, float32, i fastest.
+        consistency: Root mean square difference between the output, degraded again, and the input, in normalised
+            intensity; None where the target grid is coarser than the input along an axis.
+        consistency_before: The same before the correction.
+        noise: Standard deviation of the input's noise as the correction took it, in normalised intensity.
+    """
+
+    sha256: str
+    consistency: float | None
+    consistency_before: float | None
+    noise: float | None
+
+
+def note(record: Path, output: Path, asked: Sequence[object], written: Written) -> None:
+    """Note an output, in a file that appears whole.
+
+    Args:
+        record: Where.
+        output: The file that was written.
+        asked: Plain data, what decides on the output beside what the record is named by.
+        written: What was written.
+    """
+    content = {"output": file_digest(output), "asked": list(asked), "written": asdict(written)}
+    with replacing(record) as beside:
+        beside.write_text(json.dumps(content))
+
+
+def noted(record: Path, output: Path, asked: Sequence[object]) -> Written | None:
+    """What was written, if the output is there as it was noted and the same is asked; None for a torn record too."""
+    if not record.is_file() or not output.is_file():
+        return None
+    try:
+        content = json.loads(record.read_text())
+        same = content["output"] == file_digest(output) and content["asked"] == list(asked)
+        return Written(**content["written"]) if same else None
+    except (ValueError, KeyError, TypeError):
+        return None
