@@ -120,7 +120,7 @@ def main(models: list[Path]) -> None:
         models = models or [trained(preset, Path(folder)) for preset in ("iso2x", "thick4x")]
         rows = [row for model in models for row in scored(model)]
     lines = [
-        "# Beside cubic, on volumes unlike those that trained",
+        "# Next to cubic, on volumes unlike those that trained",
         "",
         "Made by `python -m benchmarks.robustness`.",
         "",

@@ -140,10 +140,10 @@ def upscaled(volumes: Path, model: Path, out: Path, *options: str) -> tuple[dict
                 process.wait(0.2)
             except subprocess.TimeoutExpired:
                 peak = max(peak, psutil.Process(process.pid).memory_info().rss)
-        told = process.stdout.read() if process.stdout else ""
+        reported = process.stdout.read() if process.stdout else ""
     if process.returncode:
-        raise SystemExit(told)
-    return json.loads(told), peak / 2**20
+        raise SystemExit(reported)
+    return json.loads(reported), peak / 2**20
 
 
 def measured(*command: object) -> dict[str, float]:
@@ -177,7 +177,7 @@ def main(wanted: list[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     kept = RESULTS / "sharding.json"
     before = json.loads(kept.read_text()) if kept.exists() else {}
-    # What was measured elsewhere does not stand beside what is measured here.
+    # What was measured elsewhere does not stand next to what is measured here.
     results: dict[str, list[Row]] = before["results"] if before.get("hardware") == hardware() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

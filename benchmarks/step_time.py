@@ -80,9 +80,9 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, command in commands.items():
             ran = subprocess.run(command, input=asked, env=environment, capture_output=True, text=True, check=True)
-            told = json.loads(ran.stdout.splitlines()[-1])
-            parameters[name] = told["parameters"]
-            seconds[name] += told["seconds"]
+            reported = json.loads(ran.stdout.splitlines()[-1])
+            parameters[name] = reported["parameters"]
+            seconds[name] += reported["seconds"]
     if len(set(parameters.values())) != 1:
         raise SystemExit(f"the networks differ: {parameters} parameters")
     weights = next(iter(parameters.values()))

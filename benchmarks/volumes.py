@@ -1,6 +1,6 @@
 """Volumes: compression, random access, resampling and memory. `python -m benchmarks.volumes`.
 
-Wants `zlib-ng` beside the dependencies (`pip install -c constraints.txt zlib-ng`). Writes `results/volumes.json` and
+Wants `zlib-ng` next to the dependencies (`pip install -c constraints.txt zlib-ng`). Writes `results/volumes.json` and
 `results/volumes.md`.
 """
 
@@ -46,7 +46,7 @@ def seconds(work: Callable[[], object], repeats: int = 3) -> float:
 
 
 def like_a_scan(shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """The template on a grid of `shape`, with the noise of a scan inside the head: 0 to about 2000."""
+    """The template on a grid of `shape`, with the noise of a scan inside the foreground: 0 to about 2000."""
     voxels = resample(read_volume(template_path()).voxels, shape, "linear") * 8
     noise = np.random.default_rng(0).normal(0, 12, shape).astype(np.float32)
     scan: NDArray[np.float32] = np.clip(voxels + noise * (voxels > 40), 0, None)

@@ -2,4 +2,4 @@
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used: the sentence names the file, the key, what was received and the remedy."""
+    """A configuration that cannot be used: the message names the file, the key, what was received and the remedy."""

@@ -15,7 +15,7 @@ from configs.schema import RunConfig
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that stand beside this module."""
+    """Names of the presets that stand next to this module."""
     return sorted(
         entry.name.removesuffix(".yaml") for entry in files("configs").iterdir() if entry.name.endswith(".yaml")
     )
@@ -32,7 +32,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         The resolved configuration.
 
     Raises:
-        ConfigError: The file, a key or a value is wrong; the sentence names it and the remedy.
+        ConfigError: The file, a key or a value is wrong; the message names it and the remedy.
     """
     return _resolved(source, _content(source), overrides)
 
@@ -130,7 +130,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first problem of a validation error as one sentence."""
+    """The first problem of a validation error as one message."""
     # A misspelt key is missing as well where it is needed: its name is what helps.
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"])

@@ -112,7 +112,7 @@ class Training(Section):
         patch: Shape of a patch along depth, height and width; multiples of the network's total stride.
         losses: What is minimised: a weight for each named error. `unseen` is the squared error that the data
             consistency correction leaves.
-        weigh_patches: Whether a patch counts by its share of the head; otherwise all count the same.
+        weigh_patches: Whether a patch counts by its share of the foreground; otherwise all count the same.
         optimizer: Which.
         learning_rate: Peak of the learning rate, reached after the warm-up and left along a cosine.
         warmup_steps: Steps over which the learning rate rises from zero.

@@ -2,4 +2,4 @@
 
 
 class ShapeError(ValueError):
-    """A shape that cannot be: the sentence says which axis, which rule, and which shapes would do."""
+    """A shape that cannot be: the message says which axis, which rule, and which shapes would do."""

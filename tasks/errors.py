@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Input that cannot be used: the sentence names the file, the rule, what was received and the remedy."""
+    """Input that cannot be used: the message names the file, the rule, what was received and the remedy."""

@@ -78,7 +78,7 @@ def _started(log: Path, options: list[str], environment: Mapping[str, str]) -> "
     """A node that has started; tried again where its ports were taken under its hands."""
     command = [str(BIN / "ray"), "start", "--block", "--disable-usage-stats"]
     command += ["--dashboard-agent-listen-port=0", "--min-worker-port=0", "--max-worker-port=0"]
-    # Jobs find `python` by the PATH of the head.
+    # Jobs find `python` by the PATH of the foreground.
     whole = os.environ | environment | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     for _ in range(3):
         with log.open("w") as out:

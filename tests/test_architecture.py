@@ -1,4 +1,4 @@
-"""The rules of the house: which package may import which, and one door to each outside system."""
+"""The rules of the architecture: which package may import which, and one module or package for each external system."""
 
 import ast
 import resource
@@ -21,7 +21,7 @@ DOORS = {
     "mlflow": "workflow/tracking/",
 }
 
-# Copied into every logged model, and run there without the rest of the house.
+# Copied into every logged model, and run there without the rest of the project.
 SERVED = ROOT / "workflow" / "tracking" / "serving.py"
 
 

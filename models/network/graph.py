@@ -23,7 +23,7 @@ class Node:
         config: The layer's own configuration.
         sources: Which nodes it reads, by their place in the graph.
         channels: Channels of the tensor that it returns.
-        constants: What it is called with beside tensors, such as the 2.0 of `2.0 * tensor`.
+        constants: What it is called with next to tensors, such as the 2.0 of `2.0 * tensor`.
     """
 
     name: str

@@ -21,8 +21,8 @@ def build_identity() -> keras.Model:
     inputs = keras.Input((None, None, None, 1), name="resampled")
     options = {"strides": STRIDE, "padding": "same", "use_bias": False}
     folding = keras.layers.Conv3D(len(phases), 3, **options)
-    unfolding = keras.layers.Conv3DTranspose(1, 4, **options)
-    model = keras.Model(inputs, unfolding(folding(inputs)), name="identity")
+    depth_to_space = keras.layers.Conv3DTranspose(1, 4, **options)
+    model = keras.Model(inputs, depth_to_space(folding(inputs)), name="identity")
 
     taps = np.zeros((3, 3, 3, 1, len(phases)), np.float32)
     inverse = np.zeros((4, 4, 4, 1, len(phases)), np.float32)
@@ -31,5 +31,5 @@ def build_identity() -> keras.Model:
         taps[i, j, k, 0, channel] = 1
         inverse[i + 1, j + 1, k + 1, 0, channel] = 1
     folding.set_weights([taps])
-    unfolding.set_weights([inverse])
+    depth_to_space.set_weights([inverse])
     return model

@@ -81,7 +81,7 @@ def layer_reach(node: Node, axis: int, size: Extent) -> tuple[Reach, Extent]:
         size: The size of its input.
 
     Raises:
-        ShapeError: No finite receptive field is known for the layer; the sentence names it.
+        ShapeError: No finite receptive field is known for the layer; the message names it.
     """
     if node.config.get("data_format", "channels_last") != "channels_last":
         raise _refused(node, "it works channels first")

@@ -1,4 +1,4 @@
-"""What goes wrong in a stage without an error, in words, with the cure."""
+"""What goes wrong in a stage without an error, in words, with the remedy."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -34,7 +34,7 @@ def clean_kernel(stride: int) -> int:
     return blending if blending <= LARGEST else stride
 
 
-def cure(stage: Stage) -> Stage:
+def remedy(stage: Stage) -> Stage:
     """Give the clean stage nearest to a stage: the same filters, strides and dilation."""
     clean = replace(stage, padding="same", output_padding=None)
     depth, height, width = (axis.kernel_size if is_clean(axis) else clean_kernel(axis.stride) for axis in clean.axes)
@@ -48,14 +48,14 @@ def warnings_about(stages: Sequence[Stage]) -> Iterator[str]:
         for problem, remark in (("holes", _holes), ("checkerboard", _checkerboard), ("shift", _shift)):
             found = grouped((name, text) for name, axis in named if (text := remark(axis)))
             if found:
-                yield f"Stage {number}, {problem}: {'; '.join(found)}. Cure: {_prescription(stage)}."
+                yield f"Stage {number}, {problem}: {'; '.join(found)}. Remedy: {_prescription(stage)}."
     if any(axis.shift for stage in stages[:-1] for axis in stage.axes):
         drift = accumulated_shift(stages)
         totals = [prod(stage.strides[i] for stage in stages) for i in range(3)]
         latent = [moved / total for moved, total in zip(drift, totals, strict=True)]
         yield (
             f"All stages, shift: {', '.join(AXES)} add up to {_signed(drift)} voxels of the last output,"
-            f" which is {_signed(latent)} voxels of the latent. Cure: those of the stages."
+            f" which is {_signed(latent)} voxels of the latent. Remedy: those of the stages."
         )
 
 
@@ -82,6 +82,6 @@ def _signed(values: Sequence[float]) -> str:
 
 
 def _prescription(stage: Stage) -> str:
-    better = cure(stage)
+    better = remedy(stage)
     kept = replace(better, kernel_size=stage.kernel_size) == stage
     return f"kernel {by(better.kernel_size)}" + ("" if kept else ", padding same and no output padding")

@@ -66,7 +66,7 @@ class Report:
         output_shape: (batch, depth, height, width, channels).
         total_stride: Output voxels per latent voxel, per axis.
         receptive_field: Per axis, how many latent voxels (before, after) its own an output voxel depends on.
-        warnings: What goes wrong without an error, with the cure.
+        warnings: What goes wrong without an error, with the remedy.
     """
 
     stages: tuple[StageReport, ...]

@@ -1,4 +1,4 @@
-"""How sizes and axes read in a sentence."""
+"""How sizes and axes read in a message."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,7 @@
-"""What an artifact promises before it is made, and how the file that was written departs from it.
+"""Contracts of artifacts: set before the artifact is made, checked against the file that was written.
 
 A contract is made from the target grid or the stage table, never from the file. It is checked against the file, read
-back, and its sentences say which axis departs.
+back, and its messages say which axis departs.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.shape_contract import TensorContract
 from tasks.errors import InputError
-from tasks.files.compression import unfolded_size
+from tasks.files.compression import decompressed_size
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import open_volume
 from tasks.volume.scan import Header, Scan
@@ -34,11 +34,11 @@ class Frozen(BaseModel):
 
 
 class FileContract(Frozen):
-    """A file that promises nothing but to begin as its suffix says."""
+    """A file whose only rule is that it begins as its suffix says."""
 
     kind: Literal["file"] = "file"
 
-    def departures(self, path: Path) -> list[str]:
+    def violations(self, path: Path) -> list[str]:
         """Say how a file departs: a picture or a page that is none."""
         start, name = MAGIC.get(path.suffix, (b"", ""))
         with path.open("rb") as file:
@@ -46,7 +46,7 @@ class FileContract(Frozen):
 
 
 class VolumeContract(Frozen):
-    """What a volume promises.
+    """The contract of a volume.
 
     Args:
         shape: Voxels along (i, j, k).
@@ -66,25 +66,25 @@ class VolumeContract(Frozen):
         """Where the voxels lie."""
         return Grid(self.shape, np.array(self.affine))
 
-    def departures(self, path: Path) -> list[str]:
+    def violations(self, path: Path) -> list[str]:
         """Read a file to its last byte and say how it departs."""
         try:
             scan = open_volume(path)
-            held = unfolded_size(scan.data_path)
+            held = decompressed_size(scan.data_path)
         except InputError as error:
             return [str(error).removeprefix(f"Cannot read {path.name}: ").rstrip(".")]
-        said = [*self._size_departures(scan), *self._geometry_departures(scan.grid, scan.header)]
+        said = [*self._size_violations(scan), *self._geometry_violations(scan.grid, scan.header)]
         if held != scan.data_bytes:
-            said.append(f"it holds {held} bytes unfolded, its header promises {scan.data_bytes}")
+            said.append(f"it holds {held} bytes decompressed, its header declares {scan.data_bytes}")
         elif not said:
-            said += self._voxel_departures(scan)
+            said += self._voxel_violations(scan)
         return said
 
-    def _size_departures(self, scan: Scan) -> list[str]:
+    def _size_violations(self, scan: Scan) -> list[str]:
         said = [
-            f"{axis} must be {promised}, received {received}"
-            for axis, promised, received in zip("ijk", self.shape, scan.grid.shape, strict=True)
-            if promised != received
+            f"{axis} must be {output_contract}, received {received}"
+            for axis, output_contract, received in zip("ijk", self.shape, scan.grid.shape, strict=True)
+            if output_contract != received
         ]
         if scan.header.times != self.times:
             said.append(f"time points must be {self.times}, received {scan.header.times}")
@@ -92,25 +92,25 @@ class VolumeContract(Frozen):
             said.append(f"its type must be {self.dtype}, received {scan.header.dtype.name}")
         return said
 
-    def _geometry_departures(self, found: Grid, header: Header) -> list[str]:
-        promised = self.grid
+    def _geometry_violations(self, found: Grid, header: Header) -> list[str]:
+        output_contract = self.grid
         said = [
             f"spacing along {axis} must be {want:.6g} mm, received {have:.6g} mm"
-            for axis, want, have in zip("ijk", promised.spacing, found.spacing, strict=True)
+            for axis, want, have in zip("ijk", output_contract.spacing, found.spacing, strict=True)
             if not np.isclose(want, have, rtol=1e-4)
         ]
         said += [
             f"spacing along {axis} must be {want:.6g} mm, the header's zooms say {have:.6g} mm"
-            for axis, want, have in zip("ijk", promised.spacing, header.zooms, strict=True)
+            for axis, want, have in zip("ijk", output_contract.spacing, header.zooms, strict=True)
             if not np.isclose(want, have, rtol=1e-4)
         ]
-        # Of the promised shape: a wrong shape is told by its axis.
-        moved = np.linalg.norm(Grid(self.shape, found.affine).corners() - promised.corners(), axis=1).max()
-        if moved > TOLERANCE * min(promised.spacing):
+        # Of the shape in the contract: a wrong shape is reported by its axis.
+        moved = np.linalg.norm(Grid(self.shape, found.affine).corners() - output_contract.corners(), axis=1).max()
+        if moved > TOLERANCE * min(output_contract.spacing):
             said.append(f"its affine moves a corner of the field of view by {moved:.4g} mm")
         return said
 
-    def _voxel_departures(self, scan: Scan) -> list[str]:
+    def _voxel_violations(self, scan: Scan) -> list[str]:
         for time in range(self.times):
             if not all(np.isfinite(slab).all() for slab in scan.slabs(time)):
                 return ["it has voxels that are NaN or infinite"]
@@ -118,7 +118,7 @@ class VolumeContract(Frozen):
 
 
 class ModelContract(Frozen):
-    """What a restorer promises: one channel in, one out, on the same grid, in multiples of its total stride.
+    """The contract of a restorer: one channel in, one out, on the same grid, in multiples of its total stride.
 
     Args:
         total_stride: Along depth, height and width; None for any.
@@ -132,10 +132,10 @@ class ModelContract(Frozen):
     dtype: str = "float32"
 
     def tensor(self, shape: tuple[int, int, int] | None = None, batch: int | None = None) -> TensorContract:
-        """Return what input and output promise, for one volume shape or, without it, for all."""
+        """Return the contracts of input and output, for one volume shape or, without it, for all."""
         return TensorContract(AXES, (batch, *(shape or (None, None, None)), self.channels), self.dtype)
 
-    def departures(self, path: Path) -> list[str]:
+    def violations(self, path: Path) -> list[str]:
         """Read the layers of a `.keras` file, without loading it, and say how it departs."""
         try:
             cost = read_network(path).cost
@@ -150,9 +150,9 @@ class ModelContract(Frozen):
         ]
         strides = tuple(axis.stride for axis in cost.field.axes)
         return said + [
-            f"total stride along {axis} must be {promised}, received {received}"
-            for axis, promised, received in zip(AXES[1:4], self.total_stride or strides, strides, strict=True)
-            if promised != received
+            f"total stride along {axis} must be {output_contract}, received {received}"
+            for axis, output_contract, received in zip(AXES[1:4], self.total_stride or strides, strides, strict=True)
+            if output_contract != received
         ]
 
 
@@ -160,6 +160,6 @@ Contract = Annotated[FileContract | VolumeContract | ModelContract, Field(discri
 
 
 def volume_contract(grid: Grid, dtype: str, times: int = 1) -> VolumeContract:
-    """Return what a volume on a grid promises, before it is computed."""
+    """Return the contract of a volume on a grid, before it is computed."""
     rows = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in grid.affine)
     return VolumeContract(shape=grid.shape, affine=rows, dtype=dtype, times=times)

@@ -1,4 +1,4 @@
-"""Artifacts under seal: each with its contract and digest, in a `contracts.json` that stands beside them."""
+"""The manifest of artifacts: the contract and digest of each, in a `contracts.json` next to them."""
 
 import hashlib
 import json
@@ -15,11 +15,11 @@ CONTRACTS_FILE = "contracts.json"
 PLAIN = FileContract()
 
 
-class Seal(Frozen):
+class ManifestEntry(Frozen):
     """A file that was read back and kept its contract.
 
     Args:
-        contract: What it promised.
+        contract: That it satisfied.
         sha256: Of its bytes.
         size: Bytes.
     """
@@ -28,14 +28,14 @@ class Seal(Frozen):
     sha256: str
     size: int
 
-    def damages(self, path: Path) -> list[str]:
-        """Say what is wrong with the file now: how it departs, or that other bytes keep the same promise."""
+    def problems(self, path: Path) -> list[str]:
+        """List the problems of the file: violations of the contract, or other bytes that satisfy it."""
         if not path.is_file():
             return ["it is missing"]
         size = path.stat().st_size
         if size == self.size and file_digest(path) == self.sha256:
             return []
-        said = self.contract.departures(path) if size else []
+        said = self.contract.violations(path) if size else []
         change = f"{size} bytes instead of {self.size}" if size != self.size else "its bytes were changed"
         return [*said, f"it is not the file that was sealed: {change}"]
 
@@ -49,20 +49,20 @@ class Contracts(Frozen):
     """
 
     run_id: str | None = None
-    seals: dict[str, Seal] = Field(default_factory=dict)
+    seals: dict[str, ManifestEntry] = Field(default_factory=dict)
 
     def text(self) -> str:
         """Return the content of the file."""
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
-    def damages(self, folder: Path, *, alone: bool) -> dict[str, list[str]]:
+    def problems(self, folder: Path, *, alone: bool) -> dict[str, list[str]]:
         """Check every file under contract below a folder; returns what is wrong, by path.
 
         Args:
             folder: Holds the files.
             alone: Whether a file under no contract is wrong there.
         """
-        found = {path: seal.damages(folder / path) for path, seal in self.seals.items()}
+        found = {path: seal.problems(folder / path) for path, seal in self.seals.items()}
         if not alone:
             return {path: said for path, said in found.items() if said}
         there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -81,25 +81,25 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sealed(path: Path, contract: Contract = PLAIN) -> Seal:
-    """Read a file back, check it against its contract and seal it.
+def manifest_entry(path: Path, contract: Contract = PLAIN) -> ManifestEntry:
+    """Read a file back, check it against its contract and make its manifest entry.
 
     Args:
         path: The file as it was written.
-        contract: What it promised before it was made.
+        contract: Set before the file was made.
 
     Raises:
         ContractError: It departs.
     """
-    if said := contract.departures(path):
+    if said := contract.violations(path):
         raise ContractError(f"{path.name} departs from its contract: {'; '.join(said)}.")
-    return Seal(contract=contract, sha256=file_digest(path), size=path.stat().st_size)
+    return ManifestEntry(contract=contract, sha256=file_digest(path), size=path.stat().st_size)
 
 
-def write_contracts(folder: Path, seals: Mapping[str, Seal], run_id: str | None = None) -> None:
+def write_contracts(folder: Path, seals: Mapping[str, ManifestEntry], run_id: str | None = None) -> None:
     """Write the `contracts.json` of a folder."""
-    with replacing(folder / CONTRACTS_FILE) as beside:
-        beside.write_text(Contracts(run_id=run_id, seals=dict(seals)).text())
+    with replacing(folder / CONTRACTS_FILE) as partial:
+        partial.write_text(Contracts(run_id=run_id, seals=dict(seals)).text())
 
 
 def read_contracts(folder: Path) -> Contracts:

@@ -61,8 +61,8 @@ class ModelCard(BaseModel):
     degradation: Degradation
     scale_range: tuple[tuple[float, float], ...]
     intensity_rule: str = (
-        "0 and the 99.5th percentile of the positive voxels (of the head, where voxels are negative) become 0 and 1;"
-        " clipped to 0..1.5"
+        "0 and the 99.5th percentile of the positive voxels (of the foreground, where voxels are negative) become 0 and"
+        " 1; clipped to 0..1.5"
     )
     stages: tuple[StageConfig, ...]
     latent_filters: int

@@ -19,7 +19,7 @@ class NetworkFile:
     """A `.keras` file that was read once: what was planned with is what the workers load.
 
     Args:
-        name: The file's name, for sentences.
+        name: The file's name, for messages.
         content: Its bytes.
         cost: What the network costs, and its receptive field.
         card: What it was trained for; None where the file carries no card.
@@ -54,7 +54,7 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
     """Take the bytes of a `.keras` file for a network.
 
     Args:
-        name: For sentences, and for the file that workers load.
+        name: For messages, and for the file that workers load.
         content: Its bytes.
 
     Raises:
@@ -75,6 +75,6 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
 
 def _no_model(name: str, error: Exception) -> InputError:
     return InputError(
-        f"Cannot read the model {name}: it is no Keras model ({' '.join(str(error).split())})."
+        f"Cannot read the model {name}: it is not a Keras model ({' '.join(str(error).split())})."
         " Name a .keras file saved by voxlift."
     )

@@ -1,16 +1,16 @@
-"""The shape contract: what an artifact promises of its shape and type, and whether it keeps it."""
+"""The shape contract of a tensor: its shape and dtype, and the check that an array satisfies it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 class ContractError(RuntimeError):
-    """An artifact departs from what it promised: the sentence says which axis."""
+    """An artifact violates its contract: the message names the axis."""
 
 
 @dataclass(frozen=True)
 class TensorContract:
-    """What a tensor promises.
+    """The contract of a tensor.
 
     Args:
         axes: Name of each axis.
@@ -32,22 +32,22 @@ class TensorContract:
         """Check a tensor.
 
         Args:
-            what: The tensor, as the sentence should name it.
+            what: The tensor, as the message should name it.
             shape: Its shape.
             dtype: Name of its element type.
 
         Raises:
-            ContractError: It departs; the sentence says which axis, what was promised and what was received.
+            ContractError: It is violated; the message names the axis, the contract and what was received.
         """
         if len(shape) != len(self.axes):
             raise ContractError(
                 f"{what} departs from its contract: it must have the axes {', '.join(self.axes)}, "
                 f"received the shape {tuple(shape)}."
             )
-        for axis, promised, received in zip(self.axes, self.shape, shape, strict=True):
-            if promised is not None and promised != received:
+        for axis, output_contract, received in zip(self.axes, self.shape, shape, strict=True):
+            if output_contract is not None and output_contract != received:
                 raise ContractError(
-                    f"{what} departs from its contract: {axis} must be {promised}, received {received}."
+                    f"{what} departs from its contract: {axis} must be {output_contract}, received {received}."
                 )
         if dtype != self.dtype:
             raise ContractError(f"{what} departs from its contract: its type must be {self.dtype}, received {dtype}.")

@@ -8,21 +8,21 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` on success and is removed on an error.
+    """Yield a path next to `path` to write to; it takes the place of `path` on success and is removed on an error.
 
     The name keeps the suffixes of `path`, because writers choose the format by them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
     try:
-        yield beside
-        beside.replace(path)
+        yield partial
+        partial.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def sweep(path: Path) -> None:
-    """Remove what writers of `path` that were killed left beside it."""
+    """Remove what writers of `path` that were killed left next to it."""
     for torn in path.parent.glob(".*.partial.*"):
         if torn.name.endswith(f".partial.{path.name}"):
             torn.unlink(missing_ok=True)

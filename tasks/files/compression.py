@@ -1,4 +1,4 @@
-"""Compressed files: writing them fast, and unfolding one to its end to know that it is whole.
+"""Compressed files: writing them fast, and decompressing one to its end to know that it is whole.
 
 Compression is ISA-L's at level 2: against Python's gzip at level 1 and zlib-ng it writes several times faster at a size
 between theirs (`benchmarks/volumes.py`). Written bytes carry no time and no name: equal voxels give equal files.
@@ -17,7 +17,7 @@ from tasks.errors import InputError
 
 LEVEL = 2
 CHUNK = 1 << 20
-# A volume of noise shrinks by half, an empty one by a thousand: what unfolds further than this is no scan.
+# A volume of noise shrinks by half, an empty one by a thousand: what decompresses further than this is no scan.
 BOMB_BYTES = 256 << 20
 BOMB_RATIO = 200
 
@@ -27,7 +27,7 @@ GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
 
 @contextmanager
 def open_to_write(path: Path) -> Iterator[Callable[[bytes], object]]:
-    """Open a file for writing and yield what writes to it; a name that ends in `.gz` is compressed, on a thread beside.
+    """Open a file for writing and yield what writes to it; a name that ends in `.gz` is compressed, on a thread.
 
     Equal bytes give equal files, in whatever pieces they come: they are compressed in blocks of `CHUNK`.
     """
@@ -62,7 +62,7 @@ def check_packing(path: Path) -> None:
         InputError: Name and content disagree.
     """
     if path.suffix.lower() == ".zst":
-        raise InputError(f"Cannot read {path.name}: Zstandard is not read here. Unfold it first, by zstd -d.")
+        raise InputError(f"Cannot read {path.name}: Zstandard is not supported. Decompress it first with zstd -d.")
     named = path.suffix.lower() in (".gz", ".mgz", ".bz2")
     if named and not is_compressed(path):
         raise InputError(
@@ -73,11 +73,11 @@ def check_packing(path: Path) -> None:
         raise InputError(f"Cannot read {path.name}: it is compressed and not called so. Add .gz to its name.")
 
 
-def unfolded_size(path: Path) -> int:
-    """Return how many bytes a file holds once unfolded, having read it to its end and checked its checksum.
+def decompressed_size(path: Path) -> int:
+    """Return how many bytes a file holds once decompressed, having read it to its end and checked its checksum.
 
     Raises:
-        InputError: A compressed file is cut short, damaged, or unfolds beyond any scan.
+        InputError: A compressed file is cut short, damaged, or decompresses beyond any scan.
     """
     if not is_compressed(path):
         return path.stat().st_size
@@ -91,17 +91,17 @@ def unfolded_size(path: Path) -> int:
                     break
     except EOFError:
         raise InputError(
-            f"Cannot read {path.name}: the compressed file is cut short after {size} unfolded bytes. Copy it again."
+            f"Cannot read {path.name}: the compressed file is cut short after {size} decompressed bytes. Copy it again."
         ) from None
     except (OSError, zlib.error, ISAL_ERROR) as error:
         raise InputError(
-            f"Cannot read {path.name}: the compressed file is damaged after {size} unfolded bytes ({error}). "
+            f"Cannot read {path.name}: the compressed file is damaged after {size} decompressed bytes ({error}). "
             "Copy it again."
         ) from None
     if size > limit:
         raise InputError(
-            f"Cannot read {path.name}: {path.stat().st_size} bytes unfold to more than {limit >> 20} MiB, which no "
-            "scan does. If it is one, unfold it first and give the uncompressed file."
+            f"Cannot read {path.name}: {path.stat().st_size} bytes decompress to more than {limit >> 20} MiB, which no "
+            "scan does. If it is one, decompress it first and give the uncompressed file."
         )
     return size
 

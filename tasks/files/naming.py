@@ -54,7 +54,7 @@ def output_name(source: str) -> str:
 
 
 def sidecar_name(output: str) -> str:
-    """Name the JSON file beside an output.
+    """Name the JSON file next to an output.
 
     >>> sidecar_name("scan_sr.nii.gz")
     'scan_sr.json'
@@ -72,8 +72,7 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
     inputs = {source.resolve() for source in sources}
     claims: dict[str, list[Path]] = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
-        # By the file that stands beside it, which .nii and .nii.gz share; case and composed letters differ in name only
-        # on some file systems.
+        # By the sidecar, which .nii and .nii.gz share; case and composed letters differ on some file systems only.
         claims[normalize("NFC", sidecar_name(output.name)).casefold()].append(source)
         if output.resolve() in inputs:
             raise InputError(f"Cannot write {output.name}: it would overwrite an input. Choose another --out.")

@@ -3,7 +3,7 @@
 With D the degradation, r the restored volume and b the coarse one, the correction is `r + Dᵀ(DDᵀ + λ)⁻¹(b − Dr)`, the
 smallest change that explains b down to the damping λ (Tikhonov). D is separable, so one singular value decomposition
 per axis, `D = USVᵀ`, gives it in closed form: `r + V·S/(S² + λ)·Uᵀ(b − Dr)`. What remains of the coefficients c of
-`b − Dr` is `λ/(S² + λ)·c`: λ is chosen so that the remainder just meets the tolerance (the discrepancy principle), and
+`b − Dr` is `λ/(S² + λ)·c`: λ is chosen so that the residual just meets the tolerance (the discrepancy principle), and
 fine voxels change no more than the input asks for.
 
 Where the input is noisy, explaining it to the last bit would blow its noise up. What no fine volume could have put
@@ -24,10 +24,14 @@ from tasks.errors import InputError
 from tasks.imaging.degrade import coarse_shape, degrade
 from tasks.imaging.separable import along
 
-TOLERANCE = 1e-4  # root mean square of the remainder, in normalised intensity
+TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
 SMALLEST = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
-FAINT = 0.05  # share of the coefficients, those that the degradation erases most, that tells the noise
-EVEN = 16.0  # ratio of squared singular values up to which no coefficient is erased, so that none tells the noise
+NOISE_COEFFICIENT_SHARE = (
+    0.05  # share of the coefficients, those that the degradation erases most, that tells the noise
+)
+MAX_UNERASED_RATIO = (
+    16.0  # ratio of squared singular values up to which no coefficient is erased, so that none tells the noise
+)
 ANATOMY = 0.002  # what sharp anatomy without noise leaves in those coefficients, in normalised intensity
 
 Shape = tuple[int, int, int]
@@ -51,7 +55,7 @@ class AxisFactors:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What makes a restored volume explain its input, held as coarsely as the input is.
+    """What makes a restored volume consistent with its input, held as coarsely as the input is.
 
     Args:
         coefficients: In the fine bases of the degradation, float32, of the shape of the coarse volume.
@@ -127,7 +131,7 @@ def axis_matrices(shape: Shape, recipe: Degradation) -> tuple[Array | None, ...]
 def correct(
     restored: Array, coarse: Array, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
 ) -> Correction:
-    """Make a restored volume explain its input.
+    """Make a restored volume consistent with its input.
 
     Args:
         restored: float32 `[depth, height, width]`, fine.
@@ -146,12 +150,12 @@ def correct(
             f"Cannot correct a volume of {restored.shape} voxels: {recipe.name} makes {expected} of it, and the input"
             f" has {coarse.shape}. Take the degradation that belongs to this scale."
         )
-    missing = remainder(restored, coarse, recipe)
-    change = explain(missing, (depth, height, width), recipe, tolerance, noise)
+    missing = residual(restored, coarse, recipe)
+    change = solve_correction(missing, (depth, height, width), recipe, tolerance, noise)
     if change is None:
         return Correction(np.asarray(restored, np.float32), _rms(missing), _rms(missing))
     corrected = restored + change.window(slice(None), slice(None), slice(None))
-    return Correction(corrected, _rms(missing), _rms(remainder(corrected, coarse, recipe)))
+    return Correction(corrected, _rms(missing), _rms(residual(corrected, coarse, recipe)))
 
 
 def noise_level(coarse: Array, shape: Shape, recipe: Degradation) -> float:
@@ -167,13 +171,13 @@ def noise_level(coarse: Array, shape: Shape, recipe: Degradation) -> float:
     """
     axes = axis_factors(shape, recipe)
     squared = squared_singular(axes, coarse.shape)
-    if squared.max() < EVEN * squared.min():
+    if squared.max() < MAX_UNERASED_RATIO * squared.min():
         return 0.0
-    faint = _in_bases(axes, coarse)[squared <= np.quantile(squared, FAINT)]
+    faint = _in_bases(axes, coarse)[squared <= np.quantile(squared, NOISE_COEFFICIENT_SHARE)]
     return float(np.sqrt(max(0.0, _mean_square(faint) - ANATOMY**2)))
 
 
-def explain(
+def solve_correction(
     missing: Array, shape: Shape, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
 ) -> Change | None:
     """Find the smallest change of a fine volume that explains what its coarse version lacks.
@@ -204,7 +208,7 @@ def explain(
     return Change(coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), left)
 
 
-def remainder(restored: Array, coarse: Array, recipe: Degradation) -> Array:
+def residual(restored: Array, coarse: Array, recipe: Degradation) -> Array:
     """The input less the restored volume degraded again, without noise."""
     return coarse - degrade(restored, recipe.model_copy(update={"noise": type(recipe.noise)()}))
 

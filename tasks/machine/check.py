@@ -1,4 +1,4 @@
-"""A check of what a machine can do: what was tried, what was seen, the verdict, the cure."""
+"""A check of what a machine can do: what was tried, what was seen, the verdict, the remedy."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class Check:
         tried: How.
         seen: What came of it.
         status: "ok"; "warning" where work goes on, but not as well as it could; "failed" where it cannot.
-        cure: What to do about it; None where there is nothing to do.
+        remedy: What to do about it; None where there is nothing to do.
     """
 
     name: str
     tried: str
     seen: str
     status: Status = "ok"
-    cure: str | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -36,37 +36,37 @@ class Seen:
     Args:
         seen: One line.
         status: As in `Check`.
-        cure: As in `Check`; where it is not ok, in place of the check's own.
+        remedy: As in `Check`; where it is not ok, in place of the check's own.
     """
 
     seen: str
     status: Status = "ok"
-    cure: str | None = None
+    remedy: str | None = None
 
 
-def checked(name: str, tried: str, examine: Callable[[], Seen], cure: str) -> Check:
+def checked(name: str, tried: str, examine: Callable[[], Seen], remedy: str) -> Check:
     """Make a check; whatever is raised on the way is what was seen, and the check has failed.
 
     Args:
         name: What is checked.
         tried: How.
         examine: Does it.
-        cure: What to do where the examination does not say so itself.
+        remedy: What to do where the examination does not say so itself.
     """
     try:
         found = examine()
     except (InputError, ConfigError) as error:
-        # Their sentences say what is wrong, then how to mend it.
-        seen, _, remedy = str(error).partition(". ")
-        return Check(name, tried, seen, "failed", remedy or cure)
+        # Their messages say what is wrong, then how to fix it.
+        seen, _, advice = str(error).partition(". ")
+        return Check(name, tried, seen, "failed", advice or remedy)
     except Exception as error:  # noqa: BLE001 - one failing check never stops the others
-        return Check(name, tried, f"{type(error).__name__}: {first_line(error)}", "failed", cure)
-    return Check(name, tried, found.seen, found.status, None if found.status == "ok" else found.cure or cure)
+        return Check(name, tried, f"{type(error).__name__}: {first_line(error)}", "failed", remedy)
+    return Check(name, tried, found.seen, found.status, None if found.status == "ok" else found.remedy or remedy)
 
 
 def not_tried(name: str, tried: str, missing: str) -> Check:
     """A check that could not be made, because another one failed."""
-    return Check(name, tried, f"not tried: it needs {missing}", "failed", f"Mend what the check of {missing} says.")
+    return Check(name, tried, f"not tried: it needs {missing}", "failed", f"Fix what the check of {missing} says.")
 
 
 def first_line(error: BaseException) -> str:

@@ -45,8 +45,8 @@ def tensorflow_checks(folder: Path) -> Iterator[Check]:
         A check after the other: TensorFlow itself, a convolution on each device, XLA, transposed convolution, a saved
         network.
     """
-    cure = f"{SETUP} See that KERAS_BACKEND and keras.json name no backend but tensorflow."
-    loaded = checked("TensorFlow", "importing it and Keras, listing devices", _load, cure)
+    remedy = f"{SETUP} See that KERAS_BACKEND and keras.json name no backend but tensorflow."
+    loaded = checked("TensorFlow", "importing it and Keras, listing devices", _load, remedy)
     yield loaded
     rest: list[tuple[str, str, Callable[[], Seen], str]] = [
         *((f"convolution on {device}", "against NumPy", _convolving(device), _DEVICE_CURE) for device in _devices()),
@@ -64,8 +64,10 @@ def tensorflow_checks(folder: Path) -> Iterator[Check]:
         ),
         ("saved network", "building one and saving it", lambda: _save_identity(folder / IDENTITY), SETUP),
     ]
-    for name, tried, examine, cure in rest:
-        yield checked(name, tried, examine, cure) if loaded.status != "failed" else not_tried(name, tried, "TensorFlow")
+    for name, tried, examine, remedy in rest:
+        yield (
+            checked(name, tried, examine, remedy) if loaded.status != "failed" else not_tried(name, tried, "TensorFlow")
+        )
 
 
 _DEVICE_CURE = "Update the driver of the device, or hide it with CUDA_VISIBLE_DEVICES=-1."
@@ -90,8 +92,8 @@ def _load() -> Seen:
         )
     drivers = len(list(GPU_DRIVERS.glob("*"))) if GPU_DRIVERS.is_dir() else 0
     if drivers > len(gpus):
-        cure = "Run make setup EXTRA=gpu; see that CUDA_VISIBLE_DEVICES hides none."
-        return Seen(f"{seen}; the driver knows {drivers} NVIDIA GPUs", "warning", cure)
+        remedy = "Run make setup EXTRA=gpu; see that CUDA_VISIBLE_DEVICES hides none."
+        return Seen(f"{seen}; the driver knows {drivers} NVIDIA GPUs", "warning", remedy)
     return Seen(seen)
 
 
@@ -99,7 +101,7 @@ def _devices() -> list[str]:
     """The devices of TensorFlow, such as "CPU:0"; that name alone where it cannot be imported."""
     try:
         import tensorflow as tf
-    except Exception:  # noqa: BLE001 - told by the check that imports it
+    except Exception:  # noqa: BLE001 - reported by the check that imports it
         return ["CPU:0"]
     kinds = ("CPU", "GPU")
     return [

@@ -7,8 +7,8 @@ from scipy.ndimage import gaussian_filter
 HEAD_THRESHOLD = 0.05
 
 
-def head_mask(normalised: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Voxels of the head: where the normalised truth is over 0.05.
+def foreground_mask(normalised: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Voxels of the foreground: where the normalised truth is over 0.05.
 
     Args:
         normalised: Truth on the [0, 1] scale, any shape.

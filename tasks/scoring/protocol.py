@@ -1,4 +1,4 @@
-"""The protocol of every score: a reference is degraded, restored on its own grid, and compared inside the head."""
+"""The protocol of every score: degrade a reference, restore it on its own grid, compare inside the foreground."""
 
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ from tasks.errors import InputError
 from tasks.imaging.consistency import Correction, correct
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
-from tasks.scoring.metrics import head_mask, nmse, psnr, ssim
+from tasks.scoring.metrics import foreground_mask, nmse, psnr, ssim
 from tasks.volume.grid import Grid, NetworkAxes, covering_grid, network_axes
 from tasks.volume.intensity import CLIP, Intensity, find_intensity, normalise, restore
 from tasks.volume.nifti import Volume
@@ -71,7 +71,7 @@ class Trial:
         return resample(self.coarse.voxels, self.padded.shape, "cubic" if order == "cubic" else "linear")
 
     def corrected(self, restored: NDArray[np.float32], recipe: Degradation) -> Correction:
-        """Make a restored volume explain the coarse one; see `tasks.imaging.consistency.correct`.
+        """Make a restored volume consistent with the coarse one; see `tasks.imaging.consistency.correct`.
 
         Args:
             restored: On the padded grid, `(i, j, k)`, in the unit of the file.
@@ -94,7 +94,7 @@ class Trial:
         Args:
             restored: On the grid of the reference, `(i, j, k)`, in the unit of the file.
             slab: The part of the grid that counts.
-            mask: Voxels that count, of the reference's shape; those of the head by default.
+            mask: Voxels that count, of the reference's shape; those of the foreground by default.
 
         Raises:
             InputError: No voxel counts.
@@ -106,7 +106,7 @@ class Trial:
         truth = normalise(self.reference.voxels[window], self.intensity)
         counts = np.zeros(restored.shape, bool)
         counts[slab] = True
-        within = (head_mask(truth) if mask is None else mask[window]) & counts[window]
+        within = (foreground_mask(truth) if mask is None else mask[window]) & counts[window]
         if not within.any():
             raise InputError(
                 "Cannot score: no voxel of the part to score is "

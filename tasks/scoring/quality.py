@@ -92,7 +92,7 @@ def spectrum(voxels: Volume, axis: int, stride: int) -> Spectrum:
 def seams(voxels: Volume, before: Volume, borders: Iterable[tuple[int, int]]) -> list[Seam]:
     """Measure the step across borders of shards.
 
-    The step between two planes is the mean, over the voxels of the head, of how much their difference departs from the
+    The step between two planes is the mean, over the foreground, of how much their difference departs from the
     mean of the differences before and after, so that slopes do not count; edges of the anatomy count up to `EDGE`.
 
     Args:
@@ -122,7 +122,7 @@ def _step_ratio(planes: Volume, place: int, near: Sequence[int]) -> float | None
 
 
 def _step(planes: Volume, place: int) -> float | None:
-    """Return the step before a plane, None where there is too little of the head, or no plane on both sides."""
+    """Return the step before a plane, None where there is too little of the foreground, or no plane on both sides."""
     if not 2 <= place < len(planes) - 1:
         return None
     before, last, first, after = (planes[place + offset] for offset in (-2, -1, 0, 1))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.degradation import Degradation
-from tasks.imaging.consistency import Change, axis_matrices, explain, noise_level
+from tasks.imaging.consistency import Change, axis_matrices, noise_level, solve_correction
 from tasks.imaging.separable import along
 from tasks.sharding.plan import Interval, Shape, Shard, ShardPlan
 from tasks.sharding.store import ShardStore
@@ -95,7 +95,7 @@ class Assembly:
                     slab[i0:i1, j0:j1, low - start : high - start] = core[:, :, low - k0 : high - k0]
             yield slab
 
-    def remainder(
+    def residual(
         self, coarse: NDArray[Any], recipe: Degradation, arrived: Callable[[Shard], None] | None = None
     ) -> NDArray[np.float32]:
         """The input less the restored volume degraded again.
@@ -136,7 +136,7 @@ class Assembly:
         *,
         corrects: bool,
     ) -> tuple[Change | None, Consistency]:
-        """Find what makes the volume explain its input.
+        """Find what makes the volume consistent with its input.
 
         Args:
             coarse: The input, `(depth, height, width)`, in the unit of the file.
@@ -149,10 +149,10 @@ class Assembly:
             The change, in the unit of the file, None where there is none; and how consistent the volume is.
         """
         unit, shape = np.float32(intensity.high - intensity.low), self.plan.target_shape
-        missing = self.remainder(coarse, recipe, arrived) / unit
+        missing = self.residual(coarse, recipe, arrived) / unit
         before = float(np.sqrt(np.mean(np.square(missing, dtype=np.float64))))
         noise = noise_level(coarse / unit, shape, recipe) if corrects else 0.0
-        change = explain(missing, shape, recipe, noise=noise) if corrects else None
+        change = solve_correction(missing, shape, recipe, noise=noise) if corrects else None
         if change is None:
             return None, Consistency(before, before, noise)
         return replace(change, coefficients=change.coefficients * unit), Consistency(change.unexplained, before, noise)

@@ -115,7 +115,7 @@ def plan_shards(
         name: What is sharded, for the error.
 
     Raises:
-        InputError: The budget holds no shard; the sentence names the least that would do.
+        InputError: The budget holds no shard; the message names the least that would do.
     """
     axes = tuple(zip(target_shape, cost.field.axes, strict=True))
     depths, heights, widths = (_choices(size, axis) for size, axis in axes)

@@ -12,7 +12,7 @@ from configs.degradation import Degradation
 from tasks.errors import InputError
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
-from tasks.scoring.metrics import head_mask
+from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import Slab, Trial
 from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
 from tasks.volume.grid import network_axes
@@ -41,15 +41,15 @@ class TrainingVolume:
 
     @classmethod
     def of(cls, fine: Array, spacing: tuple[float, float, float] | None = None) -> "TrainingVolume":
-        """Find the head of a volume.
+        """Find the foreground of a volume.
 
         Raises:
-            InputError: No voxel belongs to a head.
+            InputError: No voxel belongs to the foreground.
         """
-        head = np.flatnonzero(head_mask(fine))
+        head = np.flatnonzero(foreground_mask(fine))
         if not head.size:
             raise InputError(
-                "Cannot train on this volume: no voxel is over 5 % of its intensity range, so it shows no head."
+                "Cannot train on this volume: no voxel is over 5 % of its intensity range, so it shows no foreground."
             )
         return cls(np.ascontiguousarray(fine), head, spacing)
 
@@ -95,13 +95,13 @@ class BlockSource:
             volume = self.volumes[int(random.integers(len(self.volumes)))]
             if source == "volumes":
                 order = random.permutation(3) if self.degradation.is_isotropic else np.arange(3)
-                fine = cut(random, volume, self.shape, order)
+                fine = crop(random, volume, self.shape, order)
             elif random.random() < 0.5:
-                fine = turned_slices(random, volume, self.shape, self.degradation.depth.factor)
+                fine = rotated_slices(random, volume, self.shape, self.degradation.depth.factor)
             else:
-                fine = slanted_slice(random, volume, self.shape)
+                fine = sheared_slice(random, volume, self.shape)
         how = self.augmentation if source == "volumes" else self.augmentation.model_copy(update={"sharpen": 0.0})
-        fine = np.clip(vary(random, fine, how), 0, np.float32(CLIP))
+        fine = np.clip(augment(random, fine, how), 0, np.float32(CLIP))
         coarse = degrade(fine, drawn_recipe(random, self.degradation, self.augmentation), int(random.integers(1 << 31)))
         return Block(np.clip(resample(coarse, self.shape), 0, np.float32(CLIP)), fine)
 
@@ -114,7 +114,7 @@ def training_volume(trial: Trial, slab: Slab) -> TrainingVolume:
         slab: The part of the reference's grid that trains.
 
     Raises:
-        InputError: The slab shows no head.
+        InputError: The slab shows no foreground.
     """
     intensity = find_intensity(trial.coarse.voxels)
     fine = trial.axes.to_network(normalise(trial.reference.voxels[slab], intensity, clip=CLIP))
@@ -125,7 +125,7 @@ def scan_to_learn_from(volume: Volume) -> TrainingVolume:
     """A volume as it is, for training from its own slices.
 
     Raises:
-        InputError: It shows no head.
+        InputError: It shows no foreground.
     """
     axes = network_axes(volume.grid)
     fine = axes.to_network(normalise(volume.voxels, find_intensity(volume.voxels), clip=CLIP))
@@ -151,8 +151,8 @@ def coarse_steps(degradation: Degradation) -> Shape:
     return depth, height, width
 
 
-def cut(random: np.random.Generator, volume: TrainingVolume, shape: Shape, order: NDArray[np.integer]) -> Array:
-    """Cut a block around a random voxel of the head.
+def crop(random: np.random.Generator, volume: TrainingVolume, shape: Shape, order: NDArray[np.integer]) -> Array:
+    """Cut a block around a random voxel of the foreground.
 
     Args:
         random: Source of all that is random.
@@ -169,7 +169,7 @@ def cut(random: np.random.Generator, volume: TrainingVolume, shape: Shape, order
     return np.ascontiguousarray(np.pad(piece, missing, mode="symmetric"))
 
 
-def turned_slices(random: np.random.Generator, volume: TrainingVolume, shape: Shape, factor: float) -> Array:
+def rotated_slices(random: np.random.Generator, volume: TrainingVolume, shape: Shape, factor: float) -> Array:
     """Cut a block with an in-plane axis of the slices as its depth; slices are interpolated along its width.
 
     Args:
@@ -181,11 +181,11 @@ def turned_slices(random: np.random.Generator, volume: TrainingVolume, shape: Sh
     first, second = random.permutation((1, 2))
     depth, height, width = shape
     slices = -(-width // int(factor))
-    piece = cut(random, volume, (depth, height, slices), np.array((first, second, 0)))
+    piece = crop(random, volume, (depth, height, slices), np.array((first, second, 0)))
     return resample(piece, (depth, height, max(width, round(slices * factor))))[..., :width]
 
 
-def slanted_slice(random: np.random.Generator, volume: TrainingVolume, shape: Shape) -> Array:
+def sheared_slice(random: np.random.Generator, volume: TrainingVolume, shape: Shape) -> Array:
     """Extend one slice into a block, shifted from plane to plane, so that its edges lie at a slant in three dimensions.
 
     Depth and height of the block are the in-plane axes of the slice, in random order; its width goes through the slice.
@@ -201,7 +201,7 @@ def slanted_slice(random: np.random.Generator, volume: TrainingVolume, shape: Sh
     return np.asarray(map_coordinates(plane, (rows, columns), order=3, mode="reflect"), np.float32)
 
 
-def vary(random: np.random.Generator, fine: Array, how: Augmentation) -> Array:
+def augment(random: np.random.Generator, fine: Array, how: Augmentation) -> Array:
     """Vary the contrast of a block: sharpness, gamma, inversion, bias field and gain."""
     if how.sharpen:
         amount, width = np.float32(random.uniform(0, how.sharpen)), random.uniform(0.8, 1.6)

@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Write a checkpoint beside its place, rename it, and remove all but the last so many."""
+    """Write a checkpoint next to its place, rename it, and remove all but the last so many."""
     arrays = {f"variable-{number}": value for number, value in enumerate(checkpoint.variables)}
     arrays |= {f"best-{number}": value for number, value in enumerate(checkpoint.best)}
     with replacing(folder / f"step-{checkpoint.step:08d}.npz") as partial:

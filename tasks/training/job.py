@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from configs.schema import RunConfig
 from tasks.imaging.resample import resample
-from tasks.scoring.metrics import head_mask, psnr
+from tasks.scoring.metrics import foreground_mask, psnr
 from tasks.training.blocks import TrainingVolume
 
 
@@ -53,7 +53,7 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One optimizer step that was taken, or told again from the checkpoint that training goes on from.
+    """One optimizer step that was taken, or replayed from the checkpoint that training goes on from.
 
     Args:
         step: Number of the step, from 1.
@@ -72,7 +72,7 @@ class Validation:
 
     Args:
         step: After this step.
-        psnr: Mean over the volumes, inside the head, in dB.
+        psnr: Mean over the volumes, inside the foreground, in dB.
         stops: Whether training ends here.
     """
 
@@ -117,7 +117,7 @@ def interpolation_psnr(volumes: Sequence[ValidationVolume]) -> dict[str, float]:
         depth, height, width = volume.fine.shape
         linear = resample(volume.coarse, (depth, height, width), "linear")
         for name, estimate in (("cubic", volume.resampled), ("trilinear", linear)):
-            scores[name].append(psnr(volume.fine, estimate, head_mask(volume.fine)))
+            scores[name].append(psnr(volume.fine, estimate, foreground_mask(volume.fine)))
     return {name: float(np.mean(found)) for name, found in scores.items()}
 
 

@@ -83,7 +83,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         trainer.assign(checkpoint.variables)
         if validator is not None:
             validator.go_on(checkpoint)
-        yield from _told_again(checkpoint, trainer, validator)
+        yield from _replayed(checkpoint, trainer, validator)
     resumed_from = taken
 
     source = PatchSource(job.volumes, config)
@@ -140,8 +140,8 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
     )
 
 
-def _told_again(checkpoint: Checkpoint, trainer: "Trainer", validator: Validator | None) -> Iterator[TrainingRecord]:
-    """The steps and validations before a checkpoint, as they were told when they were taken."""
+def _replayed(checkpoint: Checkpoint, trainer: "Trainer", validator: Validator | None) -> Iterator[TrainingRecord]:
+    """Replay the steps and validations before a checkpoint."""
     validations = iter(checkpoint.validations)
     for step, loss in enumerate(checkpoint.losses, start=1):
         yield TrainingStep(step, float(loss), trainer.learning_rate(step - 1))

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.schema import RunConfig
-from tasks.scoring.metrics import head_mask
+from tasks.scoring.metrics import foreground_mask
 from tasks.training.blocks import Block, BlockSource, TrainingVolume, block_shape, coarse_steps
 
 Array = NDArray[np.float32]
@@ -16,7 +16,7 @@ Array = NDArray[np.float32]
 LANES = 4  # blocks that patches come from in turn, so that a batch shows different anatomy
 PATCHES = 16  # patches per block
 TRIES = 8  # places looked at for one that shows enough of a head
-ENOUGH = 0.25  # share of the head in a patch
+MIN_FOREGROUND_SHARE = 0.25  # share of the foreground in a patch
 
 
 class PatchSource:
@@ -45,7 +45,7 @@ class PatchSource:
             index: Number of the patch in the run; the same (seed, index) is the same patch.
 
         Returns:
-            The network's input and its target, float32, `(depth, height, width, 1)`, and the share of the head in it.
+            The network's input and its target, float32, `(depth, height, width, 1)`, and the share of foreground.
         """
         block = self._block(block_number(index))
         random = np.random.default_rng((self._seed, index, 1))
@@ -57,8 +57,8 @@ class PatchSource:
                 for whole, size, step in zip(block.fine.shape, self._patch, steps, strict=True)
             ]
             window = tuple(slice(first, first + size) for first, size in zip(start, self._patch, strict=True))
-            share = head_mask(block.fine[window]).mean(dtype=np.float32)
-            if share >= ENOUGH:
+            share = foreground_mask(block.fine[window]).mean(dtype=np.float32)
+            if share >= MIN_FOREGROUND_SHARE:
                 break
         flips = tuple(slice(None, None, int(step)) for step in random.choice((-1, 1), 3))
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from configs.schema import EarlyStopping, RunConfig
 from tasks.imaging.consistency import correct
 from tasks.machine.devices import XLA, device_kind
-from tasks.scoring.metrics import head_mask, psnr
+from tasks.scoring.metrics import foreground_mask, psnr
 from tasks.training.checkpoints import Checkpoint
 from tasks.training.job import ValidationVolume
 
@@ -61,7 +61,7 @@ class Validator:
         return step % self._rule.every == 0
 
     def validate(self) -> float:
-        """Restore the volumes with the weights of this moment; returns the mean PSNR inside the head, in dB."""
+        """Restore the volumes with the weights of this moment; returns the mean PSNR inside the foreground, in dB."""
         weights = self._weights()
         self._model.set_weights(weights)
         score = float(np.mean([self._score(volume) for volume in self._volumes]))
@@ -94,4 +94,4 @@ class Validator:
         depth, height, width = sizes
         restored = self._restore(tf.constant(whole[None, ..., None])).numpy()[0, :depth, :height, :width, 0]
         corrected = correct(restored, volume.coarse, self._recipe).voxels
-        return psnr(volume.fine, corrected, head_mask(volume.fine))
+        return psnr(volume.fine, corrected, foreground_mask(volume.fine))

@@ -16,9 +16,9 @@ from tasks.errors import InputError
 
 T = TypeVar("T")
 
-LONGEST = 1_000_000  # voxels along an axis: beyond is a slip of the unit
-MOST = 1_000_000_000_000  # voxels of a grid: four times a human brain at 0.02 mm
-FARTHEST = 1e9  # millimetres: a thousand kilometres is as good as infinite
+MAX_AXIS_VOXELS = 1_000_000  # voxels along an axis: beyond is a slip of the unit
+MAX_GRID_VOXELS = 1_000_000_000_000  # voxels of a grid: four times a human brain at 0.02 mm
+MAX_COORDINATE_MM = 1e9  # millimetres: a thousand kilometres is as good as infinite
 # Spacings closer than this are equal: such differences come from reconstruction, not from thick slices.
 EQUAL_SPACING = 0.02
 
@@ -43,7 +43,7 @@ class Grid:
         shape = tuple(int(size) for size in self.shape)
         if len(shape) != 3 or min(shape) < 1:
             raise InputError(f"Cannot place a grid: three sizes of at least 1 are needed, received {self.shape}.")
-        if affine.shape != (4, 4) or not (np.abs(affine) < FARTHEST).all():
+        if affine.shape != (4, 4) or not (np.abs(affine) < MAX_COORDINATE_MM).all():
             raise InputError(f"Cannot place a grid: the affine must be 4x4 and finite, received {affine.tolist()}.")
         # The determinant of the directions, not of the affine: spacings of 1e-6 mm are odd but not flat.
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
@@ -118,10 +118,11 @@ def scaled_shape(shape: tuple[int, int, int], scale: tuple[float, float, float])
     if len(scale) != 3 or not np.isfinite(scale).all() or min(scale) <= 0:
         raise InputError(f"Cannot scale a grid: three positive numbers are needed, received {_numbers(scale)}.")
     wanted = [size * float(factor) for size, factor in zip(shape, scale, strict=True)]
-    if max(wanted) > LONGEST or prod(wanted) > MOST:
+    if max(wanted) > MAX_AXIS_VOXELS or prod(wanted) > MAX_GRID_VOXELS:
         raise InputError(
-            f"Cannot scale a grid: no axis may hold more than {LONGEST} voxels and no grid more than {MOST:.0e}, and a "
-            f"scale of {_numbers(scale)} asks for {_numbers(tuple(wanted))}. Choose a smaller scale or a wider spacing."
+            f"Cannot scale a grid: no axis may hold more than {MAX_AXIS_VOXELS} voxels and no grid more than "
+            f"{MAX_GRID_VOXELS:.0e}, and a scale of {_numbers(scale)} asks for {_numbers(tuple(wanted))}. "
+            "Choose a smaller scale or a wider spacing."
         )
     # Rounding half up with a tolerance: a third of 9 voxels is 3 whatever the last bit says.
     i, j, k = (max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted)

@@ -1,4 +1,4 @@
-"""Everything that is looked at before any work: errors stop a volume with one sentence, warnings go to its record."""
+"""Everything that is looked at before any work: errors stop a volume with one message, warnings go to its record."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +8,7 @@ import psutil
 from numpy.typing import NDArray
 
 from tasks.errors import InputError
-from tasks.files.compression import unfolded_size
+from tasks.files.compression import decompressed_size
 from tasks.volume.grid import Grid, axis_codes, orientation, slice_axis
 from tasks.volume.nifti import open_volume
 from tasks.volume.scan import Header, Scan, reading
@@ -89,7 +89,7 @@ def preflight(path: Path) -> Findings:
     held = held if scan.data_path == path else _held(scan.data_path)
     if held < scan.data_bytes:
         raise InputError(
-            f"Cannot read {path.name}: its header promises {scan.data_bytes} bytes (shape "
+            f"Cannot read {path.name}: its header declares {scan.data_bytes} bytes (shape "
             f"{'x'.join(map(str, scan.grid.shape))}, {scan.header.times} time point(s), {scan.header.dtype}), and the "
             f"file holds {held}. It was cut short or its header is wrong; copy it again."
         )
@@ -130,7 +130,7 @@ def _held(path: Path) -> int:
     with reading(path):
         if path.stat().st_size == 0:
             raise InputError(f"Cannot read {path.name}: the file is empty. Copy it again.")
-        return unfolded_size(path)
+        return decompressed_size(path)
 
 
 def _extent(scan: Scan) -> Extent:

@@ -1,4 +1,4 @@
-"""Intensities as the network sees them: 0 for air, 1 for about the brightest of the head, found robustly and undone."""
+"""Intensity normalisation: 0 for air, about 1 for the brightest of the foreground; found robustly, and undone."""
 
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ class Intensity:
 
 
 def find_intensity(voxels: NDArray[np.float32]) -> Intensity:
-    """Find the intensities of a volume by percentiles of the head, not of the air.
+    """Find the intensities of a volume by percentiles of the foreground, not of the air.
 
     Without negative values, low is 0 and high the 99.5th percentile of the positive voxels. With negative values (CT,
     or ringing below 0), low is the 0.5th percentile of all voxels, the head is what lies above

@@ -1,4 +1,4 @@
-"""The only door to nibabel: volumes in from any format that it reads, NIfTI out with the right geometry."""
+"""The only module that imports nibabel: volumes in from any format that it reads, NIfTI out with the right geometry."""
 
 import logging
 import math
@@ -94,7 +94,7 @@ def open_volume(path: Path) -> Scan:
         data = Path(image.file_map["image"].filename or path)
         if not data.is_file():
             raise InputError(
-                f"Cannot read {path.name}: its voxels should be in {data.name}, and that is not there. Put it beside."
+                f"Cannot read {path.name}: its voxels should be in {data.name}, and that is not there. Put it next to."
             )
         proxy = image.dataobj
         data_bytes = proxy.offset + math.prod(sizes) * proxy.dtype.itemsize if isinstance(proxy, ArrayProxy) else 0
@@ -125,7 +125,7 @@ def write_volume(
     like: Volume | Scan | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
-    """Write a volume as NIfTI, beside its place and renamed into it; sform, qform and zooms agree.
+    """Write a volume as NIfTI, next to its place and renamed into it; sform, qform and zooms agree.
 
     Args:
         path: Ends in `.nii` or `.nii.gz`.
@@ -149,7 +149,7 @@ def write_slabs(
     extent: tuple[float, float] | None = None,
     times: int = 1,
 ) -> None:
-    """Write a volume slab by slab as NIfTI, beside its place and renamed into it when it is complete.
+    """Write a volume slab by slab as NIfTI, next to its place and renamed into it when it is complete.
 
     Args:
         path: Ends in `.nii` or `.nii.gz`.
@@ -178,7 +178,7 @@ def write_slabs(
     head = BytesIO()
     header.write_to(head)
     planes = 0
-    with replacing(path) as beside, open_to_write(beside) as write:
+    with replacing(path) as partial, open_to_write(partial) as write:
         write(head.getvalue().ljust(int(header["vox_offset"]), b"\0"))
         for slab in slabs:
             if slab.shape[:2] != grid.shape[:2]:
@@ -264,7 +264,7 @@ def _form(
     in_mm: NDArray[np.float64],
     remarks: list[str],
 ) -> tuple[NDArray[np.float64] | None, int]:
-    """Return qform or sform in mm, and its code; None and 0 if it is not set or not valid, None and 1 beside NIfTI."""
+    """Return qform or sform in mm, and its code; None and 0 if it is not set or not valid, None and 1 next to NIfTI."""
     if not isinstance(native, nibabel.Nifti1Header):
         return None, 1
     try:

@@ -1,4 +1,4 @@
-"""What a file of volumes is to the rest of the house: its grid, its header, and voxels when they are asked for."""
+"""What a file of volumes is to the rest of the project: its grid, its header, and voxels when they are asked for."""
 
 import logging
 import warnings
@@ -37,7 +37,7 @@ class Header:
         qform: 4x4 in mm; None where its code is 0 or the format has none.
         sform: The same.
         codes: Of qform and sform; (1, 1) for formats that have none.
-        remarks: What the reader found odd and mended.
+        remarks: What the reader found odd and fixed.
         native: The reader's own header; opaque.
     """
 
@@ -80,7 +80,7 @@ class Scan:
         grid: Of every time point.
         header: What the file says beyond that.
         data_path: The file that holds the voxels; another than `path` in a pair.
-        data_bytes: What `data_path` must hold, unfolded, for the header to be true; 0 if the format does not tell.
+        data_bytes: What `data_path` must hold, decompressed, for the header to be true; 0 if the format does not tell.
         source: Sliced to read; axes (i, j, k, time) or, where `time_first`, (time, i, j, k).
         time_first: Of `source`.
     """
@@ -105,7 +105,7 @@ class Scan:
     def slabs(self, time: int = 0) -> Iterator[NDArray[np.float32]]:
         """Read one time point from its first plane to its last, slab by slab: float32 `[i, j, planes]` each."""
         i, j, planes = self.grid.shape
-        # Only .gz has random access: anything else that is compressed would be unfolded anew for every slab.
+        # Only .gz has random access: anything else that is compressed would be decompressed anew for every slab.
         whole = self.data_path.suffix != ".gz" and is_compressed(self.data_path)
         step = planes if whole else max(1, SLAB_VOXELS // (i * j))
         for start in range(0, planes, step):

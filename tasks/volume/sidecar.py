@@ -1,4 +1,4 @@
-"""The JSON file beside an output: where it came from, in the terms of BIDS derivatives."""
+"""The JSON file next to an output: where it came from, in the terms of BIDS derivatives."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ class Generator(_Camel):
 
 
 class Sidecar(_Camel):
-    """What stands beside a restored volume; keys as BIDS writes them, in camel case.
+    """What stands next to a restored volume; keys as BIDS writes them, in camel case.
 
     Args:
         sources: Names of the input files, without folders.
@@ -63,6 +63,6 @@ class Sidecar(_Camel):
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Write a sidecar beside its place and rename it into it."""
-    with replacing(path) as beside:
-        beside.write_text(sidecar.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")
+    """Write a sidecar next to its place and rename it into it."""
+    with replacing(path) as partial:
+        partial.write_text(sidecar.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")

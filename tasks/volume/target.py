@@ -46,7 +46,9 @@ def target_grid(
         InputError: Both scale and spacing are given.
     """
     if scale is not None and spacing is not None:
-        raise InputError("Cannot choose the target grid: --scale and --spacing exclude each other. Give one of them.")
+        raise InputError(
+            "Cannot choose the target grid: --scale and --spacing are mutually exclusive. Give one of them."
+        )
     if spacing is not None:
         return spaced_grid(grid, spacing)
     return scaled_grid(grid, scale or network_axes(grid, depth).of_network(trained_for))

@@ -52,14 +52,14 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
-def test_a_wrong_configuration_gets_one_sentence(tmp_path, text, sentence):
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[message for _, message in BAD])
+def test_a_wrong_configuration_gets_one_message(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     content = text if "degradation" in text or text.startswith(("-", "a:")) else f"degradation: iso2x\n{text}"
     path.write_text(content)
     with pytest.raises(ConfigError) as error:
         load_config(path)
-    assert sentence in str(error.value)
+    assert message in str(error.value)
     assert "run.yaml" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -67,7 +67,7 @@ def test_a_wrong_configuration_gets_one_sentence(tmp_path, text, sentence):
 @pytest.mark.parametrize(
     "override", ["steps", "=3", "training.steps.deep=3", "training.steps=[", "degradation.name.x=1"]
 )
-def test_a_wrong_override_gets_one_sentence(override):
+def test_a_wrong_override_gets_one_message(override):
     with pytest.raises(ConfigError, match=r"Cannot apply|Cannot use"):
         load_config("demo", [override])
 

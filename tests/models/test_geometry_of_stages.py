@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.stages.composition import accumulated_shift, receptive_field
-from models.stages.diagnostics import cure, is_clean
+from models.stages.diagnostics import is_clean, remedy
 from models.stages.presets import LATENT, PRESETS
 from models.stages.report import describe
 from models.stages.stage import Stage
@@ -101,7 +101,7 @@ def test_warnings_name_fault_axis_number_and_cure():
         "Stage 3, checkerboard",
         "Stage 3, shift",
     ]
-    assert all(warning.endswith("Cure: kernel 4x8x8.") for warning in third)
+    assert all(warning.endswith("Remedy: kernel 4x8x8.") for warning in third)
     assert "height and width" in third[0]
     assert "+3.5, +5.5, +5.5 voxels of the last output" in report.warnings[-1]
 
@@ -115,15 +115,15 @@ def test_a_shift_that_later_stages_enlarge_is_told_for_the_whole():
 
 def test_every_cure_is_clean_and_leaves_a_clean_stage_alone():
     for stage in stages():
-        cured = cure(stage)
+        cured = remedy(stage)
         assert not describe((1, 3, 3, 3, 1), [cured]).warnings
         assert cured.strides == stage.strides
-        assert cure(cured) == cured
+        assert remedy(cured) == cured
 
 
 @pytest.mark.parametrize("stride", [341, 343, 512, 514, 1023, 1024])
 def test_the_largest_strides_have_a_cure_too(stride):
-    cured = cure(Stage(1, (3, 3, 3), (1, 2, stride)))
+    cured = remedy(Stage(1, (3, 3, 3), (1, 2, stride)))
     assert cured.kernel_size[:2] == (3, 4)
     assert not describe((1, 3, 3, 3, 1), [cured]).warnings
 

@@ -48,7 +48,7 @@ def test_it_comes_back_from_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("stages", "sentence"),
+    ("stages", "message"),
     [
         ((), "the last stage must have 1 filter"),
         (FOUR[:-1], "the last stage must have 1 filter"),
@@ -56,6 +56,6 @@ def test_it_comes_back_from_its_file(tmp_path):
         ((Stage(1, (4, 4, 4), (2, 2, 2), padding="valid"),), "stage 1 must have padding same"),
     ],
 )
-def test_stages_that_are_no_way_back_are_refused(stages, sentence):
-    with pytest.raises(ShapeError, match=sentence):
+def test_stages_that_are_no_way_back_are_refused(stages, message):
+    with pytest.raises(ShapeError, match=message):
         build_restorer(stages)

@@ -70,8 +70,8 @@ def test_no_choice_of_strides_and_clean_kernels_grows_more_evenly(growth):
 def test_an_unreachable_shape_names_the_axis_and_the_nearest_shapes_that_are_reached(target, count, axes):
     with pytest.raises(ShapeError) as caught:
         solve(LATENT, target, count)
-    sentence, nearest = str(caught.value).split("Nearest shapes")
-    assert {name for name in ("batch", "depth", "height", "width", "channels") if name in sentence} == axes
+    message, nearest = str(caught.value).split("Nearest shapes")
+    assert {name for name in ("batch", "depth", "height", "width", "channels") if name in message} == axes
     shapes = [tuple(map(int, found.split(","))) for found in re.findall(r"\[([\d, ]+)\]", nearest)]
     assert shapes
     for shape in shapes:

@@ -96,7 +96,7 @@ FLAT = affine() @ np.diag([1, 1, 0, 1])
 DOUBLED = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 NAN_ROW = affine() + np.array([[np.nan, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
 
-# What it is called: (maker, a part of the sentence).
+# What it is called: (maker, a part of the message).
 CATALOGUE: dict[str, tuple[Maker, str]] = {
     "a missing file": (lambda f: [str(f / "scan.nii")], "no such file"),
     "an empty folder": (lambda f: [str(f)], "no volume is in it"),
@@ -121,7 +121,7 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "a header alone": (lone_header, "scan.img"),
     "not compressed but called so": (lambda f: renamed(f, "scan.nii", "s.nii.gz"), "rename it without .gz"),
     "compressed but not called so": (lambda f: renamed(f, "scan.nii.gz", "s.nii"), "Add .gz"),
-    "cut short": (lambda f: cut(f, "scan.nii", 0.6), "promises"),
+    "cut short": (lambda f: cut(f, "scan.nii", 0.6), "declares"),
     "cut within the header": (lambda f: cut(f, "scan.nii", 0.05), "scan.nii"),
     "gzip cut short": (lambda f: cut(f, "scan.nii.gz", 0.7), "cut short"),
     "bzip2 cut short": (lambda f: cut(f, "scan.nii.bz2", 0.7), "cut short"),
@@ -129,8 +129,8 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "MGH cut short": (lambda f: cut(f, "scan.mgh", 0.5, kind=nibabel.MGHImage), "scan.mgh"),
     "a flipped byte": (lambda f: flipped(f, -200), "damaged"),
     "a wrong checksum": (lambda f: flipped(f, -6), "damaged"),
-    "a bomb": (lambda f: written(f, "scan.nii.gz", igzip.compress(bytes(300 << 20))), "unfold to more than"),
-    "Zstandard": (lambda f: written(f, "scan.nii.zst", b"\x28\xb5\x2f\xfd" + bytes(99)), "Unfold it first"),
+    "a bomb": (lambda f: written(f, "scan.nii.gz", igzip.compress(bytes(300 << 20))), "decompress to more than"),
+    "Zstandard": (lambda f: written(f, "scan.nii.zst", b"\x28\xb5\x2f\xfd" + bytes(99)), "Decompress it first"),
     "time after space": (reordered, "at most one of time before them"),
     "a 2D image": (lambda f: voxels(f, np.ones((9, 8), np.float32)), "three axes"),
     "a vector per voxel": (lambda f: voxels(f, np.ones((9, 8, 7, 1, 3), np.float32)), "three axes"),
@@ -147,8 +147,8 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "a size of zero": (lambda f: patched(f, (40, "<4h", 3, 9, 0, 7)), "shape"),
     "a negative size": (lambda f: patched(f, (40, "<4h", 3, 9, -8, 7)), "scan.nii"),
     "eight dimensions": (lambda f: patched(f, (40, "<8h", 7, *[2] * 7)), "three axes"),
-    "more than the file holds": (lambda f: patched(f, (40, "<4h", 3, 900, 800, 700)), "promises"),
-    "more than gzip holds": (lambda f: patched(f, (40, "<4h", 3, *[30000] * 3), name="s.nii.gz"), "promises"),
+    "more than the file holds": (lambda f: patched(f, (40, "<4h", 3, 900, 800, 700)), "declares"),
+    "more than gzip holds": (lambda f: patched(f, (40, "<4h", 3, *[30000] * 3), name="s.nii.gz"), "declares"),
     "an unknown dtype": (lambda f: patched(f, (70, "<h", 77)), "scan.nii"),
     "an offset within the header": (lambda f: patched(f, (108, "<f", 100.0)), "scan.nii"),
     "an offset that is no number": (lambda f: patched(f, (108, "<f", np.nan)), "scan.nii"),
@@ -159,5 +159,5 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "a spacing beyond all files": (lambda f: [str(good(f)), "--spacing", "1e-9,1,1"], "no axis may hold more"),
     "a scale of two numbers": (lambda f: [str(good(f)), "--scale", "2,2"], "three positive numbers"),
     "a spacing of words": (lambda f: [str(good(f)), "--spacing", "a,b,c"], "three positive numbers"),
-    "scale and spacing": (lambda f: [str(good(f)), "--scale", "2,2,2", "--spacing", "1,1,1"], "exclude each other"),
+    "scale and spacing": (lambda f: [str(good(f)), "--scale", "2,2,2", "--spacing", "1,1,1"], "are mutually exclusive"),
 }

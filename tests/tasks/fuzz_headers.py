@@ -77,7 +77,7 @@ def main(count: int, seed: int) -> None:
             except InputError as error:
                 refused += 1
                 if str(error).count("\n") or folder in str(error):
-                    raise AssertionError(f"no sentence: {error}") from error
+                    raise AssertionError(f"no message: {error}") from error
             slowest = max(slowest, time.perf_counter() - begun)
     sys.stdout.write(json.dumps({"refused": refused, "passed": passed, "slowest": slowest, "peak_mib": peak_mib()}))
 

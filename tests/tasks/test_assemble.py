@@ -9,7 +9,7 @@ from configs.degradation import AxisDegradation, Degradation
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
-from tasks.imaging.consistency import explain
+from tasks.imaging.consistency import solve_correction
 from tasks.imaging.degrade import degrade
 from tasks.sharding.assemble import Assembly
 from tasks.sharding.plan import Shard, ShardPlan, plan_shards
@@ -86,7 +86,7 @@ def test_the_remainder_is_what_the_restored_volume_lacks(tmp_path):
         assembly.save(shard, fine[tuple(slice(*side) for side in shard.core)])
     recipe = Degradation(name="mean", depth=AxisDegradation(factor=2), height=AxisDegradation(factor=3, blur_fwhm=2))
     off = generator.normal(0, 3, (20, 32, 80)).astype(np.float32)
-    np.testing.assert_allclose(assembly.remainder(degrade(fine, recipe) + off, recipe), off, atol=1e-5)
+    np.testing.assert_allclose(assembly.residual(degrade(fine, recipe) + off, recipe), off, atol=1e-5)
 
 
 @pytest.mark.parametrize("flipped", [(True, False, True), (False, True, False)])
@@ -95,7 +95,7 @@ def test_a_change_by_planes_is_the_whole_change(tmp_path, flipped):
     assembly = Assembly(plan_of((40, 48, 32)), axes, ShardStore(tmp_path))
     recipe = Degradation(name="mean", depth=AxisDegradation(factor=2), width=AxisDegradation(factor=2))
     missing = np.random.default_rng(1).normal(0, 0.1, (20, 48, 16)).astype(np.float32)
-    change = explain(missing, (40, 48, 32), recipe)
+    change = solve_correction(missing, (40, 48, 32), recipe)
     assert change is not None
     whole = axes.to_file(change.window(slice(None), slice(None), slice(None)))
     parts = [assembly.change(change, start, start + 10) for start in (0, 10, 20, 30)]

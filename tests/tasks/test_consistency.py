@@ -6,7 +6,15 @@ from scipy.ndimage import gaussian_filter
 
 from configs.degradation import AxisDegradation, Degradation, Noise, named_degradation
 from tasks.errors import InputError
-from tasks.imaging.consistency import TOLERANCE, axis_matrices, correct, explain, noise_level, recipe_at, remainder
+from tasks.imaging.consistency import (
+    TOLERANCE,
+    axis_matrices,
+    correct,
+    noise_level,
+    recipe_at,
+    residual,
+    solve_correction,
+)
 from tasks.imaging.degrade import coarse_shape, degrade
 from tasks.imaging.resample import resample
 
@@ -34,7 +42,7 @@ def test_a_corrected_volume_explains_its_input_and_is_nearer_to_the_truth(recipe
     corrected = correct(cubic, coarse, recipe)
     assert corrected.before > 10 * TOLERANCE
     assert corrected.after <= 1.01 * TOLERANCE
-    np.testing.assert_allclose(corrected.after, np.sqrt(np.mean(remainder(corrected.voxels, coarse, recipe) ** 2)))
+    np.testing.assert_allclose(corrected.after, np.sqrt(np.mean(residual(corrected.voxels, coarse, recipe) ** 2)))
     assert np.mean((corrected.voxels - fine) ** 2) < np.mean((cubic - fine) ** 2)
 
 
@@ -71,7 +79,7 @@ def test_a_change_by_windows_is_the_whole_change():
     missing = np.random.default_rng(0).normal(0, 0.1, (10, 12, 11)).astype(np.float32)
     for recipe in (RECIPES["iso2x"], RECIPES["thick4x"].model_copy(update={"depth": AxisDegradation(factor=2)})):
         shape = tuple(round(size * factor) for size, factor in zip(missing.shape, recipe.scale, strict=True))
-        change = explain(missing, shape, recipe)
+        change = solve_correction(missing, shape, recipe)
         assert change is not None
         whole = change.window(slice(None), slice(None), slice(None))
         window = slice(3, 9), slice(0, 5), slice(4, 11)

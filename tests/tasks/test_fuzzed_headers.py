@@ -1,4 +1,4 @@
-"""Mutated headers: refused with a sentence or read, never a traceback, a hang or much memory."""
+"""Mutated headers: refused with a message or read, never a traceback, a hang or much memory."""
 
 import json
 import subprocess

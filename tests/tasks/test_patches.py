@@ -8,7 +8,15 @@ from tasks.artifacts.model_card import make_card
 from tasks.errors import InputError
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
-from tasks.training.blocks import BlockSource, TrainingVolume, block_shape, cut, drawn_recipe, slanted_slice, vary
+from tasks.training.blocks import (
+    BlockSource,
+    TrainingVolume,
+    augment,
+    block_shape,
+    crop,
+    drawn_recipe,
+    sheared_slice,
+)
 from tasks.training.patches import PatchSource, block_number
 
 PLAIN = ("augmentation.gain=0", "training.patch=[8, 16, 16]")
@@ -83,7 +91,7 @@ def test_a_patch_depends_on_seed_and_index_alone():
 
 def test_a_volume_smaller_than_a_block_is_continued_by_its_mirror_image():
     volume = numbered((3, 40, 5))
-    piece = cut(np.random.default_rng(0), volume, (8, 40, 8), np.arange(3))
+    piece = crop(np.random.default_rng(0), volume, (8, 40, 8), np.arange(3))
     np.testing.assert_array_equal(piece[:3, :, :5], volume.fine)
     np.testing.assert_array_equal(piece[3:6], piece[2::-1])
 
@@ -96,13 +104,13 @@ def test_patches_show_the_head():
 
 
 def test_a_volume_without_a_head_is_refused():
-    with pytest.raises(InputError, match="shows no head"):
+    with pytest.raises(InputError, match="shows no foreground"):
         TrainingVolume.of(np.zeros((8, 8, 8), np.float32))
 
 
 def test_a_slanted_slice_shows_the_slice_in_its_middle_plane():
     volume = numbered((9, 60, 70))
-    block = slanted_slice(np.random.default_rng(3), volume, (12, 14, 16))
+    block = sheared_slice(np.random.default_rng(3), volume, (12, 14, 16))
     middle = block[:, :, 8]
     assert any(
         np.abs(plane[row : row + 12, column : column + 14] - middle).max() < 1e-4
@@ -117,14 +125,14 @@ def test_a_slanted_slice_shows_the_slice_in_its_middle_plane():
 def test_contrast_varies_as_asked_and_not_otherwise():
     fine = numbered((8, 8, 8)).fine
     still = run().augmentation
-    np.testing.assert_array_equal(vary(np.random.default_rng(0), fine, still), fine)
-    inverted = vary(np.random.default_rng(0), fine, still.model_copy(update={"invert": 1.0}))
+    np.testing.assert_array_equal(augment(np.random.default_rng(0), fine, still), fine)
+    inverted = augment(np.random.default_rng(0), fine, still.model_copy(update={"invert": 1.0}))
     np.testing.assert_allclose(inverted, fine.max() - fine)
-    brighter = vary(np.random.default_rng(0), fine, still.model_copy(update={"gain": 0.5}))
+    brighter = augment(np.random.default_rng(0), fine, still.model_copy(update={"gain": 0.5}))
     np.testing.assert_allclose(brighter / fine, brighter[0, 0, 0] / fine[0, 0, 0], rtol=1e-6)
-    curved = vary(np.random.default_rng(0), fine, still.model_copy(update={"gamma": 0.5}))
+    curved = augment(np.random.default_rng(0), fine, still.model_copy(update={"gamma": 0.5}))
     np.testing.assert_allclose(np.ptp(np.log(curved) / np.log(fine)), 0, atol=1e-4)
-    swung = vary(np.random.default_rng(0), fine, still.model_copy(update={"bias": 0.3})) / fine
+    swung = augment(np.random.default_rng(0), fine, still.model_copy(update={"bias": 0.3})) / fine
     assert 0.7 <= swung.min() < swung.max() <= 1.3
 
 

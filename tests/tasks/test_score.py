@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from tasks.scoring.metrics import head_mask, psnr, ssim
+from tasks.scoring.metrics import foreground_mask, psnr, ssim
 
 
 @pytest.fixture
@@ -38,5 +38,5 @@ def test_only_the_mask_counts(pair):
 
 def test_the_truth_itself_scores_best(pair):
     truth, _ = pair
-    assert psnr(truth, truth, head_mask(truth)) == np.inf
-    assert ssim(truth, truth, head_mask(truth)) == pytest.approx(1)
+    assert psnr(truth, truth, foreground_mask(truth)) == np.inf
+    assert ssim(truth, truth, foreground_mask(truth)) == pytest.approx(1)

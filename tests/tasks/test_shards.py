@@ -85,11 +85,11 @@ def test_a_budget_that_holds_no_shard_is_refused_with_the_least_that_does():
     cost = COSTS["four stages"]
     smallest, _ = budgets((64, 96, 96), cost)
     assert plan_shards((64, 96, 96), cost, smallest).smallest_bytes <= smallest * MIB
-    sentence = (
+    message = (
         rf"Cannot shard head\.nii\.gz: the memory budget of {smallest - 1} MiB holds no shard of this network"
         rf" \(smallest: {smallest} MiB for a core of \d+x\d+x\d+\)\. Raise --memory-budget to {smallest} or more\."
     )
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         plan_shards((64, 96, 96), cost, smallest - 1, name="head.nii.gz")
 
 

@@ -1,4 +1,4 @@
-"""The JSON beside an output: BIDS derivatives' keys."""
+"""The JSON next to an output: BIDS derivatives' keys."""
 
 import json
 

@@ -57,8 +57,8 @@ def test_a_training_that_is_told_to_stop_leaves_a_checkpoint_and_no_model(tmp_pa
     rules = ("training.steps=9", "training.checkpoints.every=5")
     whole = outcome(train(small_job(tmp_path / "whole", *rules)))
     job = small_job(tmp_path / "stopped", *rules, checkpoints=tmp_path / "stopped" / "checkpoints")
-    told = list(train(job, should_stop=iter([False] * 6 + [True]).__next__))
-    assert [isinstance(record, TrainingStep) and record.step for record in told] == list(range(1, 8))
+    reported = list(train(job, should_stop=iter([False] * 6 + [True]).__next__))
+    assert [isinstance(record, TrainingStep) and record.step for record in reported] == list(range(1, 8))
     assert not job.model_path.exists()
     again = outcome(train(replace(job, resume=True)))
     assert again[2].resumed_from == 7

@@ -62,8 +62,8 @@ class Jobs:
         until(condition)
         stop = self.ray_job("stop", name)
         assert stop.returncode == 0
-        told = re.findall(r"^(\d{4}-\S+ \S+)\t.*(?:Attempting to stop|was stopped)", stop.stdout, re.MULTILINE)
-        began, ended = map(datetime.fromisoformat, told)
+        reported = re.findall(r"^(\d{4}-\S+ \S+)\t.*(?:Attempting to stop|was stopped)", stop.stdout, re.MULTILINE)
+        began, ended = map(datetime.fromisoformat, reported)
         assert (ended - began).total_seconds() < 20
         assert "was stopped" in self.ray_job("status", name).stdout
         return self.ray_job("logs", name).stdout

@@ -1,4 +1,4 @@
-"""A crew of real workers, and a stream from one: order, limits, death, silence, errors."""
+"""A pool of real workers, and a stream from one: order, limits, death, silence, errors."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from configs.errors import ConfigError
 from tasks.errors import InputError
 from tests.processes import until
 from workflow.cluster import RemoteWorker, Request, WorkerDiedError, WorkerError, require_room, share, stream
-from workflow.restore.worker_pool import Crew, Job
+from workflow.restore.worker_pool import Job, WorkerPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -44,25 +44,27 @@ class Doubler:
 
 
 @pytest.fixture
-def crew(tmp_path):
-    crews = []
+def pool(tmp_path):
+    pools = []
 
-    def hire(workers=2, retries=2, patience=30.0, make=Doubler):
-        crews.append(
-            Crew(lambda: RemoteWorker(make, (str(tmp_path),), Request()), workers, retries=retries, patience=patience)
+    def start(workers=2, retries=2, patience=30.0, make=Doubler):
+        pools.append(
+            WorkerPool(
+                lambda: RemoteWorker(make, (str(tmp_path),), Request()), workers, retries=retries, patience=patience
+            )
         )
-        return crews[-1]
+        return pools[-1]
 
-    yield hire
-    for each in crews:
-        each.dismiss()
-
-
-def outcomes(crew, *jobs):
-    return {outcome.key: outcome for outcome in crew.work(jobs)}
+    yield start
+    for each in pools:
+        each.shut_down()
 
 
-def test_every_job_is_done_once_and_few_are_taken_ahead(crew):
+def outcomes(pool, *jobs):
+    return {outcome.key: outcome for outcome in pool.work(jobs)}
+
+
+def test_every_job_is_done_once_and_few_are_taken_ahead(pool):
     taken = []
 
     def jobs():
@@ -72,54 +74,54 @@ def test_every_job_is_done_once_and_few_are_taken_ahead(crew):
 
     ahead: list[int] = []
     done = {}
-    for outcome in crew(2).work(jobs()):
+    for outcome in pool(2).work(jobs()):
         ahead.append(len(taken) - len(ahead))
         done[outcome.key] = outcome.value
     assert done == {number: 2 * number for number in range(12)}
-    assert max(ahead) <= 2 * Crew.AHEAD
+    assert max(ahead) <= 2 * WorkerPool.AHEAD
 
 
-def test_what_was_shared_arrives_as_its_value(crew):
-    assert outcomes(crew(1), Job("shared", (share(21),)))["shared"].value == 42
+def test_what_was_shared_arrives_as_its_value(pool):
+    assert outcomes(pool(1), Job("shared", (share(21),)))["shared"].value == 42
 
 
-def test_no_jobs(crew):
-    assert outcomes(crew(1)) == {}
+def test_no_jobs(pool):
+    assert outcomes(pool(1)) == {}
 
 
-def test_a_killed_worker_is_replaced_and_its_job_tried_again(crew):
-    done = outcomes(crew(1), *(Job(n, (n, "die", 2 if n == 0 else 0)) for n in range(4)))
+def test_a_killed_worker_is_replaced_and_its_job_tried_again(pool):
+    done = outcomes(pool(1), *(Job(n, (n, "die", 2 if n == 0 else 0)) for n in range(4)))
     assert {key: outcome.value for key, outcome in done.items()} == {0: 0, 1: 2, 2: 4, 3: 6}
     # Two deaths, two tries more; one may count for the job before, whose answer died with the process on its way.
     assert sum(outcome.retries for outcome in done.values()) == 2
 
 
-def test_a_job_that_kills_every_worker_fails_alone(crew):
-    done = outcomes(crew(1, retries=1), Job(1, (1, "die", 9)), Job(2, (2,)))
+def test_a_job_that_kills_every_worker_fails_alone(pool):
+    done = outcomes(pool(1, retries=1), Job(1, (1, "die", 9)), Job(2, (2,)))
     assert isinstance(done[1].error, WorkerDiedError)
     assert done[1].retries == 1
     assert done[2].value == 4
 
 
 @pytest.mark.parametrize("fate", ["hang", "freeze"])
-def test_a_worker_that_does_not_answer_is_replaced(crew, fate):
+def test_a_worker_that_does_not_answer_is_replaced(pool, fate):
     started = time.monotonic()
-    done = outcomes(crew(1, patience=4.0), Job(1, (1, fate, 1)), Job(2, (2,)))
+    done = outcomes(pool(1, patience=4.0), Job(1, (1, fate, 1)), Job(2, (2,)))
     assert (done[1].value, done[1].retries) == (2, 1)
     assert done[2].value == 4
     assert time.monotonic() - started < 30
 
 
-def test_wrong_input_is_not_tried_again_and_other_failures_are(crew):
-    done = outcomes(crew(1), Job(1, (1, "refuse", 9)), Job(2, (2, "break", 1)), Job(3, (3, "break", 9)))
+def test_wrong_input_is_not_tried_again_and_other_failures_are(pool):
+    done = outcomes(pool(1), Job(1, (1, "refuse", 9)), Job(2, (2, "break", 1)), Job(3, (3, "break", 9)))
     assert isinstance(done[1].error, InputError)
     assert str(done[1].error) == "Cannot double 1."
     assert (done[1].retries, done[2].value, done[2].retries) == (0, 4, 1)
     assert str(done[3].error) == "KeyError: 3"
 
 
-def test_a_job_that_outgrows_the_memory_of_every_worker_fails_alone(crew):
-    done = outcomes(crew(1, retries=1), Job(1, (1, "outgrow", 1)), Job(2, (2, "outgrow", 9)), Job(3, (3,)))
+def test_a_job_that_outgrows_the_memory_of_every_worker_fails_alone(pool):
+    done = outcomes(pool(1, retries=1), Job(1, (1, "outgrow", 1)), Job(2, (2, "outgrow", 9)), Job(3, (3,)))
     assert (done[1].value, done[1].retries) == (2, 1)
     assert isinstance(done[2].error, MemoryError)
     assert (done[2].retries, done[3].value) == (1, 6)
@@ -138,8 +140,8 @@ class Poisoned:
         return len(bytearray(1 << 60 if self.poisoned else number))
 
 
-def test_what_failed_is_tried_again_in_another_process(crew):
-    done = outcomes(crew(1, retries=1, make=Poisoned), *(Job(number, (number,)) for number in range(5)))
+def test_what_failed_is_tried_again_in_another_process(pool):
+    done = outcomes(pool(1, retries=1, make=Poisoned), *(Job(number, (number,)) for number in range(5)))
     assert {key: (outcome.value, outcome.retries) for key, outcome in done.items()} == {
         number: (number, int(number == 1)) for number in range(5)
     }
@@ -164,8 +166,8 @@ class Latecomer:
             time.sleep(0.01)
 
 
-def test_a_worker_that_still_loads_finds_work(crew):
-    done = outcomes(crew(2, retries=0, patience=60.0, make=Latecomer), Job(0, (0,)), Job(1, (1,)))
+def test_a_worker_that_still_loads_finds_work(pool):
+    done = outcomes(pool(2, retries=0, patience=60.0, make=Latecomer), Job(0, (0,)), Job(1, (1,)))
     assert [done[number].error for number in (0, 1)] == [None, None]
 
 
@@ -193,10 +195,10 @@ class EverFullDisk(FullDisk):
     times = 9
 
 
-def test_a_worker_that_fails_at_the_start_is_replaced(crew):
-    assert outcomes(crew(1, make=FullDisk), Job(1, (1,)))[1].value == 1
+def test_a_worker_that_fails_at_the_start_is_replaced(pool):
+    assert outcomes(pool(1, make=FullDisk), Job(1, (1,)))[1].value == 1
     with pytest.raises(WorkerError, match=r"^Cannot keep a worker alive: OSError: No space left on device\.$"):
-        outcomes(crew(1, make=EverFullDisk), Job(1, (1,)))
+        outcomes(pool(1, make=EverFullDisk), Job(1, (1,)))
 
 
 class Dier:
@@ -204,14 +206,14 @@ class Dier:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_tool_that_cannot_be_made_is_the_error(crew):
+def test_a_tool_that_cannot_be_made_is_the_error(pool):
     with pytest.raises(InputError, match=r"^Cannot load the model head\.keras\.$"):
-        outcomes(crew(make=Refuser), Job(1, (1,)))
+        outcomes(pool(make=Refuser), Job(1, (1,)))
 
 
-def test_workers_that_die_at_the_start_end_the_work(crew):
+def test_workers_that_die_at_the_start_end_the_work(pool):
     with pytest.raises(WorkerError, match="Cannot keep a worker alive"):
-        outcomes(crew(1, retries=1, make=Dier), Job(1, (1,)))
+        outcomes(pool(1, retries=1, make=Dier), Job(1, (1,)))
 
 
 def test_what_cannot_be_placed_is_refused_before_it_is_asked_for():
@@ -255,9 +257,9 @@ def test_a_stream_yields_what_the_function_yields_with_gpus_hidden():
 
 
 def test_errors_and_death_come_out_of_a_stream():
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(InputError, match=r"^Cannot go on\.$"):
-        told.extend(stream(refuse_after, 2, request=Request()))
+        reported.extend(stream(refuse_after, 2, request=Request()))
     with pytest.raises(WorkerDiedError):
         list(stream(die_after, 2, request=Request()))
 

@@ -219,7 +219,7 @@ def bad_inputs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["absent.nii.gz", "flat.nii.gz", "folder", "text.nii.gz"])
-def test_bad_input_gets_one_sentence(bad_inputs, name):
+def test_bad_input_gets_one_message(bad_inputs, name):
     done = voxlift(bad_inputs, "demo", "--volume", name, "--out", "out")
     assert done.returncode == 2
     assert name in done.stderr

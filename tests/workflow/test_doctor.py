@@ -1,4 +1,4 @@
-"""`voxlift doctor`: everything tried on this machine, and real faults found, each with its cure."""
+"""`voxlift doctor`: everything tried on this machine, and real faults found, each with its remedy."""
 
 import json
 import os
@@ -65,8 +65,8 @@ def test_a_machine_that_works_passes_every_check(tmp_path):
     failed = [check for check in report["checks"] if check["status"] == "failed"]
     assert (status, report["ok"], failed) == (0, True, []), errors
     for check in report["checks"]:
-        assert set(check) == {"name", "tried", "seen", "status", "cure"}
-        assert (check["cure"] is None) == (check["status"] == "ok")
+        assert set(check) == {"name", "tried", "seen", "status", "remedy"}
+        assert (check["remedy"] is None) == (check["status"] == "ok")
     assert {path.name for path in tmp_path.iterdir()} == {"mlflow.db"}
 
 
@@ -93,10 +93,10 @@ def test_faults_are_found_together_and_stop_nothing_else(tmp_path, free_port):
     assert found["packages"]["status"] == "warning"
     for part in (f"Cannot join the Ray cluster at {address}, named by RAY_ADDRESS: ", "refused"):
         assert part in found["Ray"]["seen"]
-    assert found["Ray"]["cure"] == "Start it, or unset RAY_ADDRESS to start one here."
+    assert found["Ray"]["remedy"] == "Start it, or unset RAY_ADDRESS to start one here."
     assert found["partition of unity"]["seen"] == "not tried: it needs Ray"
     assert f"http://{address}: Connection refused" in found["MLflow store"]["seen"]
-    assert found["MLflow server"]["cure"].startswith("Start the server")
+    assert found["MLflow server"]["remedy"].startswith("Start the server")
 
 
 @pytest.mark.slow
@@ -130,14 +130,14 @@ def test_what_listens_at_ray_address_and_is_no_ray_is_given_up():
             check=True,
             timeout=120,
         )
-    seen, cure = json.loads(done.stdout)[0][2:4]
+    seen, remedy = json.loads(done.stdout)[0][2:4]
     assert f"at {address}, named by RAY_ADDRESS: what listens there does not answer as Ray" in seen
-    assert "port of its GCS" in cure
+    assert "port of its GCS" in remedy
 
 
 RAY_SCRIPT = (
     "import json\nfrom workflow.doctor.ray_checks import ray_checks\n"
-    "print(json.dumps([[c.name, c.status, c.seen, c.cure] for c in ray_checks(lambda: 1 / 0)]))"
+    "print(json.dumps([[c.name, c.status, c.seen, c.remedy] for c in ray_checks(lambda: 1 / 0)]))"
 )
 
 
@@ -179,7 +179,7 @@ def test_an_object_store_beyond_shared_memory_is_told():
     assert node.cpus == 4
     found = object_store((node,), Path("/proc"))
     assert found.status == "warning"
-    assert "--shm-size" in str(found.cure)
+    assert "--shm-size" in str(found.remedy)
 
 
 def test_a_small_object_store_anywhere_is_told():
@@ -218,11 +218,11 @@ def test_a_wrong_transposed_convolution_is_found(tmp_path, monkeypatch):
     )
     found = only(tensorflow_checks(tmp_path), "transposed convolution")
     assert found.status == "failed"
-    assert found.cure
+    assert found.remedy
 
 
 @pytest.mark.parametrize(
-    ("settings", "name", "seen", "cure"),
+    ("settings", "name", "seen", "remedy"),
     [
         ({"KERAS_BACKEND": "pencil"}, "TensorFlow", "pencil", "See that KERAS_BACKEND"),
         ({"KERAS_HOME": "{folder}"}, "TensorFlow", "channels_first", "keras.json"),
@@ -230,7 +230,7 @@ def test_a_wrong_transposed_convolution_is_found(tmp_path, monkeypatch):
         ({"PYTHONHOME": "/nowhere"}, "TensorFlow process", "ended with status 1 (last words: ", "make setup"),
     ],
 )
-def test_a_tensorflow_that_cannot_work_is_told(settings, name, seen, cure, tmp_path, monkeypatch):
+def test_a_tensorflow_that_cannot_work_is_told(settings, name, seen, remedy, tmp_path, monkeypatch):
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first"}')
     for key, value in settings.items():
         monkeypatch.setenv(key, value.format(folder=tmp_path))
@@ -240,7 +240,7 @@ def test_a_tensorflow_that_cannot_work_is_told(settings, name, seen, cure, tmp_p
             tensorflow.identity()
     assert {check.status for check in found} == {"failed"}
     assert seen in only(found, name).seen
-    assert cure in only(found, name).cure
+    assert remedy in only(found, name).remedy
 
 
 def test_a_tensorflow_that_is_killed_is_told():
@@ -276,7 +276,7 @@ def test_packages_are_held_against_the_pins(lines, status, part, tmp_path):
     found = only(doctor_machine.machine_checks(tmp_path / "pins.txt"), "packages")
     assert found.status == status
     assert part.format(**versions) in found.seen
-    assert (found.cure is None) == (status == "ok")
+    assert (found.remedy is None) == (status == "ok")
 
 
 def test_a_requirement_that_is_not_met_is_a_failure(tmp_path, monkeypatch):
@@ -293,12 +293,12 @@ def test_a_requirement_that_is_not_met_is_a_failure(tmp_path, monkeypatch):
 
 def test_more_threads_than_cpus_are_told(monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "999")
-    assert str(doctor_machine.threads().cure).startswith("Set TF_NUM_INTRAOP_THREADS=")
+    assert str(doctor_machine.threads().remedy).startswith("Set TF_NUM_INTRAOP_THREADS=")
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     try:
-        assert doctor_machine.threads().cure == "Ask for --workers 1."
+        assert doctor_machine.threads().remedy == "Ask for --workers 1."
     finally:
         os.sched_setaffinity(0, cpus)
 
@@ -349,9 +349,9 @@ def test_whatever_is_raised_is_what_was_seen():
         "lamp", "looking", "Cannot see it: it is dark", "failed", "Light the lamp. Then look."
     )
     broken = checked("lamp", "looking", lambda: Seen(str(1 / 0)), "Wait.")
-    assert (broken.seen, broken.status, broken.cure) == ("ZeroDivisionError: division by zero", "failed", "Wait.")
-    assert checked("lamp", "looking", lambda: Seen("bright"), "Wait.").cure is None
-    assert checked("lamp", "looking", lambda: Seen("dim", "warning"), "Wait.").cure == "Wait."
+    assert (broken.seen, broken.status, broken.remedy) == ("ZeroDivisionError: division by zero", "failed", "Wait.")
+    assert checked("lamp", "looking", lambda: Seen("bright"), "Wait.").remedy is None
+    assert checked("lamp", "looking", lambda: Seen("dim", "warning"), "Wait.").remedy == "Wait."
 
 
 def test_the_table_has_a_line_for_each_check_and_the_cures():

@@ -1,4 +1,4 @@
-"""Planted faults, each found before any training step, each with its cure; and a dry run that finds nothing wrong."""
+"""Planted faults, each found before any training step, each with its remedy; and a dry run that finds nothing wrong."""
 
 import gzip
 import json
@@ -34,7 +34,7 @@ from tests.workflow.test_demo import ROOT, voxlift
 from workflow.dry_run.checklist import Checklist
 from workflow.dry_run.job_estimate import restoring_seconds, seconds_per_step
 from workflow.dry_run.planned_volumes import PlannedVolume
-from workflow.dry_run.run import Asked, dry_run
+from workflow.dry_run.run import DryRunOptions, dry_run
 from workflow.dry_run.volume_checks import check_volumes
 
 # More than any machine of a test has: what needs a worker is not tried, and the test takes no time.
@@ -42,8 +42,8 @@ TOO_MANY = "resources.workers=99"
 
 
 def found(config="demo", *settings, out=Path("out"), **options):
-    """What a dry run finds, in this process; by check, its sentences joined."""
-    report = dry_run(Asked(config, out, settings=settings, **options), Console(stderr=True))
+    """What a dry run finds, in this process; by check, its messages joined."""
+    report = dry_run(DryRunOptions(config, out, settings=settings, **options), Console(stderr=True))
     assert not report.ok
     # No training step and no shard.
     assert {check.name for check in report.checks}.isdisjoint({"training step", "shard"})
@@ -52,7 +52,7 @@ def found(config="demo", *settings, out=Path("out"), **options):
 
 
 def fault(faults, *parts):
-    """The one sentence that holds all of these."""
+    """The one message that holds all of these."""
     (one,) = [each for each in faults if all(part in each for part in parts)]
     return one
 
@@ -125,7 +125,7 @@ def test_every_bad_volume_and_all_that_is_wrong_beside_is_named_at_once(place, m
     assert "cut short" in fault(faults, "sub-07_T1w.nii.gz")
     assert "no such file" in fault(faults, "sub-11_T1w.nii.gz").lower()
     assert "there is nothing to restore. Leave it out" in fault(faults, "sub-13_T1w.nii.gz")
-    assert "no volume matches it; check the pattern. Mend" in fault(faults, "gone-*.nii.gz")
+    assert "no volume matches it; check the pattern. Fix" in fault(faults, "gone-*.nii.gz")
     assert checks["data"].seen.count("\n") == 3
     assert "Rename them or upscale them into separate folders" in fault(faults, "2 inputs would become this one")
     assert "Name a folder that you may write to with --out" in fault(faults, "Cannot write to", "out/run")
@@ -194,7 +194,7 @@ def test_nobody_at_ray_address_is_told_without_ray_and_tensorflow(place):
         "cluster": "failed",
     }
     for check in report["checks"]:
-        assert set(check) == {"name", "tried", "seen", "status", "cure"}
+        assert set(check) == {"name", "tried", "seen", "status", "remedy"}
     said = [line for line in ran.stderr.splitlines() if line.startswith("voxlift: ")]
     assert len(said) == 2
     assert f"voxlift: Cannot join the Ray cluster at {address}" in said[0] + said[1]

@@ -11,7 +11,7 @@ from tests.tasks.images import affine, packaged_volumes, ramp, save
 
 
 @pytest.mark.parametrize("name", CATALOGUE)
-def test_what_cannot_be_used_is_refused_in_one_sentence(name, voxlift, tmp_path):
+def test_what_cannot_be_used_is_refused_in_one_message(name, voxlift, tmp_path):
     make, part = CATALOGUE[name]
     arguments = make(tmp_path)
     before = sorted(tmp_path.rglob("*"))

@@ -52,11 +52,11 @@ def test_a_server_tells_its_version(store):
         ("carrier://pigeon", "unsupported URI"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_in_one_sentence(uri, part, free_port):
-    with pytest.raises(InputError, match=rf"^Cannot record in the tracking store .*{part}.*\.$") as told:
+def test_a_store_that_cannot_be_used_is_told_in_one_message(uri, part, free_port):
+    with pytest.raises(InputError, match=rf"^Cannot record in the tracking store .*{part}.*\.$") as reported:
         probe_store(uri.format(port=free_port))
-    assert "secret" not in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "secret" not in str(reported.value)
+    assert "\n" not in str(reported.value)
 
 
 @pytest.mark.parametrize("size", [0, 20_000])

@@ -6,14 +6,14 @@ from workflow.tracking import provenance
 
 
 @pytest.mark.parametrize(
-    ("told", "found"),
+    ("reported", "found"),
     [
         ("", {"commit": "unknown", "dirty": "unknown"}),
         ("0c4f110", {"commit": "0c4f110", "dirty": "no"}),
         ("0c4f110-dirty", {"commit": "0c4f110", "dirty": "yes"}),
     ],
 )
-def test_a_job_without_a_repository_is_told_its_commit(told, found, tmp_path, monkeypatch):
+def test_a_job_without_a_repository_is_told_its_commit(reported, found, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    monkeypatch.setenv("VOXLIFT_COMMIT", told)
+    monkeypatch.setenv("VOXLIFT_COMMIT", reported)
     assert provenance.code_state.__wrapped__() == found

@@ -47,9 +47,9 @@ class Job:
             )
 
     def finish(self, process):
-        told, _ = process.communicate(timeout=600)
+        reported, _ = process.communicate(timeout=600)
         assert process.returncode == 0, (self.folder / "log").read_text()
-        return json.loads(told)
+        return json.loads(reported)
 
     def runs(self):
         """The status of each run by its id."""
@@ -151,6 +151,6 @@ def test_a_killed_node_of_a_cluster_changes_nothing(job, nodes):
 
 def test_what_a_cluster_cannot_hold_is_refused(job, nodes):
     process = job.start("refused", "--workers", "3", "--gpus-per-worker", "1", environment=nodes.environment)
-    told, _ = process.communicate(timeout=300)
+    reported, _ = process.communicate(timeout=300)
     assert process.returncode == 2
-    assert re.search(r"3 CPUs\b.*\b2 GPUs\b.* on 3 nodes, room for 2\.", json.loads(told)["error"])
+    assert re.search(r"3 CPUs\b.*\b2 GPUs\b.* on 3 nodes, room for 2\.", json.loads(reported)["error"])

@@ -51,13 +51,13 @@ def plan_of(volume, network, budget):
 def test_shards_of_one_or_two_workers_give_what_the_whole_volume_gives(saved, volume):
     model, path = saved
     network = read_network(path)
-    told: list[Progress] = []
-    one = restored(volume, network, on_progress=told.append)
+    reported: list[Progress] = []
+    one = restored(volume, network, on_progress=reported.append)
     two = restored(volume, network, workers=2)
     assert len(one.plan.shards) > 3
     assert one.voxels.shape == (82, 100, 69)
-    assert [progress.shards_done for progress in told] == list(range(1, len(one.plan.shards) + 1))
-    assert (told[-1].voxels_done, told[-1].seconds_left, told[-1].workers) == (one.voxels.size, 0, 1)
+    assert [progress.shards_done for progress in reported] == list(range(1, len(one.plan.shards) + 1))
+    assert (reported[-1].voxels_done, reported[-1].seconds_left, reported[-1].workers) == (one.voxels.size, 0, 1)
     assert one.voxels_per_second > 0
     digests = {hashlib.sha256(each.voxels.tobytes()).hexdigest() for each in (one, two)}
     assert len(digests) == 1
@@ -93,7 +93,7 @@ def test_a_budget_below_the_smallest_shard_is_refused_before_anything_starts(sav
 
 def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.keras").write_text("hello")
-    with pytest.raises(InputError, match=r"Cannot read the model model\.keras: it is no Keras model"):
+    with pytest.raises(InputError, match=r"Cannot read the model model\.keras: it is not a Keras model"):
         read_network(tmp_path / "model.keras")
 
 

@@ -152,7 +152,7 @@ def test_it_answers_within_a_second_and_loads_nothing_heavy():
         (("--latent", f"{'9' * 4000},2,7,7,64", "--stage", "1,k3"), "every size is at most"),
     ],
 )
-def test_what_cannot_be_gets_one_sentence_and_status_2(arguments, said):
+def test_what_cannot_be_gets_one_message_and_status_2(arguments, said):
     done = voxlift(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""

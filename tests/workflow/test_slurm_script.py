@@ -49,8 +49,8 @@ class Slurm:
         )
 
     def finish(self, submitted):
-        told, _ = submitted.communicate(timeout=600)
-        job = told.removeprefix("Submitted batch job ").strip()
+        reported, _ = submitted.communicate(timeout=600)
+        job = reported.removeprefix("Submitted batch job ").strip()
         return job, (self.folder / f"voxlift-{job}.log").read_text()
 
     def job(self):

@@ -168,9 +168,9 @@ def test_paths_are_recorded_only_if_they_may(client, tmp_path, allowed):
         record_setup(recorder, config, "train")
     run = client.get_run(recorder.address.run_id)
     kept = Path(client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path))).read_text()
-    for told in (kept, str(run.data.to_dictionary())):
-        assert ("home/jane/head.nii.gz" in told) is allowed
-        assert ("not-recorded.nii.gz" in told) is not allowed
+    for reported in (kept, str(run.data.to_dictionary())):
+        assert ("home/jane/head.nii.gz" in reported) is allowed
+        assert ("not-recorded.nii.gz" in reported) is not allowed
     environment = Path(client.download_artifacts(run.info.run_id, "environment.json", str(tmp_path))).read_text()
     assert {"code", "versions", "hardware"} == set(json.loads(environment))
     assert {"code.dirty", "hardware.cpu", "seed", "degradation"} <= set(run.data.tags)
@@ -179,9 +179,9 @@ def test_paths_are_recorded_only_if_they_may(client, tmp_path, allowed):
 def test_a_volume_that_departs_from_its_grid_fails_the_run(client, tmp_path):
     path = tmp_path / "restored.nii.gz"
     write_volume(path, np.ones((3, 4, 5), np.float32), Grid((3, 4, 5), np.eye(4)))
-    promised = volume_contract(Grid((3, 4, 6), np.eye(4)), "float32")
+    output_contract = volume_contract(Grid((3, 4, 6), np.eye(4)), "float32")
     with pytest.raises(ContractError, match="k must be 6, received 5"), tracking.recorded_run("things", "bad") as r:
-        r.artifact(path, "volumes", promised)
+        r.artifact(path, "volumes", output_contract)
     run = client.get_run(r.address.run_id)
     assert run.info.status == "FAILED"
     assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["contracts.json"]
@@ -233,9 +233,9 @@ def test_a_store_that_is_not_there_is_told(monkeypatch, free_port):
 @pytest.mark.parametrize("uri", ["sqlite:////proc/none/runs.db", f"sqlite:///{__file__}", "https://jane:secret@[::1"])
 def test_a_store_that_cannot_be_opened_is_told(monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(InputError, match="Cannot record in") as told, tracking.recorded_run("things", "first"):
+    with pytest.raises(InputError, match="Cannot record in") as reported, tracking.recorded_run("things", "first"):
         pass
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(reported.value)
 
 
 @pytest.fixture(scope="module")
@@ -330,17 +330,17 @@ def test_a_model_that_was_changed_is_not_loaded(logged, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "sentence"),
+    ("network", "message"),
     [
         (lambda x: keras.Model(x, keras.layers.Conv3D(1, 3)(x)), "its output has another depth than its input"),
         (lambda x: keras.Model(x, keras.layers.Conv3D(2, 1)(x)), "channels of its output must be 1, received 2"),
         (lambda x: keras.Model(x, keras.layers.Conv3D(1, 1, dtype="float16")(x)), "float32, received float16"),
     ],
 )
-def test_a_model_that_departs_from_its_signature_fails_the_run(client, tmp_path, network, sentence):
+def test_a_model_that_departs_from_its_signature_fails_the_run(client, tmp_path, network, message):
     given = keras.Input((None, None, None, 1))
     network(given).save(tmp_path / "departs.keras")
-    with pytest.raises(ContractError, match=sentence), tracking.recorded_run("things", "bad") as r:
+    with pytest.raises(ContractError, match=message), tracking.recorded_run("things", "bad") as r:
         list(tracking.logged_model(r.address, tmp_path / "departs.keras", [(4, 4, 4)]))
     run = client.get_run(r.address.run_id)
     assert run.info.status == "FAILED"

@@ -119,10 +119,10 @@ def test_a_mask_that_lies_elsewhere_is_refused(trained, reference, mask):
         "lie up to 9 mm from those of the reference": (image.get_fdata(), image.affine + 9 * np.eye(4, k=3)),
         r"has \(37, 60, 40\) voxels and the reference \(37, 60, 41\)": (image.get_fdata()[..., 1:], image.affine),
     }
-    for sentence, (voxels, affine) in others.items():
+    for message, (voxels, affine) in others.items():
         nibabel.save(nibabel.Nifti1Image(voxels.astype(np.uint8), affine), folder / "other.nii.gz")
         network, recipe = read_network(folder / "run" / "model.keras"), named_degradation("iso2x")
-        with pytest.raises(InputError, match=sentence):
+        with pytest.raises(InputError, match=message):
             evaluate([reference], network, recipe, Resources(), folder / "other.nii.gz", Console(quiet=True))
 
 

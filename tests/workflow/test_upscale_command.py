@@ -103,7 +103,7 @@ def test_an_output_that_departs_from_its_grid_fails(place, model, monkeypatch, c
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_first_failure_ends_a_fail_fast_run_in_one_sentence(place, model, monkeypatch, capfd):
+def test_the_first_failure_ends_a_fail_fast_run_in_one_message(place, model, monkeypatch, capfd):
     write_volume(
         place / "bright.nii", np.linspace(0, 2e6, 512, dtype=np.float32).reshape(8, 8, 8), Grid((8, 8, 8), np.eye(4))
     )
@@ -123,7 +123,7 @@ def test_what_cannot_be_done_is_refused(place, model):
     aim = ["--out", place / "out", "--model", model]
     with pytest.raises(InputError, match="Give --scale I,J,K or --spacing"):
         upscale(place / "other.nii", *aim)
-    with pytest.raises(InputError, match="exclude each other"):
+    with pytest.raises(InputError, match="are mutually exclusive"):
         upscale(place / "other.nii", *aim, "--scale", "2,2,2", "--spacing", "1,1,1")
     with pytest.raises(InputError, match=r"Cannot read text\.nii"):
         upscale(place / "text.nii", *aim, "--scale", "2,2,2")

@@ -27,7 +27,7 @@ from tests.networks import small_restorer
 from tests.tasks.images import packaged_volumes
 from tests.workflow.light_restorer import LightRestorer
 from workflow.upscale.volume_work import VolumeError, VolumeWork
-from workflow.upscale.volumes import Order, plan_volumes, upscale
+from workflow.upscale.volumes import UpscaleRequest, plan_volumes, upscale
 
 if TYPE_CHECKING:
     from workflow.restore.restoration import Progress
@@ -61,7 +61,7 @@ def head(tmp_path):
 
 def order(network, out, *sources, **options):
     resources = Resources(workers=options.pop("workers", 2), memory_budget_mib=options.pop("budget", BUDGET), retries=0)
-    return Order(sources, out, network, resources, scale=(2, 2, 2), **options)
+    return UpscaleRequest(sources, out, network, resources, scale=(2, 2, 2), **options)
 
 
 def run(asked, on_progress=None):
@@ -69,8 +69,8 @@ def run(asked, on_progress=None):
 
 
 def test_an_output_is_the_restored_volume_on_the_target_grid(network, head, tmp_path):
-    told: list[Progress] = []
-    report = run(order(network, tmp_path / "out", head), told.append)
+    reported: list[Progress] = []
+    report = run(order(network, tmp_path / "out", head), reported.append)
     (volume,) = report.volumes
     assert volume.shards > 2
     assert (volume.status, volume.shards_resumed, volume.retries) == ("done", 0, 0)
@@ -80,8 +80,8 @@ def test_an_output_is_the_restored_volume_on_the_target_grid(network, head, tmp_
     assert volume.output_shape == (96, 82, 104)
     assert volume.consistency == pytest.approx(0, abs=0.2)
     assert json.loads((tmp_path / "out/head_sr.json").read_text())["Consistency"] == volume.consistency
-    assert [progress.shards_done for progress in told] == list(range(1, volume.shards + 1))
-    assert (told[-1].seconds_left, told[-1].voxels_done) == (0, 96 * 82 * 104)
+    assert [progress.shards_done for progress in reported] == list(range(1, volume.shards + 1))
+    assert (reported[-1].seconds_left, reported[-1].voxels_done) == (0, 96 * 82 * 104)
     assert (report.peak_rss_mib, report.workers, report.failed) == (100.0, 2, ())
     assert report.timings.network == pytest.approx(0.2 * volume.shards)
     assert report.plan.overhead > 1

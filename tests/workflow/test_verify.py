@@ -17,7 +17,7 @@ import workflow.tracking as tracking
 from models.network.restorer import build_restorer
 from models.stages.report import Stage
 from tasks.artifacts.contracts import ModelContract, volume_contract
-from tasks.artifacts.manifest import sealed, write_contracts
+from tasks.artifacts.manifest import manifest_entry, write_contracts
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from workflow.cli import app
@@ -89,7 +89,7 @@ def test_an_untouched_run_passes(run, verify):
 
 
 def at(place, content):
-    """Write bytes over those of an unfolded NIfTI file."""
+    """Write bytes over those of an decompressed NIfTI file."""
 
     def damage(path):
         unfolded = bytearray(gzip.decompress(path.read_bytes()))
@@ -168,12 +168,12 @@ DAMAGES = {
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_each_damage_is_found_and_named(run, verify, kind):
     run_id, artifacts, model = run
-    name, damage, sentence = DAMAGES[kind]
+    name, damage, message = DAMAGES[kind]
     damage(model / name.removeprefix("model/") if name.startswith("model/") else artifacts / name)
     status, damages = verify(run_id)
     assert status == 2
     assert list(damages) == [name]
-    assert sentence in damages[name]
+    assert message in damages[name]
 
 
 @pytest.mark.parametrize("name", [VOLUME, "contracts.json"])
@@ -200,7 +200,7 @@ def test_contracts_rewritten_to_fit_a_damage_are_found(run, verify):
     run_id, artifacts, _ = run
     flip(artifacts / "pictures" / "comparison.png")
     contracts = json.loads((artifacts / "contracts.json").read_text())
-    seal = sealed(artifacts / "pictures" / "comparison.png")
+    seal = manifest_entry(artifacts / "pictures" / "comparison.png")
     contracts["seals"]["pictures/comparison.png"] = seal.model_dump(mode="json")
     (artifacts / "contracts.json").write_text(json.dumps(contracts))
     assert verify(run_id) == (2, {"contracts.json": "it was changed after the run had ended"})
@@ -208,7 +208,7 @@ def test_contracts_rewritten_to_fit_a_damage_are_found(run, verify):
 
 def test_a_folder_is_verified_like_a_run(tmp_path, verify):
     write_volume(tmp_path / "restored.nii.gz", np.ones(GRID.shape, np.float32), GRID)
-    seal = sealed(tmp_path / "restored.nii.gz", volume_contract(GRID, "float32"))
+    seal = manifest_entry(tmp_path / "restored.nii.gz", volume_contract(GRID, "float32"))
     write_contracts(tmp_path, {"restored.nii.gz": seal})
     assert verify(tmp_path) == (0, {})
     at(42, struct.pack("<h", 5))(tmp_path / "restored.nii.gz")

@@ -1,4 +1,4 @@
-"""The one door to Ray: start or join a cluster, keep workers in it, stream what a task tells, ask every node."""
+"""The only package that imports Ray: clusters, workers, streams of records, and queries of every node."""
 
 from workflow.cluster.connection import cluster
 from workflow.cluster.nodes import on_other_nodes

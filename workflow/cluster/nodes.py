@@ -43,5 +43,5 @@ def _on(node_id: str, function: Callable[..., Any]) -> Any:  # noqa: ANN401 - a 
 def _answer(answer: "ray.ObjectRef") -> Any:  # noqa: ANN401 - whatever the function returned
     try:
         return fetch(answer)
-    except Exception as error:  # noqa: BLE001 - told beside the node's name, whatever it is
+    except Exception as error:  # noqa: BLE001 - reported next to the node's name
         return error

@@ -11,7 +11,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Request:
-    """What one worker asks of the cluster: CPU threads, GPUs, and MiB of memory that no other worker is promised."""
+    """What one worker asks of the cluster: CPU threads, GPUs, and MiB of memory reserved for it alone."""
 
     cpus: int = 1
     gpus: int = 0
@@ -36,7 +36,7 @@ def require_room(workers: int, request: Request) -> None:
     """Check that the cluster can ever hold so many workers: Ray itself would wait forever.
 
     Raises:
-        ConfigError: It cannot; the sentence says what the cluster has.
+        ConfigError: It cannot; the message says what the cluster has.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(_room(node, request) for node in nodes)

@@ -16,7 +16,7 @@ def require_shared(folder: Path) -> None:
         folder: Made if it is missing. On one node there is nothing to check.
 
     Raises:
-        ConfigError: A node does not; the sentence names it.
+        ConfigError: A node does not; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=folder, prefix=".voxlift-probe-") as probe:
@@ -30,10 +30,10 @@ def require_shared(folder: Path) -> None:
 
 
 def answer_probe(probe: str) -> str:
-    """Write an answer beside a probe, on the node that is asked; returns its path.
+    """Write an answer next to a probe, on the node that is asked; returns its path.
 
     Raises:
-        OSError: The probe is not there, or nothing can be written beside it.
+        OSError: The probe is not there, or nothing can be written next to it.
     """
     if not Path(probe).is_file():
         raise FileNotFoundError("what the driver writes is not there")

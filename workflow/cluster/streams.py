@@ -104,25 +104,25 @@ def _streamed(
     prepare(request)
     with plain_errors():
         if asks:
-            yield from _until_told(function, arguments)
+            yield from _until_stopped(function, arguments)
             return
         # Not `yield from`: Ray sends values into the generator, which not every iterator takes.
         for record in function(*arguments):  # noqa: UP028 - see above
             yield record
 
 
-def _until_told(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
+def _until_stopped(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
     """Yield what a function yields; it may ask whether the task was cancelled, and ends by itself."""
-    told = threading.Event()
+    reported = threading.Event()
     # Ray cancels a task by an interrupt of its main thread …
-    before = signal.signal(signal.SIGINT, lambda *_: told.set())
-    records = iter(function(*arguments, should_stop=told.is_set))
+    before = signal.signal(signal.SIGINT, lambda *_: reported.set())
+    records = iter(function(*arguments, should_stop=reported.is_set))
     try:
         for record in records:  # noqa: UP028 - as above
             yield record
     except GeneratorExit:
         # … or, while it hands out a record, by closing the generator: the work goes on to where it asks.
-        told.set()
+        reported.set()
         deque(records, maxlen=0)
         raise
     finally:

@@ -20,7 +20,7 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder for a CSV file, a picture and an HTML page.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what differs between runs, their scores beside the baselines, time and size."""
+    """Show what differs between runs, their scores next to the baselines, time and size."""
     with screen(as_json) as opened:
         from dataclasses import asdict
 

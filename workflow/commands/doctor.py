@@ -1,4 +1,4 @@
-"""`voxlift doctor`: what works on this machine, with the cure for what does not."""
+"""`voxlift doctor`: what works on this machine, with the remedy for what does not."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,7 @@ def doctor(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to mend it."""
+    """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to fix it."""
     with screen(as_json) as opened:
         from workflow.doctor.run import CONSTRAINTS, diagnosis_table, run_doctor
 

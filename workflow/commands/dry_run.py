@@ -31,9 +31,9 @@ def dry_run(
     with screen(as_json) as opened:
         from tasks.volume.target import three_numbers
         from workflow.dry_run.report import summary
-        from workflow.dry_run.run import Asked, dry_run
+        from workflow.dry_run.run import DryRunOptions, dry_run
 
-        asked = Asked(
+        asked = DryRunOptions(
             config,
             out or Path("runs") / Path(config).stem,
             settings=overrides or (),

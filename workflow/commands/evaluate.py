@@ -12,14 +12,16 @@ def evaluate(
     references: Annotated[list[str], typer.Argument(help="Fine volumes: files, folders, globs or lists of paths.")],
     model: Annotated[str, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI.")],
     degradation: Annotated[str | None, typer.Option(help="Name of a degradation; the model's own by default.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Volume whose voxels that are not 0 count, not the head.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Volume whose voxels that are not 0 count, not the foreground.")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
     memory_budget: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
     ] = 2000,
     as_json: JsonOption = False,
 ) -> None:
-    """Degrade volumes, restore them, and score them beside cubic and trilinear interpolation."""
+    """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
     with screen(as_json) as opened:
         from configs.degradation import named_degradation
         from configs.schema import Resources

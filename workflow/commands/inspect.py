@@ -43,8 +43,8 @@ def inspect(
             records.append(_record(str(path), findings, target))
         tables = [_table(passed)] if passed else []
         opened.show({"volumes": records}, *tables)
-    for sentence in refused:
-        typer.echo(f"voxlift: {sentence}", err=True)
+    for message in refused:
+        typer.echo(f"voxlift: {message}", err=True)
     if refused:
         raise typer.Exit(2)
 

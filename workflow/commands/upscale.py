@@ -25,7 +25,8 @@ def upscale(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the outputs; by default that of an integer input.")] = None,
     correct: Annotated[
-        bool, typer.Option("--correct/--no-correct", help="Make each output explain its input (data consistency).")
+        bool,
+        typer.Option("--correct/--no-correct", help="Make each output consistent with its input (data consistency)."),
     ] = True,
     adapt: Annotated[
         bool,
@@ -56,7 +57,7 @@ def upscale(
         from workflow.upscale.adaptation import run_adaptation
         from workflow.upscale.report import summary
         from workflow.upscale.run import run_upscaling, saved_network
-        from workflow.upscale.volumes import Order
+        from workflow.upscale.volumes import UpscaleRequest
 
         if model is None and not adapt:
             raise InputError("Cannot super-resolve: no model is named. Give --model M, or --adapt to train one here.")
@@ -91,7 +92,7 @@ def upscale(
                 resume=resume,
                 console=opened.console,
             )
-        order = Order(
+        order = UpscaleRequest(
             sources=sources,
             out=out,
             network=saved_network(str(adapted or model)),

@@ -1,4 +1,4 @@
-"""`voxlift verify`: artifacts checked against what they promised."""
+"""`voxlift verify`: check artifacts against their contracts."""
 
 from typing import Annotated
 

@@ -49,7 +49,7 @@ class MlflowReport:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo did; scores are of the held-out part, inside the head."""
+    """What the demo did; scores are of the held-out part, inside the foreground."""
 
     reference: Path
     input: Path
@@ -68,7 +68,7 @@ class DemoReport:
 
 
 def description(grid: Grid, psnr: Score, ssim: Score, training: TrainingReport, inference: InferenceReport) -> str:
-    """Describe the run in Markdown, for the head of its page in MLflow."""
+    """Describe the run in Markdown, for the top of its page in MLflow."""
     sizes, spacing = ("x".join(f"{value:.4g}" for value in values) for values in (grid.shape, grid.spacing))
     rows = [
         f"| {name} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"
@@ -95,7 +95,7 @@ def summary(report: DemoReport) -> "list[RenderableType]":
     """Tables of the scores and of what was written, and how to look at the run."""
     from rich.table import Table
 
-    scores = Table(title="Held-out part, inside the head", title_justify="left")
+    scores = Table(title="Held-out part, inside the foreground", title_justify="left")
     scores.add_column("")
     for name in ("PSNR [dB]", "over cubic", "SSIM"):
         scores.add_column(name, justify="right")

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract, volume_contract
-from tasks.artifacts.manifest import sealed, write_contracts
+from tasks.artifacts.manifest import manifest_entry, write_contracts
 from tasks.artifacts.network_file import read_network
-from tasks.scoring.metrics import head_mask
+from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import Slab, Trial, degraded_trial, held_out_slabs
 from tasks.sharding.plan import ShardPlan
 from tasks.training.blocks import TrainingVolume, training_volume
@@ -88,8 +88,8 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: "C
         recorder.metrics({"shards/count": inference.shards, "shards/overhead": inference.overhead})
         recorder.metrics({"model/parameters": training.parameters})
         seals = {
-            "model.keras": sealed(trained.path, promised_model),
-            "restored.nii.gz": sealed(output_path, promised_output),
+            "model.keras": manifest_entry(trained.path, promised_model),
+            "restored.nii.gz": manifest_entry(output_path, promised_output),
             "input.nii.gz": recorder.volume(coarse_path, "volumes", promised_input, with_header=True),
             "comparison.png": recorder.artifact(picture_path, "pictures"),
             "quality.html": recorder.artifact(page_path, "quality"),
@@ -180,10 +180,10 @@ def _restore(
 
 
 def _draw(path: Path, trial: Trial, restored: NDArray[np.float32], slab: Slab) -> None:
-    """Draw planes through the head in the part that was scored, off the middle, where hemispheres meet."""
+    """Draw planes through the foreground in the part that was scored, off the middle, where hemispheres meet."""
     truth = normalise(trial.reference.voxels, trial.intensity)
     scored = np.zeros(truth.shape, bool)
-    scored[slab] = head_mask(truth[slab])
+    scored[slab] = foreground_mask(truth[slab])
     i, j, k = (int(np.quantile(places, 0.35)) for places in np.nonzero(scored))
     nearest = [
         np.minimum(np.arange(size) * coarse // padded, coarse - 1)

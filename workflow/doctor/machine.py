@@ -61,8 +61,8 @@ def packages(constraints: Path) -> Seen:
     if len(wheels) > 1:
         return Seen("tensorflow and tensorflow-cpu in one folder", "warning", "Run make clean, then make setup.")
     if not constraints.is_file():
-        cure = "Run it in a checkout of voxlift, or name the file with --constraints."
-        return Seen(f"all that are needed; {constraints} is not there to compare with", "warning", cure)
+        remedy = "Run it in a checkout of voxlift, or name the file with --constraints."
+        return Seen(f"all that are needed; {constraints} is not there to compare with", "warning", remedy)
     lines = [line.partition("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
     pins = [(pin, found) for pin in map(Requirement, filter(None, lines)) if (found := _installed(pin.name))]
     departing = [f"{pin.name} {found} ({pin.specifier})" for pin, found in pins if not _admits(pin, found)]

@@ -57,8 +57,8 @@ def ray_checks(identity: Callable[[], Path]) -> list[Check]:
         checks.append(checked(*NODES, _nodes, "Ask for fewer --workers, or add nodes."))
         if checks[1].status == "failed":
             return [*checks, not_tried(*UNITY, ACTOR[0])]
-        cure = "Do not trust restored volumes of this machine; run make test and report what fails."
-        checks.append(checked(*UNITY, lambda: _unity(identity()), cure))
+        remedy = "Do not trust restored volumes of this machine; run make test and report what fails."
+        checks.append(checked(*UNITY, lambda: _unity(identity()), remedy))
     return checks
 
 
@@ -138,8 +138,8 @@ def object_store(nodes: tuple[Node, ...], shared_memory: Path) -> Seen:
         seen += f", {shared_memory} {usage.total / GIB:.1f} GiB with {usage.free / GIB:.1f} free"
         if usage.free < size:
             needed = ceil(1.1 * size / MIB)
-            cure = f"Remount {shared_memory} with size={needed}m, or docker run --shm-size={needed}m: disk is slower."
-            return Seen(seen, "warning", cure)
+            remedy = f"Remount {shared_memory} with size={needed}m, or docker run --shm-size={needed}m: disk is slower."
+            return Seen(seen, "warning", remedy)
     return Seen(seen, "warning" if smallest < SMALL_STORE else "ok")
 
 

@@ -1,4 +1,4 @@
-"""What works on this machine, and the cure for what does not: every part tried for real, none stopping another."""
+"""What works on this machine, and the remedy for what does not: every part tried for real, none stopping another."""
 
 import time
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def run_doctor(constraints: Path = CONSTRAINTS) -> Diagnosis:
 
 
 def diagnosis_table(diagnosis: Diagnosis) -> "Table":
-    """A line for each check, with the cure below what was seen."""
+    """A line for each check, with the remedy below what was seen."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -61,7 +61,7 @@ def diagnosis_table(diagnosis: Diagnosis) -> "Table":
     caption = f"{len(diagnosis.checks)} checks in {diagnosis.seconds:.0f} s: {failed} failed, {warned} warnings"
     table = Table("", "check", "tried", "seen", box=SIMPLE_HEAD, caption=caption, caption_justify="left")
     for check in diagnosis.checks:
-        seen = check.seen if check.cure is None else f"{check.seen}\n→ {check.cure}"
+        seen = check.seen if check.remedy is None else f"{check.seen}\n→ {check.remedy}"
         verdict = Text(check.status, style=STYLES[check.status])
         table.add_row(verdict, Text(check.name), Text(check.tried), Text(seen, overflow="fold"))
     return table

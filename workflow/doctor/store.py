@@ -11,10 +11,10 @@ from workflow.tracking.store import shown, tracking_uri
 def store_checks() -> list[Check]:
     """Try the store, and ask its server, if it has one, for its version."""
     uri = tracking_uri()
-    cure = "Set MLFLOW_TRACKING_URI to a store that is there."
-    checks = [checked("MLflow store", "a run opened, written, read and deleted", _store, cure)]
+    remedy = "Set MLFLOW_TRACKING_URI to a store that is there."
+    checks = [checked("MLflow store", "a run opened, written, read and deleted", _store, remedy)]
     if urlsplit(uri).scheme in {"http", "https"}:
-        checks.append(checked("MLflow server", "asking its version", lambda: _server(uri), cure))
+        checks.append(checked("MLflow server", "asking its version", lambda: _server(uri), remedy))
     return checks
 
 

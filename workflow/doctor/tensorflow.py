@@ -17,7 +17,7 @@ from tasks.machine.tensorflow_check import CHECKS, IDENTITY
 
 ROOT = Path(__file__).parents[2]
 LONGEST_SECONDS = 120
-CURE = "Run make setup again; TensorFlow's wheels need a processor with AVX, and memory of about 1 GiB."
+REMEDY = "Run make setup again; TensorFlow's wheels need a processor with AVX, and memory of about 1 GiB."
 
 
 class TensorFlowProcess:
@@ -53,7 +53,7 @@ class TensorFlowProcess:
         if not self._failure:
             return made
         seen = f"{self._failure} {f'after the check of {made[-1].name}' if made else 'before its first check'}"
-        return [*made, Check("TensorFlow process", "whether it comes to its end", seen, "failed", CURE)]
+        return [*made, Check("TensorFlow process", "whether it comes to its end", seen, "failed", REMEDY)]
 
     def identity(self) -> Path:
         """Wait for the network that returns its input.
@@ -64,7 +64,7 @@ class TensorFlowProcess:
         self._wait()
         path = self._folder / IDENTITY
         if not path.exists():
-            raise InputError("not tried: TensorFlow saved no network. Mend what the checks of TensorFlow say.")
+            raise InputError("not tried: TensorFlow saved no network. Fix what the checks of TensorFlow say.")
         return path
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""A list of checks: what was tried, what was seen, and the cure for what would fail."""
+"""A list of checks: what was tried, what was seen, and the remedy for what would fail."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -19,37 +19,37 @@ class Attempt:
     Args:
         name: Of the check.
         tried: What is done.
-        cure: For faults whose sentence names none.
+        remedy: For faults whose message names none.
     """
 
     name: str
     tried: str
-    cure: str = ""
+    remedy: str = ""
     seen: list[str] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
-    def saw(self, what: str) -> None:
+    def ok(self, what: str) -> None:
         """Note what is as it should be."""
         self.seen.append(what)
 
-    def remark(self, what: str, cure: str) -> None:
+    def warning(self, what: str, remedy: str) -> None:
         """Note what is odd and what to do about it."""
-        self.remarks.append((what, cure))
+        self.remarks.append((what, remedy))
 
-    def fault(self, sentence: str) -> None:
-        """Note what would make the real run fail; the same sentence counts once."""
-        if sentence not in self.faults:
-            self.faults.append(sentence)
+    def failure(self, message: str) -> None:
+        """Note what would make the real run fail; the same message counts once."""
+        if message not in self.faults:
+            self.faults.append(message)
 
     def made(self) -> Check:
         """The check as it stands."""
         if self.faults:
-            said, cures = zip(*(parts(sentence, self.cure) for sentence in self.faults), strict=True)
-            return Check(self.name, self.tried, _lines(said), "failed", _lines(cures))
+            said, remedies = zip(*(parts(message, self.remedy) for message in self.faults), strict=True)
+            return Check(self.name, self.tried, _lines(said), "failed", _lines(remedies))
         seen = [*self.seen, *(what for what, _ in self.remarks)]
         if self.remarks:
-            return Check(self.name, self.tried, _lines(seen), "warning", _lines([cure for _, cure in self.remarks]))
+            return Check(self.name, self.tried, _lines(seen), "warning", _lines([remedy for _, remedy in self.remarks]))
         return Check(self.name, self.tried, _lines(seen))
 
 
@@ -58,7 +58,7 @@ class Checklist:
 
     Attributes:
         checks: Those that are done.
-        faults: A sentence for each fault, with its cure.
+        faults: A message for each fault, with its remedy.
     """
 
     def __init__(self) -> None:
@@ -71,37 +71,37 @@ class Checklist:
         self.faults += other.faults
 
     @contextmanager
-    def trying(self, name: str, tried: str, cure: str) -> Iterator[Attempt]:
+    def trying(self, name: str, tried: str, remedy: str) -> Iterator[Attempt]:
         """Make a check of what happens in the block: an error ends it as a fault and stops no other check.
 
         Args:
             name: Of the check.
             tried: What the block does.
-            cure: For faults whose sentence names none.
+            remedy: For faults whose message names none.
         """
-        attempt = Attempt(name, tried, cure)
+        attempt = Attempt(name, tried, remedy)
         try:
             yield attempt
         except (ConfigError, InputError, ShapeError, WorkerError) as error:
-            attempt.fault(sentence(error))
+            attempt.failure(message(error))
         except Exception as error:  # noqa: BLE001 - whatever it is, the run would meet it too
-            attempt.fault(f"Cannot finish {tried}: {type(error).__name__}: {first_line(error)}.")
+            attempt.failure(f"Cannot finish {tried}: {type(error).__name__}: {first_line(error)}.")
         self.checks.append(attempt.made())
-        self.faults += [" ".join(parts(fault, cure)) for fault in attempt.faults]
+        self.faults += [" ".join(parts(fault, remedy)) for fault in attempt.faults]
 
 
-def sentence(error: Exception) -> str:
-    """What an error says, as one sentence that ends."""
+def message(error: Exception) -> str:
+    """What an error says, as one message that ends."""
     said = " ".join(str(error).split()) or type(error).__name__
     return said if said.endswith((".", "!", "?")) else f"{said}."
 
 
-def parts(fault: str, cure: str) -> tuple[str, str]:
-    """Part a fault from the cure that ends its sentence.
+def parts(fault: str, remedy: str) -> tuple[str, str]:
+    """Part a fault from the remedy that ends its message.
 
     Args:
-        fault: As errors of this house say it: what cannot be done, why, and what to do.
-        cure: Where the last says nothing.
+        fault: As errors of this package say it: what cannot be done, why, and what to do.
+        remedy: Where the last says nothing.
 
     >>> parts("Cannot read a.nii.gz: it was cut short. Copy it again.", "Leave it out.")
     ('Cannot read a.nii.gz: it was cut short.', 'Copy it again.')
@@ -111,7 +111,7 @@ def parts(fault: str, cure: str) -> tuple[str, str]:
     what, end, rest = fault.partition(". ")
     if end and re.match(r"[A-Z]", rest):
         return f"{what}.", rest
-    return fault, cure
+    return fault, remedy
 
 
 def counted(number: int, thing: str) -> str:

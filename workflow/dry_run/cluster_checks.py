@@ -19,15 +19,15 @@ from workflow.dry_run.disk_space import standing_folder
 def check_cluster(checks: Checklist, stack: ExitStack) -> tuple[Node, ...]:
     """Join the cluster, or start one, until the stack closes; returns its nodes, none if it cannot be joined."""
     nodes: tuple[Node, ...] = ()
-    cure = "Start the cluster, or unset RAY_ADDRESS to start one here."
-    with checks.trying("cluster", "joining RAY_ADDRESS, or starting Ray here", cure) as attempt:
+    remedy = "Start the cluster, or unset RAY_ADDRESS to start one here."
+    with checks.trying("cluster", "joining RAY_ADDRESS, or starting Ray here", remedy) as attempt:
         stack.enter_context(cluster())
         nodes = inventory()
         cpus, gpus, memory = (
             sum(values) for values in zip(*((node.cpus, node.gpus, node.memory_bytes) for node in nodes), strict=True)
         )
         parts = counted(len(nodes), "node"), counted(cpus, "CPU"), counted(gpus, "GPU")
-        attempt.saw(f"{', '.join(parts)}, {memory / MIB:.0f} MiB of memory")
+        attempt.ok(f"{', '.join(parts)}, {memory / MIB:.0f} MiB of memory")
     return nodes
 
 
@@ -43,7 +43,7 @@ def check_room(checks: Checklist, config: RunConfig) -> bool:
         lacking = [
             request for count, request in ((1, train), (workers, restore)) if not _placed(attempt, count, request)
         ]
-        attempt.saw("the cluster can place all of them")
+        attempt.ok("the cluster can place all of them")
     return train not in lacking
 
 
@@ -51,7 +51,7 @@ def _placed(attempt: Attempt, count: int, request: Request) -> bool:
     try:
         require_room(count, request)
     except ConfigError as error:
-        attempt.fault(str(error))
+        attempt.failure(str(error))
         return False
     return True
 
@@ -64,32 +64,32 @@ def check_replicas(checks: Checklist, config: RunConfig) -> None:
         "replicas", "the batch against the devices of the cluster", "Set training.batch_size."
     ) as attempt:
         if batch % count:
-            attempt.fault(
+            attempt.failure(
                 f"Cannot train: training.batch_size must divide by the replicas, received {batch} over {count} GPUs."
                 f" Take a batch_size of {-(-batch // count) * count}, or set training.replicas."
             )
         devices = counted(count, "GPU" if gpus else "CPU replica")
-        attempt.saw(f"batch of {batch}, {batch // count} on each of {devices}")
+        attempt.ok(f"batch of {batch}, {batch // count} on each of {devices}")
 
 
 def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, replica_bytes: int) -> None:
     """Compare what training takes, by the layers, with what the largest node has."""
-    cure = "Take a smaller training.patch or training.batch_size."
-    with checks.trying("memory", "what training takes by its layers, against the nodes", cure) as attempt:
+    remedy = "Take a smaller training.patch or training.batch_size."
+    with checks.trying("memory", "what training takes by its layers, against the nodes", remedy) as attempt:
         replicas = f"{replica_bytes / MIB:.0f} MiB for each of {counted(built.replicas, 'replica')}"
         if built.device == "GPU":
-            attempt.saw(f"{replicas}; the training step shows whether a GPU holds it")
+            attempt.ok(f"{replicas}; the training step shows whether a GPU holds it")
             return
         needed = built.idle_bytes + built.replicas * replica_bytes
         free = max(node.memory_bytes for node in nodes)
         whole = max(node.memory_bytes + node.object_store_bytes for node in nodes)
         said = f"{needed / MIB:.0f} MiB in all, {replicas}, and the largest node has {free / MIB:.0f} MiB"
         if needed > whole:
-            attempt.fault(f"Cannot train: it takes about {said}. {cure}")
+            attempt.failure(f"Cannot train: it takes about {said}. {remedy}")
         elif needed > free:
-            attempt.remark(f"{said}; little is left for anything else", cure)
+            attempt.warning(f"{said}; little is left for anything else", remedy)
         else:
-            attempt.saw(said)
+            attempt.ok(said)
 
 
 def check_shared(checks: Checklist, nodes: Sequence[Node], folder: Path) -> None:
@@ -100,4 +100,4 @@ def check_shared(checks: Checklist, nodes: Sequence[Node], folder: Path) -> None
     tried = f"{standing} written and read by each of {len(nodes)} nodes"
     with checks.trying("shared storage", tried, "Put --out on storage that every node mounts.") as attempt:
         require_shared(standing)
-        attempt.saw("every node sees what another writes")
+        attempt.ok("every node sees what another writes")

@@ -12,9 +12,9 @@ from tasks.sharding.plan import MIB
 from workflow.dry_run.checklist import Checklist
 
 VALUE_BYTES = 4  # float32
-MODEL_MIB = 1  # what a saved model holds beside its weights: architecture, card, example
-RUN_MIB = 4  # what a run records beside its model: configuration, environment, pictures, pages
-CURE = "Make room there, or name another folder with --out."
+MODEL_MIB = 1  # what a saved model holds next to its weights: architecture, card, example
+RUN_MIB = 4  # what a run records next to its model: configuration, environment, pictures, pages
+REMEDY = "Make room there, or name another folder with --out."
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ def training_needs(
 
 def check_writable(checks: Checklist, folder: Path) -> bool:
     """Write a file where a folder is or would be made, and remove it; returns whether that can be done."""
-    with checks.trying("output folder", "a file written and removed where outputs would go", CURE) as attempt:
+    with checks.trying("output folder", "a file written and removed where outputs would go", REMEDY) as attempt:
         try:
             with tempfile.NamedTemporaryFile(dir=standing_folder(folder), prefix=".voxlift-probe-") as probe:
                 probe.write(b"probe")
                 probe.flush()
         except OSError as error:
-            attempt.fault(
+            attempt.failure(
                 f"Cannot write to {folder}: {error.strerror or error}. Name a folder that you may write to with --out."
             )
-        attempt.saw(f"{folder} can be written")
+        attempt.ok(f"{folder} can be written")
     return not attempt.faults
 
 
@@ -73,7 +73,7 @@ def check_room_on_disk(checks: Checklist, needs: Sequence[Need]) -> None:
     on_disks: dict[int, list[Need]] = defaultdict(list)
     for need in needs:
         on_disks[standing_folder(need.folder).stat().st_dev].append(need)
-    with checks.trying("disk", f"free room against {', '.join(need.what for need in needs)}", CURE) as attempt:
+    with checks.trying("disk", f"free room against {', '.join(need.what for need in needs)}", REMEDY) as attempt:
         for sharing in on_disks.values():
             wanted = sum(need.bytes for need in sharing)
             free = shutil.disk_usage(standing_folder(sharing[0].folder)).free
@@ -81,11 +81,11 @@ def check_room_on_disk(checks: Checklist, needs: Sequence[Need]) -> None:
             said = f"{wanted / MIB:.0f} MiB at most, {free / MIB:.0f} MiB free at {places}"
             if wanted > free:
                 parts = ", ".join(f"{need.what} {need.bytes / MIB:.0f} MiB" for need in sharing)
-                attempt.fault(
+                attempt.failure(
                     f"Cannot keep what the run writes: {said} ({parts}). Make {(wanted - free) / MIB:.0f} MiB of room"
                     " there, or name a folder on another disk with --out."
                 )
-            attempt.saw(said)
+            attempt.ok(said)
 
 
 def standing_folder(folder: Path) -> Path:

@@ -34,7 +34,7 @@ class Starts:
 
 
 def seconds_per_step(step: RehearsedStep, device: str, threads: int) -> float:
-    """Time of a step while patches are drawn beside it.
+    """Time of a step while patches are drawn next to it.
 
     On the CPU both share the threads; a GPU waits only where patches come too slowly.
 

@@ -8,13 +8,13 @@ from tasks.artifacts.model_card import make_card
 from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.rehearsal import BuiltNetwork
 from workflow.dry_run.checklist import Checklist, counted
-from workflow.dry_run.rehearsals import TrainingStand
+from workflow.dry_run.rehearsals import TrainingRehearsalWorker
 
 UNTRAINED = "untrained.keras"
-CURE = "Change network.stages; `voxlift shapes` explains them."
+REMEDY = "Change network.stages; `voxlift shapes` explains them."
 
 
-def check_stages(checks: Checklist, config: RunConfig, stand: TrainingStand) -> BuiltNetwork | None:
+def check_stages(checks: Checklist, config: RunConfig, stand: TrainingRehearsalWorker) -> BuiltNetwork | None:
     """Build the network on its devices and hold the shapes that TensorFlow infers against integers alone.
 
     Returns:
@@ -23,7 +23,7 @@ def check_stages(checks: Checklist, config: RunConfig, stand: TrainingStand) -> 
     network, training = config.network, config.training
     stages = [Stage(stage.filters, stage.kernel_size, stage.strides) for stage in network.stages]
     built = None
-    with checks.trying("stages", "shape arithmetic against the network built by TensorFlow", CURE) as attempt:
+    with checks.trying("stages", "shape arithmetic against the network built by TensorFlow", REMEDY) as attempt:
         built = stand.network()
         depth, height, width = (
             size // stride for size, stride in zip(training.patch, network.total_stride, strict=True)
@@ -37,13 +37,13 @@ def check_stages(checks: Checklist, config: RunConfig, stand: TrainingStand) -> 
             strict=True,
         ):
             if tuple(predicted) != tuple(real):
-                attempt.fault(
-                    f"Cannot trust the network: {name} is {_by(real)}, not {_by(predicted)} as predicted. {CURE}"
+                attempt.failure(
+                    f"Cannot trust the network: {name} is {_by(real)}, not {_by(predicted)} as predicted. {REMEDY}"
                 )
-        attempt.saw(" → ".join(_by(shape) for shape in (latent, *(stage.output_shape for stage in report.stages))))
-        attempt.saw(f"{built.parameters} weights, {counted(built.replicas, 'replica')} on the {built.device}")
+        attempt.ok(" → ".join(_by(shape) for shape in (latent, *(stage.output_shape for stage in report.stages))))
+        attempt.ok(f"{built.parameters} weights, {counted(built.replicas, 'replica')} on the {built.device}")
         for warning in report.warnings:
-            attempt.remark(warning, CURE)
+            attempt.warning(warning, REMEDY)
     return built
 
 

@@ -19,11 +19,11 @@ from tasks.volume.nifti import Volume
 from workflow.dry_run.checklist import Checklist, counted
 from workflow.dry_run.disk_space import VALUE_BYTES, Need
 from workflow.restore.restoration import plan_restoration
-from workflow.train.data import Lesson
+from workflow.train.data import TrainingSource
 from workflow.upscale.volume_work import VolumeWork
-from workflow.upscale.volumes import Order, plan_volume
+from workflow.upscale.volumes import UpscaleRequest, plan_volume
 
-CURE = "Raise resources.memory_budget_mib, or choose another --scale or --spacing."
+REMEDY = "Raise resources.memory_budget_mib, or choose another --scale or --spacing."
 # The planner's figure is a bound that no shard has gone beyond; over thirteen plans they took 0.63 to 0.97 of it.
 LIKELY_SHARE = 0.78
 IN_FLIGHT = 2  # volumes whose cores lie on disk at one time: one is written while the next is restored
@@ -82,12 +82,12 @@ def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writ
             try:
                 check_destination(output, 0)
             except InputError as error:
-                attempt.fault(str(error))
+                attempt.failure(str(error))
         more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
-        attempt.saw(", ".join(output.name for output in outputs[:3]) + more)
+        attempt.ok(", ".join(output.name for output in outputs[:3]) + more)
 
 
-def plan_inputs(checks: Checklist, order: Order) -> list[PlannedVolume]:
+def plan_inputs(checks: Checklist, order: UpscaleRequest) -> list[PlannedVolume]:
     """Plan the inputs; each that cannot be restored is a fault.
 
     Args:
@@ -96,18 +96,20 @@ def plan_inputs(checks: Checklist, order: Order) -> list[PlannedVolume]:
     """
     planned = []
     tried = f"{counted(len(order.sources), 'input')} cut for {order.network.name} by header"
-    with checks.trying("shard plan", tried, CURE) as attempt:
+    with checks.trying("shard plan", tried, REMEDY) as attempt:
         for source in order.sources:
             try:
                 planned.append(_planned(plan_volume(order, source, order.out / output_name(source.name))))
             except InputError as error:
                 # Here the budget comes from the configuration.
-                attempt.fault(str(error).replace("--memory-budget", "resources.memory_budget_mib"))
-        attempt.saw(_overview(planned, order.resources.memory_budget_mib))
+                attempt.failure(str(error).replace("--memory-budget", "resources.memory_budget_mib"))
+        attempt.ok(_overview(planned, order.resources.memory_budget_mib))
     return planned
 
 
-def plan_lesson(checks: Checklist, lesson: Lesson, network: NetworkFile, budget_mib: int) -> list[PlannedVolume]:
+def plan_lesson(
+    checks: Checklist, lesson: TrainingSource, network: NetworkFile, budget_mib: int
+) -> list[PlannedVolume]:
     """Plan to restore what is learned from, as the demo does.
 
     Args:
@@ -118,10 +120,10 @@ def plan_lesson(checks: Checklist, lesson: Lesson, network: NetworkFile, budget_
     """
     planned = []
     name = "the first training volume"
-    with checks.trying("shard plan", f"{name}, degraded, cut for {network.name}", CURE) as attempt:
+    with checks.trying("shard plan", f"{name}, degraded, cut for {network.name}", REMEDY) as attempt:
         plan = plan_restoration(lesson.coarse, lesson.target, network, budget_mib, axes=lesson.axes, name=name)
         planned = [PlannedVolume(name, plan, lambda: _coarse(lesson.coarse, lesson.axes, plan))]
-        attempt.saw(_overview(planned, budget_mib))
+        attempt.ok(_overview(planned, budget_mib))
     return planned
 
 
@@ -134,21 +136,21 @@ def check_range(checks: Checklist, network: NetworkFile, planned: Sequence[Plann
         planned: What is restored.
         trained: Whether what lies outside its range is a fault; of a network that is still to be trained, a remark.
     """
-    cure = "Choose a model that was trained for it, or another --scale or --spacing."
+    remedy = "Choose a model that was trained for it, or another --scale or --spacing."
     tried = f"scale and spacing of {counted(len(planned), 'volume')} against the card of {network.name}"
-    with checks.trying("range of the model", tried, cure) as attempt:
+    with checks.trying("range of the model", tried, remedy) as attempt:
         for volume in planned:
             for remark in volume.remarks:
                 if trained:
-                    attempt.fault(f"Cannot trust {network.name} with {volume.name}: {remark}. {cure}")
+                    attempt.failure(f"Cannot trust {network.name} with {volume.name}: {remark}. {remedy}")
                 else:
-                    attempt.remark(f"{volume.name}: {remark}", cure)
+                    attempt.warning(f"{volume.name}: {remark}", remedy)
         if network.card is None:
-            attempt.remark(
+            attempt.warning(
                 f"{network.name} carries no card: what it was trained for is not known", "Train it with voxlift."
             )
         elif not attempt.remarks:
-            attempt.saw("all inside")
+            attempt.ok("all inside")
 
 
 def overhead(planned: Sequence[PlannedVolume]) -> float:
@@ -158,7 +160,7 @@ def overhead(planned: Sequence[PlannedVolume]) -> float:
 
 
 def output_needs(planned: Sequence[PlannedVolume], out: Path) -> list[Need]:
-    """What restoring writes: outputs, unfolded, and the cores of those that are on their way."""
+    """What restoring writes: outputs, decompressed, and the cores of those that are on their way."""
     cores = sorted((volume.voxels * VALUE_BYTES for volume in planned), reverse=True)
     outputs = sum(volume.voxels * volume.value_bytes for volume in planned)
     return [Need("outputs", out, outputs), Need("restored shards", out, sum(cores[:IN_FLIGHT]))]

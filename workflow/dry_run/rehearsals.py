@@ -11,14 +11,14 @@ from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep, ShardRe
 from workflow.cluster import RemoteWorker, WorkerError, fetch, first_answers, require_room, share
 from workflow.cluster.resources import restoring_request, training_request
 from workflow.dry_run.planned_volumes import PlannedVolume
-from workflow.train.data import Lesson
+from workflow.train.data import TrainingSource
 
 
-class Stand:
+class RehearsalWorker:
     """A worker that rehearses; what it is asked is answered, or it is given up.
 
     Args:
-        worker: As it was hired.
+        worker: As it was started.
         patience: Seconds for an answer.
     """
 
@@ -59,8 +59,8 @@ class Stand:
 
 
 @contextmanager
-def training_stand(config: RunConfig) -> Iterator["TrainingStand"]:
-    """Hire the process of a training; end it afterwards.
+def training_stand(config: RunConfig) -> Iterator["TrainingRehearsalWorker"]:
+    """Start the process of a training; end it afterwards.
 
     Raises:
         ConfigError: The cluster has no room for it.
@@ -69,12 +69,12 @@ def training_stand(config: RunConfig) -> Iterator["TrainingStand"]:
     require_room(1, request)
     worker = RemoteWorker(TrainingRehearsal, (config,), request)
     try:
-        yield TrainingStand(worker, config.resources.patience_seconds)
+        yield TrainingRehearsalWorker(worker, config.resources.patience_seconds)
     finally:
         worker.end()
 
 
-class TrainingStand(Stand):
+class TrainingRehearsalWorker(RehearsalWorker):
     """The process of a training."""
 
     def network(self) -> BuiltNetwork:
@@ -82,7 +82,7 @@ class TrainingStand(Stand):
         built: BuiltNetwork = self.ask()
         return built
 
-    def step(self, lesson: Lesson) -> RehearsedStep:
+    def step(self, lesson: TrainingSource) -> RehearsedStep:
         """Take a step on patches of one volume."""
         taken: RehearsedStep = self.ask([lesson.training])
         return taken
@@ -102,7 +102,7 @@ def rehearse_shard(volume: PlannedVolume, network: NetworkFile, resources: Resou
     arguments = (network.name, share(network.content), request.cpus, network.cost.field.strides)
     worker = RemoteWorker(ShardRehearsal, arguments, request)
     try:
-        stand = Stand(worker, resources.patience_seconds)
+        stand = RehearsalWorker(worker, resources.patience_seconds)
         coarse = volume.coarse()
         shard: RehearsedShard = stand.ask(share(coarse), volume.plan.shards[len(volume.plan.shards) // 2])
         return shard, stand.start_seconds

@@ -1,4 +1,4 @@
-"""What `voxlift dry-run` tells: checks, estimates beside what was measured, the cluster; and all of it as a table."""
+"""What `voxlift dry-run` tells: checks, estimates next to what was measured, the cluster; and all of it as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Estimates:
     """What the real run takes; None where it was not found out.
 
     Args:
-        seconds_per_step: While patches are drawn beside it.
+        seconds_per_step: While patches are drawn next to it.
         training_seconds: From the first patch to the last step.
         replica_mib: Of each model replica in training.
         shard_mib: Of a worker for a shard of the volume that has the largest.
@@ -71,7 +71,7 @@ class DryRunReport:
     Args:
         checks: In the order in which a run needs what they are about.
         ok: Whether none has failed.
-        faults: A sentence for each fault, with its cure.
+        faults: A message for each fault, with its remedy.
         estimates: What the real run takes.
         cluster: What Ray reports; None if there is none.
         seconds: What the dry run took.
@@ -102,7 +102,7 @@ def in_order(checks: Sequence[Check]) -> tuple[Check, ...]:
 
 
 def summary(report: DryRunReport) -> "list[RenderableType]":
-    """A line for each check, with the cure below what was seen, and the verdict."""
+    """A line for each check, with the remedy below what was seen, and the verdict."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -113,6 +113,6 @@ def summary(report: DryRunReport) -> "list[RenderableType]":
         verdict += "; nothing was tried beyond them"
     table = Table("", "check", "tried", "seen", box=SIMPLE_HEAD, caption=verdict, caption_justify="left")
     for check in report.checks:
-        seen = check.seen if not check.cure else f"{check.seen}\n→ {check.cure}"
+        seen = check.seen if not check.remedy else f"{check.seen}\n→ {check.remedy}"
         table.add_row(Text(check.status, style=STYLES[check.status]), check.name, Text(check.tried), Text(seen))
     return [table]

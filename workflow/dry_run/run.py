@@ -31,14 +31,14 @@ from workflow.dry_run.planned_volumes import (
     plan_inputs,
     plan_lesson,
 )
-from workflow.dry_run.rehearsals import TrainingStand, rehearse_shard, training_stand
+from workflow.dry_run.rehearsals import TrainingRehearsalWorker, rehearse_shard, training_stand
 from workflow.dry_run.report import DryRunReport, Estimates, Memory, cluster_report, in_order
 from workflow.dry_run.volume_checks import VolumesSeen, check_volumes
 from workflow.tracking.probe import StoreProbe
 from workflow.tracking.trial import try_store
-from workflow.train.data import Lesson
+from workflow.train.data import TrainingSource
 from workflow.upscale.run import EXPERIMENT, saved_network
-from workflow.upscale.volumes import Order
+from workflow.upscale.volumes import UpscaleRequest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ CLUSTER_CURE = "Look at the worker's log below Ray's temporary folder, and at th
 
 
 @dataclass(frozen=True)
-class Asked:
+class DryRunOptions:
     """Which run is rehearsed.
 
     Args:
@@ -72,7 +72,7 @@ class Asked:
     spacing: Three | None = None
 
 
-def dry_run(asked: Asked, console: "Console") -> DryRunReport:
+def dry_run(asked: DryRunOptions, console: "Console") -> DryRunReport:
     """Check all that can be checked without working; if nothing is wrong, take one training step and restore one shard.
 
     Args:
@@ -84,9 +84,9 @@ def dry_run(asked: Asked, console: "Console") -> DryRunReport:
     with checks.trying("configuration", tried, "Change the configuration or the --set option.") as attempt:
         config = load_config(asked.config, asked.settings)
         training = config.training
-        attempt.saw(f"{training.steps} steps of {training.batch_size} patches of {'x'.join(map(str, training.patch))}")
+        attempt.ok(f"{training.steps} steps of {training.batch_size} patches of {'x'.join(map(str, training.patch))}")
         if (asked.scale or asked.spacing) and not asked.inputs:
-            attempt.remark("--scale and --spacing go unused: no volume is given", "Name volumes with --input.")
+            attempt.warning("--scale and --spacing go unused: no volume is given", "Name volumes with --input.")
     trial = _Trial(asked, config, console, checks) if config is not None else None
     if trial is not None:
         trial.run()
@@ -108,7 +108,7 @@ class _Trial:
         nodes: Of the cluster, once it is joined.
     """
 
-    def __init__(self, asked: Asked, config: RunConfig, console: "Console", checks: Checklist) -> None:
+    def __init__(self, asked: DryRunOptions, config: RunConfig, console: "Console", checks: Checklist) -> None:
         self.estimates = Estimates()
         self.nodes: tuple[Node, ...] = ()
         self._asked, self._config, self._console, self._checks = asked, config, console, checks
@@ -135,12 +135,12 @@ class _Trial:
         """Try the tracking store; in a thread, while volumes are read and Ray starts."""
         checks, probe = Checklist(), None
         experiments = [self._config.tracking.experiment, *([EXPERIMENT] if self._asked.inputs else [])]
-        cure = "Set MLFLOW_TRACKING_URI to a store that is there."
-        with checks.trying("tracking", "a run opened, written, read and deleted", cure) as attempt:
+        remedy = "Set MLFLOW_TRACKING_URI to a store that is there."
+        with checks.trying("tracking", "a run opened, written, read and deleted", remedy) as attempt:
             probe = try_store(experiments)
-            attempt.saw(f"{probe.uri}, artifacts in {probe.artifacts}, {probe.seconds:.1f} s")
+            attempt.ok(f"{probe.uri}, artifacts in {probe.artifacts}, {probe.seconds:.1f} s")
             if probe.left is not None:
-                attempt.remark(probe.left, "See that you may delete runs, or remove it by hand.")
+                attempt.warning(probe.left, "See that you may delete runs, or remove it by hand.")
         return checks, probe
 
     def _model(self) -> NetworkFile | None:
@@ -149,7 +149,7 @@ class _Trial:
         with self._checks.trying("model", f"reading {named}", "Name a .keras file saved by voxlift.") as attempt:
             network = saved_network(named)
             halo = ", ".join(f"{before}+{after}" for before, after in network.cost.field.halo)
-            attempt.saw(f"{network.cost.parameters} weights, a halo of {halo} voxels")
+            attempt.ok(f"{network.cost.parameters} weights, a halo of {halo} voxels")
         return network
 
     def _rehearse(self, seen: VolumesSeen, network: NetworkFile | None, recording: Future[Recording]) -> None:
@@ -187,7 +187,7 @@ class _Trial:
         """How what would be restored is cut, and whether the network is for it."""
         asked, resources = self._asked, self._config.resources
         if asked.inputs:
-            order = Order(seen.inputs, asked.out, network, resources, scale=asked.scale, spacing=asked.spacing)
+            order = UpscaleRequest(seen.inputs, asked.out, network, resources, scale=asked.scale, spacing=asked.spacing)
             planned = plan_inputs(self._checks, order)
         elif seen.lesson is not None:
             planned = plan_lesson(self._checks, seen.lesson, network, resources.memory_budget_mib)
@@ -222,7 +222,11 @@ class _Trial:
             self.estimates = replace(self.estimates, output_bytes=sum(need.bytes for need in needs))
 
     def _step(
-        self, stand: TrainingStand, built: BuiltNetwork, lesson: Lesson, validation_voxels: Sequence[int]
+        self,
+        stand: TrainingRehearsalWorker,
+        built: BuiltNetwork,
+        lesson: TrainingSource,
+        validation_voxels: Sequence[int],
     ) -> RehearsedStep | None:
         """Take a training step and see what it takes."""
         estimates, step = self.estimates, None
@@ -237,12 +241,12 @@ class _Trial:
                 training_seconds=training_seconds(self._config, step, built, validation_voxels),
             )
             if not isfinite(step.loss):
-                attempt.fault(
+                attempt.failure(
                     f"Cannot train: the loss of the first step is {step.loss}. Take a lower training.learning_rate, or"
                     " training.mixed_precision off."
                 )
-            attempt.saw(f"{each:.2f} s a step, loss {step.loss:.3g}")
-            attempt.saw(f"{memory.estimated:.0f} MiB estimated for each replica, {memory.measured:.0f} MiB taken")
+            attempt.ok(f"{each:.2f} s a step, loss {step.loss:.3g}")
+            attempt.ok(f"{memory.estimated:.0f} MiB estimated for each replica, {memory.measured:.0f} MiB taken")
         return step
 
     def _shard(self, network: NetworkFile, planned: Sequence[PlannedVolume]) -> None:
@@ -254,8 +258,8 @@ class _Trial:
             memory = Memory(largest.likely_bytes / MIB, shard.shard_bytes / MIB)
             restoring = restoring_seconds(planned, shard, largest, resources.workers)
             self.estimates = replace(self.estimates, shard_mib=memory, restoring_seconds=restoring)
-            attempt.saw(f"{shard.seconds:.2f} s on {counted(resources.cpus_per_worker, 'CPU thread')}")
-            attempt.saw(f"{memory.estimated:.0f} MiB estimated, {memory.measured:.0f} MiB taken")
+            attempt.ok(f"{shard.seconds:.2f} s on {counted(resources.cpus_per_worker, 'CPU thread')}")
+            attempt.ok(f"{memory.estimated:.0f} MiB estimated, {memory.measured:.0f} MiB taken")
 
     def _total(self, planned: Sequence[PlannedVolume]) -> None:
         """Add up the whole job."""
@@ -265,7 +269,7 @@ class _Trial:
             training, restoring = self.estimates.training_seconds or 0.0, self.estimates.restoring_seconds or 0.0
             total = total_seconds(self._starts, training, restoring, planned, apart=bool(self._asked.inputs))
             self.estimates = replace(self.estimates, total_seconds=total)
-            attempt.saw(f"about {_clock(total)} in all: training {_clock(training)}, restoring {_clock(restoring)}")
+            attempt.ok(f"about {_clock(total)} in all: training {_clock(training)}, restoring {_clock(restoring)}")
 
 
 def _largest(planned: Sequence[PlannedVolume]) -> PlannedVolume:

@@ -17,18 +17,18 @@ from tasks.errors import InputError
 from tasks.files.selection import expand_inputs
 from tasks.training.template import template_path
 from tasks.volume.inspection import preflight
-from workflow.dry_run.checklist import Attempt, Checklist, counted, sentence
-from workflow.train.data import Lesson, lesson, require_named, training_paths, validation_volume
+from workflow.dry_run.checklist import Attempt, Checklist, counted, message
+from workflow.train.data import TrainingSource, lesson, require_named, training_paths, validation_volume
 
 Role = Literal["training", "validation", "input"]
 READ = "read to the last byte, as the run would"
 # From so many bytes of files on, processes read: foreign readers take turns among threads.
 PROCESSES_FROM = 100e6
-CURE = "Mend the volume, or leave it out; `voxlift inspect` shows what is wrong with it."
+REMEDY = "Fix the volume, or leave it out; `voxlift inspect` shows what is wrong with it."
 
 
 @dataclass(frozen=True, eq=False)
-class Looked:
+class VolumeCheck:
     """What looking at one volume for one purpose found.
 
     Args:
@@ -43,7 +43,7 @@ class Looked:
     warnings: tuple[str, ...] = ()
     fault: str | None = None
     spacing: tuple[float, float, float] | None = None
-    lesson: Lesson | None = None
+    lesson: TrainingSource | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class VolumesSeen:
 
     training: int
     spacing: tuple[float, float] | None
-    lesson: Lesson | None
+    lesson: TrainingSource | None
     validation_voxels: tuple[int, ...]
     inputs: tuple[Path, ...]
     seconds: float
@@ -76,18 +76,18 @@ def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) ->
         given: Volumes to restore: files, folders, globs or lists.
     """
     began = time.perf_counter()
-    found: dict[tuple[Path, Role], Looked] = {}
-    with checks.trying("data", f"every volume {READ}", CURE) as attempt:
+    found: dict[tuple[Path, Role], VolumeCheck] = {}
+    with checks.trying("data", f"every volume {READ}", REMEDY) as attempt:
         wanted = list(_wanted(attempt, config, given))
         attempt.tried = f"{counted(len(wanted), 'volume')} {READ}, several at a time"
         with _several(wanted) as pool:
             found = dict(zip(wanted, pool.map(partial(_looked, config), wanted), strict=True))
         for (path, _), looked in found.items():
             if looked.fault is not None:
-                attempt.fault(looked.fault)
+                attempt.failure(looked.fault)
             for warning in looked.warnings:
-                attempt.remark(f"{path.name}: {warning}", "Look at it with `voxlift inspect`.")
-        attempt.saw(_counted(found))
+                attempt.warning(f"{path.name}: {warning}", "Look at it with `voxlift inspect`.")
+        attempt.ok(_counted(found))
     return _seen(config, found, time.perf_counter() - began)
 
 
@@ -96,7 +96,7 @@ def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterat
     try:
         require_named(config)
     except ConfigError as error:
-        attempt.fault(str(error))
+        attempt.failure(str(error))
     # Training from slices that names no scan falls back on nothing.
     named = config.data.volumes or not config.data.mixture.slices
     yield from ((path, "training") for path in dict.fromkeys(training_paths(config) if named else ()))
@@ -107,7 +107,7 @@ def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterat
             expand_inputs([one])
             there.append(one)
         except InputError as error:
-            attempt.fault(str(error))
+            attempt.failure(str(error))
     yield from ((path, "input") for path in (expand_inputs(there) if there else ()))
 
 
@@ -118,7 +118,7 @@ def _several(wanted: Sequence[tuple[Path, Role]]) -> Executor:
     return ThreadPoolExecutor(count) if size < PROCESSES_FROM else ProcessPoolExecutor(count, get_context("spawn"))
 
 
-def _looked(config: RunConfig, asked: tuple[Path, Role]) -> Looked:
+def _looked(config: RunConfig, asked: tuple[Path, Role]) -> VolumeCheck:
     path, role = asked
     try:
         findings = preflight(path)
@@ -126,10 +126,10 @@ def _looked(config: RunConfig, asked: tuple[Path, Role]) -> Looked:
         if role == "validation" and config.training.early_stopping is not None:
             validation_volume(config, path)
     except (InputError, OSError, MemoryError) as error:
-        said = sentence(error)
-        return Looked(fault=said if path.name in said else f"Cannot use {path.name} for {role}: {said}")
+        said = message(error)
+        return VolumeCheck(fault=said if path.name in said else f"Cannot use {path.name} for {role}: {said}")
     first = role == "training" and path == training_paths(config)[0]
-    return Looked(
+    return VolumeCheck(
         voxels=prod(findings.shape),
         warnings=findings.warnings,
         spacing=learned.training.spacing if learned else None,
@@ -137,7 +137,7 @@ def _looked(config: RunConfig, asked: tuple[Path, Role]) -> Looked:
     )
 
 
-def _seen(config: RunConfig, found: dict[tuple[Path, Role], Looked], seconds: float) -> VolumesSeen:
+def _seen(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], seconds: float) -> VolumesSeen:
     usable = {asked: looked for asked, looked in found.items() if looked.fault is None}
     training = [looked for (_, role), looked in usable.items() if role == "training"]
     # Where a volume trains by its slices alone, the thickness of its slices teaches nothing.
@@ -156,7 +156,7 @@ def _seen(config: RunConfig, found: dict[tuple[Path, Role], Looked], seconds: fl
     )
 
 
-def _counted(found: dict[tuple[Path, Role], Looked]) -> str:
+def _counted(found: dict[tuple[Path, Role], VolumeCheck]) -> str:
     roles = [role for _, role in found]
     voxels = sum(looked.voxels for looked in found.values()) / 1e6
     counts = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))

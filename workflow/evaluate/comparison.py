@@ -1,4 +1,4 @@
-"""Runs side by side: what differs between them, their scores beside the baselines, time and size."""
+"""Runs side by side: what differs between them, their scores next to the baselines, time and size."""
 
 import csv
 import io

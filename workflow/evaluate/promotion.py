@@ -43,7 +43,7 @@ class Promotion:
 
     Args:
         promoted: Whether the challenger is the champion now.
-        reason: In one sentence.
+        reason: In one message.
         champion: Of before.
         challenger: Of before.
         scores: For each reference.

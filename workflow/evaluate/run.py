@@ -62,7 +62,7 @@ def recorded_evaluation(
 
 
 def _description(evaluation: Evaluation) -> str:
-    """Describe the run in Markdown, for the head of its page."""
+    """Describe the run in Markdown, for the top of its page."""
     psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
     rows = [
         f"| {name} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"

@@ -1,4 +1,4 @@
-"""Evaluation: references are degraded, restored through the cluster, corrected and scored beside interpolation."""
+"""Evaluation: references are degraded, restored through the cluster, corrected and scored next to interpolation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,9 +91,9 @@ def evaluate(
         network: What restores.
         recipe: From fine to coarse.
         resources: Workers and what each takes.
-        mask: A volume on the references' grid: what is not 0 counts. The head by default.
+        mask: A volume on the references' grid: what is not 0 counts. The foreground by default.
         console: For progress and remarks.
-        on_scored: Told of each volume what was degraded, restored, and how it was cut and scored.
+        on_scored: Receives for each volume what was degraded, restored, and how it was cut and scored.
 
     Raises:
         InputError: A volume or the mask cannot be used.

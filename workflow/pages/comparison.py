@@ -43,8 +43,8 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves, curve
         "comparison.html": page.encode(),
     }
     for name, content in contents.items():
-        with replacing(folder / name) as beside:
-            beside.write_bytes(content)
+        with replacing(folder / name) as partial:
+            partial.write_bytes(content)
     return [folder / name for name in contents]
 
 

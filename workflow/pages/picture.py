@@ -1,4 +1,4 @@
-"""Pictures of a restored volume beside what it came from."""
+"""Pictures of a restored volume next to what it came from."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -81,8 +81,8 @@ def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
         measures=_measures(case, spectra, found),
         picture=_picture(case, spectra, found),
     )
-    with replacing(path) as beside:
-        beside.write_text(page, encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return warnings
 
 
@@ -168,7 +168,7 @@ def _draw_histogram(axes: "Axes", case: QualityCase) -> None:
         counts, edges = np.histogram(volume[volume > 0.02], bins=BINS, range=(0, 1.3))
         # A volume may have no voxel in this range; NumPy's own density would then divide by nothing.
         axes.plot((edges[1:] + edges[:-1]) / 2, counts / max(counts.sum(), 1), label=name, linewidth=1)
-    axes.set(title="intensities of the head", xlabel="normalised intensity", yticks=[])
+    axes.set(title="intensities of the foreground", xlabel="normalised intensity", yticks=[])
 
 
 def _draw_seams(axes: "Axes", found: Sequence[Seam]) -> None:

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from configs.degradation import Degradation
 from tasks.artifacts.network_file import NetworkFile
-from tasks.imaging.consistency import remainder
+from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.protocol import Scores, Trial
 from tasks.scoring.quality import shard_borders
@@ -42,7 +42,7 @@ def trial_case(
     )
     edges = [(0, whole - size) for whole, size in zip(trial.padded.shape, restored.shape, strict=True)]
     fine = trial.axes.to_network(np.pad(shown, edges, mode="edge"))
-    missing = remainder(fine, trial.axes.to_network(coarse), recipe)
+    missing = residual(fine, trial.axes.to_network(coarse), recipe)
     measured = {
         f"{measure}, part that was scored": f"{one.restored:.4g} (cubic {one.cubic:.4g}, trilinear {one.trilinear:.4g})"
         for measure, one in (("PSNR [dB]", scores.psnr), ("SSIM", scores.ssim))
@@ -75,7 +75,7 @@ def upscaled_case(title: str, work: VolumeWork) -> QualityCase:
     consistency = None
     if work.recipe is not None:
         coarse = work.axes.to_network(normalise(given, intensity))
-        consistency = -work.axes.to_file(remainder(work.axes.to_network(restored), coarse, work.recipe))
+        consistency = -work.axes.to_file(residual(work.axes.to_network(restored), coarse, work.recipe))
     found = work.findings.warnings if work.findings else ()
     times = {"time point": f"1 of {work.times}"} if work.times > 1 else {}
     return QualityCase(

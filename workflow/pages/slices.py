@@ -12,7 +12,7 @@ from tasks.volume.grid import Grid, NetworkAxes, network_axes, orientation
 
 Volume = NDArray[np.float32]
 PIXELS = 8_000_000  # over all sprites of a page: about as many bytes
-FEWEST, MOST = 5, 24
+MIN_SLICES, MAX_SLICES = 5, 24
 SPREAD = 0.15  # normalised difference that is drawn in full colour
 # Plane, the axis of [superior, anterior, right] across it, and what its left, right, top and bottom are.
 PLANES = (("axial", 0, "LRAP"), ("coronal", 1, "LRSI"), ("sagittal", 2, "PASI"))
@@ -48,7 +48,7 @@ def upright_axes(grid: Grid) -> NetworkAxes:
 
 
 def plane_sprites(grid: Grid, layers: Mapping[str, Volume], differences: frozenset[str]) -> list[Plane]:
-    """Cut layers into slices through the head.
+    """Cut layers into slices through the foreground.
 
     Args:
         grid: Of every layer.
@@ -60,7 +60,7 @@ def plane_sprites(grid: Grid, layers: Mapping[str, Volume], differences: frozens
     spacing = axes.of_file(grid.spacing)
     first = next(iter(upright.values()))
     area = sum(first.size // size for size in first.shape)
-    count = int(np.clip(PIXELS // (area * len(layers)), FEWEST, MOST))
+    count = int(np.clip(PIXELS // (area * len(layers)), MIN_SLICES, MAX_SLICES))
     planes = []
     for name, across, sides in PLANES:
         rows, columns = (axis for axis in range(3) if axis != across)
@@ -83,7 +83,7 @@ def plane_sprites(grid: Grid, layers: Mapping[str, Volume], differences: frozens
 
 
 def _places(volume: Volume, axis: int, count: int) -> list[int]:
-    """Spread slices over the part of an axis that holds the head."""
+    """Spread slices over the part of an axis that holds the foreground."""
     filled = np.nonzero((volume > 0.05).any(axis=tuple(other for other in range(3) if other != axis)))[0]
     low, high = (int(filled[0]), int(filled[-1])) if filled.size else (0, volume.shape[axis] - 1)
     margin = (high - low) * 0.06

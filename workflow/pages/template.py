@@ -1,4 +1,4 @@
-"""HTML pages that open offline: one file each, filled from a template of the house."""
+"""HTML pages that open offline: one file each, filled from a template of the package."""
 
 from functools import cache
 from typing import TYPE_CHECKING

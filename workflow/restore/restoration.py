@@ -16,7 +16,7 @@ from tasks.volume.intensity import Intensity, find_intensity
 from tasks.volume.nifti import Volume
 from workflow.cluster import RemoteWorker, require_room, share
 from workflow.cluster.resources import restoring_request
-from workflow.restore.worker_pool import Crew, Job, Outcome
+from workflow.restore.worker_pool import Job, Outcome, WorkerPool
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def plan_restoration(
         network: What restores.
         budget_mib: What a worker may take beyond an idle one, MiB.
         axes: Between file axes and network axes; those of the volume's grid by default.
-        name: The volume, for sentences.
+        name: The volume, for messages.
 
     Raises:
         InputError: The budget holds no shard.
@@ -141,10 +141,10 @@ def restore_volume(
         target: The grid to restore on, over the same field of view.
         network: What restores.
         resources: Workers, what each takes, and the memory budget.
-        name: The volume, for sentences.
+        name: The volume, for messages.
         axes: Between file axes and network axes; those of the volume's grid by default.
         intensity: Which intensities are 0 and 1 to the network; found in the volume by default.
-        on_progress: Told whenever a shard is back.
+        on_progress: Called whenever a shard is back.
 
     Raises:
         InputError: The budget holds no shard, or the model cannot be loaded.
@@ -160,22 +160,22 @@ def restore_volume(
     canvas = axes.to_network(restored)
 
     tally = Tally()
-    with restorers(network, resources, len(plan.shards)) as crew:
+    with restorers(network, resources, len(plan.shards)) as pool:
         shared = share(coarse)
-        for outcome in crew.work(Job(shard, (shared, shard)) for shard in plan.shards):
+        for outcome in pool.work(Job(shard, (shared, shard)) for shard in plan.shards):
             if outcome.error is not None:
                 raise outcome.error
             canvas[tuple(slice(*side) for side in outcome.key.core)] = outcome.value.voxels
             tally.count(outcome)
             if on_progress is not None:
-                on_progress(Progress(tally.shards, len(plan.shards), tally.voxels, crew.seconds, crew.alive))
-        seconds = crew.seconds
+                on_progress(Progress(tally.shards, len(plan.shards), tally.voxels, pool.seconds, pool.alive))
+        seconds = pool.seconds
     return Restored(restored, plan, seconds, tally)
 
 
 @contextmanager
-def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterator[Crew]:
-    """Hire workers that hold a network, no more of them than there are shards; dismiss them at the end.
+def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterator[WorkerPool]:
+    """Start workers that hold a network, at most one per shard; shut them down at the end.
 
     Raises:
         ConfigError: The cluster has no room for the workers.
@@ -183,13 +183,13 @@ def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterat
     request = restoring_request(resources)
     require_room(resources.workers, request)
     model = share(network.content)
-    crew = Crew(
+    pool = WorkerPool(
         lambda: RemoteWorker(Restorer, (network.name, model, request.cpus), request),
         min(resources.workers, shards),
         retries=resources.retries,
         patience=resources.patience_seconds,
     )
     try:
-        yield crew
+        yield pool
     finally:
-        crew.dismiss()
+        pool.shut_down()

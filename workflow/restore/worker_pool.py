@@ -1,4 +1,4 @@
-"""A crew of workers: jobs go to whoever is free; one that dies, is silent or fails is replaced, its job tried again."""
+"""A pool of workers: jobs go to whoever is free; one that dies, is silent or fails is replaced, its job tried again."""
 
 import time
 from collections import deque
@@ -53,7 +53,7 @@ class Outcome:
 
 
 @dataclass(eq=False)
-class _Hand:
+class WorkerState:
     """One worker process, seen from the driver: jobs that it was given, the first being worked on."""
 
     worker: Worker
@@ -69,11 +69,11 @@ class _Hand:
         return self.given[0][0] if self.given else None
 
 
-class Crew:
+class WorkerPool:
     """Workers that hold one tool each and take jobs as they can.
 
     Args:
-        hire: Starts a worker.
+        start: Starts a worker.
         workers: How many.
         retries: How often a job is tried again after the worker's death, its silence or a failure that is not the
             input's fault.
@@ -82,17 +82,17 @@ class Crew:
 
     AHEAD = 2  # jobs given to a worker: while one is fetched and written, it works on the next
 
-    def __init__(self, hire: Callable[[], Worker], workers: int, *, retries: int, patience: float) -> None:
-        self._hire, self._retries, self._patience = hire, retries, patience
+    def __init__(self, start: Callable[[], Worker], workers: int, *, retries: int, patience: float) -> None:
+        self._start, self._retries, self._patience = start, retries, patience
         self._failed_starts = 0  # in a row
         self._began = 0.0
         self._again: deque[tuple[Job, int]] = deque()
-        self._hands = [_Hand(hire()) for _ in range(workers)]
+        self._workers = [WorkerState(start()) for _ in range(workers)]
 
     @property
     def alive(self) -> int:
         """Workers that hold their tool."""
-        return sum(hand.loaded for hand in self._hands)
+        return sum(state.loaded for state in self._workers)
 
     @property
     def seconds(self) -> float:
@@ -119,81 +119,81 @@ class Crew:
         source = chain([first], source)
         while True:
             exhausted = self._give(source)
-            if exhausted and not any(hand.given for hand in self._hands):
+            if exhausted and not any(state.given for state in self._workers):
                 return
             yield from self._collect()
 
-    def dismiss(self) -> None:
+    def shut_down(self) -> None:
         """End the workers."""
-        for hand in self._hands:
-            hand.worker.end()
-        self._hands = []
+        for state in self._workers:
+            state.worker.end()
+        self._workers = []
 
     def _give(self, source: Iterator[Job]) -> bool:
         """Give jobs to the workers that have room; returns whether there are no more."""
         # Who is ready first does not take ahead what those that still load could begin with.
-        ahead = self.AHEAD if all(hand.loaded for hand in self._hands) else 1
+        ahead = self.AHEAD if all(state.loaded for state in self._workers) else 1
         for depth in range(ahead):
-            for hand in self._hands:
-                if not hand.loaded or len(hand.given) > depth:
+            for state in self._workers:
+                if not state.loaded or len(state.given) > depth:
                     continue
                 job, retries = self._again.popleft() if self._again else (next(source, None), 0)
                 if job is None:
                     return True
-                if not hand.given:
-                    hand.since = time.monotonic()
-                    self._began = self._began or hand.since
-                hand.given.append((hand.worker.call(job.arguments), job, retries))
+                if not state.given:
+                    state.since = time.monotonic()
+                    self._began = self._began or state.since
+                state.given.append((state.worker.call(job.arguments), job, retries))
         return False
 
     def _collect(self) -> Iterator[Outcome]:
         """Wait for the next worker to finish something; replace those that are overdue."""
-        awaited = {hand.awaited: hand for hand in self._hands if hand.awaited is not None}
-        deadline = min(hand.since for hand in awaited.values()) + self._patience
+        awaited = {state.awaited: state for state in self._workers if state.awaited is not None}
+        deadline = min(state.since for state in awaited.values()) + self._patience
         for answer in first_answers(awaited, deadline - time.monotonic()):
-            hand = awaited[answer]
+            state = awaited[answer]
             try:
                 value = fetch(answer)
             except ValueError as error:
-                if not hand.loaded:
+                if not state.loaded:
                     raise
-                yield from self._finished(hand, error=error)
+                yield from self._finished(state, error=error)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's or its job's
                 # Out of memory, or with a GPU in disorder, the process would fail at the next job too.
-                yield from self._lost(hand, error)
+                yield from self._lost(state, error)
             else:
-                if not hand.loaded:
-                    hand.loaded, self._failed_starts = True, 0
+                if not state.loaded:
+                    state.loaded, self._failed_starts = True, 0
                 else:
-                    yield from self._finished(hand, value=value)
+                    yield from self._finished(state, value=value)
         now = time.monotonic()
-        for hand in [hand for hand in awaited.values() if hand in self._hands and hand.awaited is not None]:
-            if now - hand.since >= self._patience:
-                yield from self._lost(hand, WorkerError(f"the worker did not answer for {self._patience:g} s"))
+        for state in [state for state in awaited.values() if state in self._workers and state.awaited is not None]:
+            if now - state.since >= self._patience:
+                yield from self._lost(state, WorkerError(f"the worker did not answer for {self._patience:g} s"))
 
     def _finished(
-        self, hand: _Hand, value: object = None, error: Exception | None = None, *, again: bool = False
+        self, state: WorkerState, value: object = None, error: Exception | None = None, *, again: bool = False
     ) -> Iterator[Outcome]:
         """Take the first job from a worker."""
-        _, job, retries = hand.given.popleft()
-        hand.since = time.monotonic()
+        _, job, retries = state.given.popleft()
+        state.since = time.monotonic()
         if again and retries < self._retries:
             self._again.appendleft((job, retries + 1))
         else:
             yield Outcome(job.key, value, error, retries)
 
-    def _lost(self, hand: _Hand, error: Exception) -> Iterator[Outcome]:
+    def _lost(self, state: WorkerState, error: Exception) -> Iterator[Outcome]:
         """Replace a worker; its first job counts a try, those that waited behind it do not."""
-        hand.worker.end()
-        self._hands.remove(hand)
-        if not hand.loaded:
+        state.worker.end()
+        self._workers.remove(state)
+        if not state.loaded:
             self._failed_starts += 1
-        suspected, waiting = list(hand.given)[:1], list(hand.given)[1:]
+        suspected, waiting = list(state.given)[:1], list(state.given)[1:]
         self._again.extendleft((job, retries) for _, job, retries in reversed(waiting))
         if suspected:
             # Tried again before the others: if it is what kills workers, none of them is blamed for it.
-            yield from self._finished(hand, error=error, again=True)
+            yield from self._finished(state, error=error, again=True)
         if self._failed_starts <= self._retries:
-            self._hands.append(_Hand(self._hire()))
-        elif not self._hands:
+            self._workers.append(WorkerState(self._start()))
+        elif not self._workers:
             raise WorkerError(f"Cannot keep a worker alive: {str(error).rstrip('.')}.") from error

@@ -80,7 +80,7 @@ def _verdict(report: Report, stages: Sequence[Stage]) -> str:
 
 
 def verdict(difference: float, *, agrees: bool) -> Text:
-    """Sentence on the layer and the operation run side by side."""
+    """Summary of the layer and the operation run side by side."""
     if agrees:
         return Text("Verified: every layer and operation made the shape above, and their values agree within 1e-5.")
     return Text(f"NOT verified: layer and operation differ, in shape or by {difference:g} in value.")

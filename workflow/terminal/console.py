@@ -49,7 +49,7 @@ def screen(as_json: bool) -> Iterator[Screen]:  # noqa: FBT001 - one switch, nam
     """Open the screen of a command.
 
     With `as_json`, file descriptor 1 leads to standard error while the command works, so that nothing that a library
-    or a child process prints can stand beside the JSON object. An error that ends the command becomes the object
+    or a child process prints can stand next to the JSON object. An error that ends the command becomes the object
     `{"error": …}`.
     """
     from rich.console import Console

@@ -15,7 +15,7 @@ class Advance(Protocol):
         """Take a step.
 
         Args:
-            remark: What is to be read beside the bar.
+            remark: What is to be read next to the bar.
             total: Steps until it is done, if it is another number than before.
         """
 

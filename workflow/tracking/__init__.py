@@ -1,4 +1,4 @@
-"""The one door to MLflow: the store, runs and their single writer, models, and reading back what was recorded."""
+"""The only package that imports MLflow: the store, runs and their single writer, models, and reading runs back."""
 
 from workflow.tracking.inputs import InputVolume, input_volume
 from workflow.tracking.models import logged_model, resolve_model

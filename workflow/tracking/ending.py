@@ -18,19 +18,19 @@ def exit_on_sigterm() -> Iterator[None]:
         return
 
     status = 128 + signal.SIGTERM
-    told = False
+    reported = False
 
     def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a handler is called with
-        nonlocal told
-        if not told:  # batch systems tell more than once: what is being saved goes on
-            told = True
+        nonlocal reported
+        if not reported:  # batch systems tell more than once: what is being saved goes on
+            reported = True
             sys.exit(status)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     except SystemExit as left:
-        if told:  # Ray, waiting for its workers, makes another status of it
+        if reported:  # Ray, waiting for its workers, makes another status of it
             left.code = status
         raise
     finally:

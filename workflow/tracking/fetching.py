@@ -51,8 +51,8 @@ def fetched_run(run_id: str) -> Iterator[FetchedRun]:
                     "or set MLFLOW_TRACKING_URI to the store that has it."
                 ) from error
             for path in _files(client, run_id):
-                with tempfile.TemporaryDirectory(dir=folder) as beside:
-                    fetched = Path(client.download_artifacts(run_id, path, beside))
+                with tempfile.TemporaryDirectory(dir=folder) as partial:
+                    fetched = Path(client.download_artifacts(run_id, path, partial))
                     (folder / path).parent.mkdir(parents=True, exist_ok=True)
                     fetched.rename(folder / path)
             fetch_models(client, run, folder)

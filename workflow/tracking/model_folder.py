@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from tasks.artifacts.contracts import ModelContract
-from tasks.artifacts.manifest import Seal
+from tasks.artifacts.manifest import ManifestEntry
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.shape_contract import ContractError
 from workflow.tracking import serving
@@ -22,11 +22,11 @@ SERVING_MODULE = "voxlift_serving"
 CONTRACT_KEY = "voxlift"
 
 
-def logged_seal(folder: Path) -> Seal | None:
-    """Return the seal of the `.keras` file that stands in an `MLmodel`, None if it is no model of ours."""
+def logged_entry(folder: Path) -> ManifestEntry | None:
+    """Return the manifest entry of the `.keras` file that stands in an `MLmodel`, None if voxlift did not write it."""
     try:
         metadata = yaml.safe_load((folder / "MLmodel").read_text())["metadata"]
-        return Seal.model_validate_json(metadata[CONTRACT_KEY])
+        return ManifestEntry.model_validate_json(metadata[CONTRACT_KEY])
     except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
         return None
 
@@ -37,7 +37,7 @@ def network_of(path: Path) -> set[tuple[str, int]]:
         return {(entry.filename, entry.CRC) for entry in archive.infolist() if entry.filename != "metadata.json"}
 
 
-def write_folder(folder: Path, model_path: Path, seal: Seal, example: tuple[int, int, int]) -> None:
+def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: tuple[int, int, int]) -> None:
     """Write all that MLflow wants to load a model: weights, the code that answers, an example, packages, card."""
     (folder / "data").mkdir(parents=True)
     (folder / "code").mkdir()
@@ -58,16 +58,16 @@ def write_folder(folder: Path, model_path: Path, seal: Seal, example: tuple[int,
     write_mlmodel(folder, seal)
 
 
-def write_mlmodel(folder: Path, seal: Seal, run_id: str | None = None, model_id: str | None = None) -> None:
-    """Write the `MLmodel`: signature with the true free axes, both flavours, and the seal of the weights."""
+def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, model_id: str | None = None) -> None:
+    """Write the `MLmodel`: signature with the true free axes, both flavours, and the manifest entry of the weights."""
     import numpy as np
     from mlflow import pyfunc
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    promised = seal.contract
-    assert isinstance(promised, ModelContract)  # noqa: S101 - what `sealed` was given
-    tensor = promised.tensor()
+    output_contract = seal.contract
+    assert isinstance(output_contract, ModelContract)  # noqa: S101 - what `manifest_entry` was given
+    tensor = output_contract.tensor()
     # Unnamed: Keras gives the input another name when it is loaded again.
     spec = Schema([TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))])
     known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
@@ -89,8 +89,8 @@ def write_mlmodel(folder: Path, seal: Seal, run_id: str | None = None, model_id:
     model.save(str(folder / "MLmodel"))
 
 
-def require_answers(folder: Path, promised: ModelContract, shapes: Sequence[tuple[int, int, int]]) -> None:
-    """Ask the model, loaded by MLflow, and check that what it returns has the promised shape.
+def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequence[tuple[int, int, int]]) -> None:
+    """Ask the model, loaded by MLflow, and check that what it returns has the shape in the contract.
 
     Raises:
         ContractError: It has not.
@@ -100,12 +100,12 @@ def require_answers(folder: Path, promised: ModelContract, shapes: Sequence[tupl
 
     loaded = pyfunc.load_model(str(folder))
     for shape in shapes:
-        probe = np.zeros((1, *shape, promised.channels), promised.dtype)
+        probe = np.zeros((1, *shape, output_contract.channels), output_contract.dtype)
         try:
             answer = loaded.predict(probe)
         except ValueError as error:
             raise ContractError(f"The model departs from its contract: {error}") from None
-        promised.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
+        output_contract.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
 
 
 def _requirements() -> list[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.artifacts.contracts import ModelContract
-from tasks.artifacts.manifest import Seal, file_digest, sealed
+from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
 from tasks.errors import InputError
 from workflow.tracking.model_folder import (
     MODEL_FILE,
-    logged_seal,
+    logged_entry,
     network_of,
     require_answers,
     write_folder,
@@ -42,7 +42,7 @@ def logged_model(
         model_path: The `.keras` file.
         probe_shapes: Depth, height and width of the inputs that the model must answer in their own shape; the first is
             that of the example that is logged.
-        contract: What the model promises; a restorer of any stride by default.
+        contract: Of the model; a restorer of any stride by default.
 
     Yields:
         The model's URI, once.
@@ -55,15 +55,15 @@ def logged_model(
 
     client = MlflowClient(tracking_uri=address.tracking_uri)
     run = client.get_run(address.run_id)
-    promised = contract or ModelContract()
-    seal = sealed(model_path, promised)
+    output_contract = contract or ModelContract()
+    seal = manifest_entry(model_path, output_contract)
     if known := _logged_before(client, run, model_path):
         yield f"models:/{known}"
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         write_folder(folder, model_path, seal, probe_shapes[0])
-        require_answers(folder, promised, probe_shapes)
+        require_answers(folder, output_contract, probe_shapes)
         entity = client.create_logged_model(
             run.info.experiment_id,
             "model",
@@ -101,15 +101,15 @@ def resolve_model(text: str) -> Path:
             f"Cannot load the model {text}: it {what}. Name a .keras file, a folder with one, models:/NAME@champion or "
             "runs:/RUN/model."
         )
-    seal = logged_seal(folder)
+    seal = logged_entry(folder)
     if seal and file_digest(files[0]) != seal.sha256:
-        said = "; ".join(seal.damages(files[0]))
+        said = "; ".join(seal.problems(files[0]))
         raise InputError(f"Cannot load the model {text}: {files[0].name} departs from what was logged: {said}.")
     return files[0]
 
 
-def model_seals(client: "MlflowClient", run: "Run", into: Path) -> dict[str, Seal]:
-    """Seal every file of the models that a run has logged.
+def model_entries(client: "MlflowClient", run: "Run", into: Path) -> dict[str, ManifestEntry]:
+    """Make manifest entries for every file of the models that a run has logged.
 
     Args:
         client: Of the store.
@@ -117,14 +117,14 @@ def model_seals(client: "MlflowClient", run: "Run", into: Path) -> dict[str, Sea
         into: Folder that the files are fetched to, as `model/…`.
 
     Returns:
-        Seals by path within the run.
+        Entries by path within the run.
     """
-    seals: dict[str, Seal] = {}
+    seals: dict[str, ManifestEntry] = {}
     for folder in fetch_models(client, run, into).values():
-        known = logged_seal(folder)
+        known = logged_entry(folder)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             inside = path.relative_to(into).as_posix()
-            seals[inside] = known if known and inside.endswith(MODEL_FILE) else sealed(path)
+            seals[inside] = known if known and inside.endswith(MODEL_FILE) else manifest_entry(path)
     return seals
 
 

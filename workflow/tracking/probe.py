@@ -167,15 +167,15 @@ def _require_place(uri: str) -> None:
 
 @contextmanager
 def _one_sentence(uri: str) -> Iterator[None]:
-    """Make whatever is raised against the store a sentence, without the password that the URI may hold."""
+    """Make whatever is raised against the store a message, without the password that the URI may hold."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
-        cure = "Make room there and see that you may write" if uri.startswith(SQLITE) else "Start the server"
+        remedy = "Make room there and see that you may write" if uri.startswith(SQLITE) else "Start the server"
         raise InputError(
-            f"Cannot record in the tracking store {shown(uri)}: {_first_line(error)}. {cure}, or set"
+            f"Cannot record in the tracking store {shown(uri)}: {_first_line(error)}. {remedy}, or set"
             " MLFLOW_TRACKING_URI to a store that is there."
         ) from error
 
@@ -185,7 +185,7 @@ def _first_line(error: Exception) -> str:
     while deeper := root.__cause__ or root.__context__:
         root = deeper
     # What the system says is plainer than what layers of clients make of it.
-    told = root if isinstance(root, OSError | sqlite3.Error) else error
-    said = (isinstance(told, OSError) and told.strerror) or str(told) or type(told).__name__
-    # Within one sentence.
+    reported = root if isinstance(root, OSError | sqlite3.Error) else error
+    said = (isinstance(reported, OSError) and reported.strerror) or str(reported) or type(reported).__name__
+    # Within one message.
     return said.strip().splitlines()[0][:200].rstrip(". ").replace(". ", "; ")

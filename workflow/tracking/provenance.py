@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("keras", "mlflow", "nibabel", "numpy", "ray", "scipy", "tensorflow", "tensorflow-cpu", "voxlift")
 ENVIRONMENT = "environment.json"
 NOT_RECORDED = "not-recorded"
-# What a job on a cluster is told, where the code was uploaded without its repository: `git describe --always --dirty`.
+# Set for a job on a cluster where the code was uploaded without its repository: `git describe --always --dirty`.
 COMMIT = "VOXLIFT_COMMIT"
 
 
@@ -111,10 +111,10 @@ def code_state() -> dict[str, str]:
         dirty = bool(git("status", "--porcelain", "--untracked-files=no"))
         return {"commit": git("rev-parse", "HEAD"), "dirty": "yes" if dirty else "no"}
     except (OSError, subprocess.SubprocessError):
-        told = os.environ.get(COMMIT, "")
-        if not told:
+        reported = os.environ.get(COMMIT, "")
+        if not reported:
             return {"commit": "unknown", "dirty": "unknown"}
-        return {"commit": told.removesuffix("-dirty"), "dirty": "yes" if told.endswith("-dirty") else "no"}
+        return {"commit": reported.removesuffix("-dirty"), "dirty": "yes" if reported.endswith("-dirty") else "no"}
 
 
 def versions() -> dict[str, str]:

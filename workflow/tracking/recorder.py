@@ -15,15 +15,15 @@ from tasks.artifacts.manifest import (
     PLAIN,
     Contracts,
     ContractsError,
-    Seal,
+    ManifestEntry,
     file_digest,
+    manifest_entry,
     read_contracts,
-    sealed,
 )
 from tasks.volume.anonymous import anonymous_copy
 from workflow.tracking.ending import exit_on_sigterm, uninterrupted
 from workflow.tracking.inputs import InputVolume, dataset_input
-from workflow.tracking.models import model_seals
+from workflow.tracking.models import model_entries
 from workflow.tracking.store import RunAddress, experiment_id, opened_store, tracking_uri
 from workflow.tracking.system import SYSTEM_PREFIX, SystemSampler
 
@@ -45,7 +45,7 @@ class Recorder:
         client: Of the store.
         address: Of the run.
         steps: The last step of each metric that an earlier part of the run has logged; what is not beyond is left out.
-        seals: Of the artifacts that an earlier part of the run has logged.
+        seals: Manifest entries of the artifacts that an earlier part of the run has logged.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Recorder:
         client: "MlflowClient",
         address: RunAddress,
         steps: Mapping[str, int] | None = None,
-        seals: Mapping[str, Seal] | None = None,
+        seals: Mapping[str, ManifestEntry] | None = None,
     ) -> None:
         self.address = address
         self._client = client
@@ -102,13 +102,13 @@ class Recorder:
 
     def artifact(
         self, path: Path, folder: str | None = None, contract: Contract = PLAIN, *, name: str | None = None
-    ) -> Seal:
+    ) -> ManifestEntry:
         """Read a file back, check its contract, and record it in a folder of the run's artifacts.
 
         Args:
             path: The file.
             folder: Of the run's artifacts.
-            contract: What the file promised.
+            contract: Of the file.
             name: Instead of the file's own, which may tell whose it is.
 
         Raises:
@@ -117,14 +117,14 @@ class Recorder:
         if name is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 return self.artifact(Path(shutil.copyfile(path, Path(scratch) / name)), folder, contract)
-        seal = sealed(path, contract)
+        seal = manifest_entry(path, contract)
         self._client.log_artifact(self.address.run_id, str(path), folder)
         self._seals[f"{folder}/{path.name}" if folder else path.name] = seal
-        # Now, not only at the end: a run that is killed and resumed still knows what it promised.
+        # Now, not only at the end: a run that is killed and resumed still knows its contracts.
         self._log_contracts()
         return seal
 
-    def volume(self, path: Path, folder: str, contract: VolumeContract, *, with_header: bool) -> Seal:
+    def volume(self, path: Path, folder: str, contract: VolumeContract, *, with_header: bool) -> ManifestEntry:
         """Record a volume; without what its header says beyond geometry, unless `with_header`.
 
         Raises:
@@ -170,7 +170,7 @@ class Recorder:
         self._client.log_batch(self.address.run_id, tags=[RunTag(key, value) for key, value in values.items()])
 
     def describe(self, markdown: str) -> None:
-        """Describe the run in Markdown, at the head of its page."""
+        """Describe the run in Markdown, at the top of its page."""
         self.tags({NOTE_TAG: markdown})
 
     def end(self, status: str) -> None:
@@ -188,7 +188,7 @@ class Recorder:
         """Put the models under contract too, and note on the run itself what its contracts are."""
         run = self._client.get_run(self.address.run_id)
         with tempfile.TemporaryDirectory() as scratch:
-            self._seals = model_seals(self._client, run, Path(scratch)) | self._seals
+            self._seals = model_entries(self._client, run, Path(scratch)) | self._seals
         self.tags({CONTRACTS_TAG: self._log_contracts()})
 
     def _log_contracts(self) -> str:
@@ -263,7 +263,7 @@ def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> 
         return None
     steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
     with tempfile.TemporaryDirectory() as scratch:
-        seals: Mapping[str, Seal] = {}
+        seals: Mapping[str, ManifestEntry] = {}
         if any(entry.path == CONTRACTS_FILE for entry in client.list_artifacts(run_id)):
             client.download_artifacts(run_id, CONTRACTS_FILE, scratch)
             with suppress(ContractsError):

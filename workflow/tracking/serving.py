@@ -28,7 +28,7 @@ class ServedRestorer:
         """Restore a batch of volumes.
 
         Raises:
-            ValueError: The tensor does not fit: the sentence says which axis, what is wanted and what was received.
+            ValueError: The tensor does not fit: the message says which axis, what is wanted and what was received.
         """
         tensor = np.asarray(data)
         wanted = f"a float32 tensor with the axes {', '.join(AXES)}"

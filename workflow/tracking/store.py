@@ -1,4 +1,4 @@
-"""Where runs are recorded: the store, its experiments, and the sentence when it cannot be used."""
+"""Where runs are recorded: the store, its experiments, and the message when it cannot be used."""
 
 import fcntl
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# A server that is not there is told after seconds, not after minutes.
+# An absent server is reported after seconds, not after minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -51,8 +51,8 @@ class RunAddress:
 
     def write(self, path: Path) -> None:
         """Leave it in a file, for who goes on with the run."""
-        with replacing(path) as beside:
-            beside.write_text(json.dumps(asdict(self)))
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(asdict(self)))
 
 
 def tracking_uri() -> str:
@@ -62,7 +62,7 @@ def tracking_uri() -> str:
 
 @contextmanager
 def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]:
-    """Open the store; what MLflow says against it becomes one sentence.
+    """Open the store; what MLflow says against it becomes one message.
 
     Args:
         doing: What is being done, to follow "Cannot".
@@ -129,7 +129,7 @@ def require_experiment(client: "MlflowClient", uri: str, name: str) -> str | Non
 
 
 def _artifact_location(uri: str) -> str | None:
-    """Artifacts of a SQLite store lie beside its file; a server knows its own place."""
+    """Artifacts of a SQLite store lie next to its file; a server knows its own place."""
     return (_sqlite_folder(uri) / "mlruns").as_uri() if uri.startswith(SQLITE) else None
 
 

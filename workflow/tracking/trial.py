@@ -13,7 +13,7 @@ from workflow.tracking.store import SQLITE, opened_store, require_experiment, sh
 def try_store(experiments: Sequence[str]) -> StoreProbe:
     """Write a run to the store, read it back and delete it; look whether the experiments may be recorded in.
 
-    A SQLite file that is not there yet is tried out in a scratch folder beside its place.
+    A SQLite file that is not there yet is tried out in a scratch folder next to its place.
 
     Args:
         experiments: Names; those that are not there would be made by the run.

@@ -75,7 +75,7 @@ def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | 
     except ContractsError as error:
         said.append(str(error))
     # A folder of the user may hold files of other kinds; what a run has logged is all under contract.
-    damages = contracts.damages(folder, alone=run_id is not None) if contracts.seals else {}
+    damages = contracts.problems(folder, alone=run_id is not None) if contracts.seals else {}
     found = [Damage(path, tuple(damage)) for path, damage in damages.items()]
     about_contracts = [Damage(CONTRACTS_FILE, tuple(said))] if said else []
     return Verification(what, len(contracts.seals), (*about_contracts, *found))

@@ -21,7 +21,7 @@ from workflow.tracking import InputVolume, input_volume
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingSource:
     """What one file gives to learn from.
 
     Args:
@@ -80,7 +80,7 @@ def training_volumes(config: RunConfig) -> list[TrainingVolume]:
     return [lesson(config, path).training for path in training_paths(config)]
 
 
-def lesson(config: RunConfig, path: Path) -> Lesson:
+def lesson(config: RunConfig, path: Path) -> TrainingSource:
     """Read one file to learn from.
 
     Raises:
@@ -89,7 +89,7 @@ def lesson(config: RunConfig, path: Path) -> Lesson:
     volume = read_volume(path)
     if config.data.mixture.slices:
         axes = network_axes(volume.grid)
-        return Lesson(
+        return TrainingSource(
             scan_to_learn_from(volume),
             volume,
             target_grid(volume.grid, axes.of_network(config.degradation.scale)),
@@ -97,7 +97,7 @@ def lesson(config: RunConfig, path: Path) -> Lesson:
         )
     trial = degraded_trial(volume, config.degradation, config.training.seed)
     slab, _ = held_out_slabs(volume.grid.shape, config.data.held_out)
-    return Lesson(training_volume(trial, slab), trial.coarse, trial.padded, trial.axes)
+    return TrainingSource(training_volume(trial, slab), trial.coarse, trial.padded, trial.axes)
 
 
 def validation_volumes(config: RunConfig) -> list[ValidationVolume]:

@@ -50,7 +50,7 @@ class TrainReport:
 
 
 def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, float]) -> str:
-    """Describe the run in Markdown, for the head of its page in MLflow.
+    """Describe the run in Markdown, for the top of its page in MLflow.
 
     Args:
         trained: What training left.
@@ -79,7 +79,7 @@ def summary(report: TrainReport) -> "list[RenderableType]":
         "time": f"{report.seconds:.0f} s on {report.replicas} {report.device} replica(s),"
         f" {report.waiting_share:.1%} of the steps waiting for patches",
         "network": f"{report.parameters} weights, {report.multiply_adds_per_voxel} multiply-adds per voxel",
-        "receptive field": f"{reach} voxels beside its own along depth, height and width",
+        "receptive field": f"{reach} voxels next to its own along depth, height and width",
         "loss": f"{report.final_loss:.3g}",
         "model": str(report.model),
         "MLflow run": report.mlflow.run_id,

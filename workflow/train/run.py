@@ -86,14 +86,14 @@ def run_train(
         resume=resume,
         start_from=start_from,
     )
-    promised = ModelContract(total_stride=config.network.total_stride)
+    output_contract = ModelContract(total_stride=config.network.total_stride)
     experiment = address.experiment if address else config.tracking.experiment
     with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
         where = recorder.address
         require_shared(folder)
         where.write(folder / ADDRESS)
-        with replacing(folder / CONFIG) as beside:
-            beside.write_text(resolved_yaml(config))
+        with replacing(folder / CONFIG) as partial:
+            partial.write_text(resolved_yaml(config))
         if not recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
             recorder.inputs(training_inputs(config))
             record_setup(recorder, config, "train")
@@ -104,7 +104,7 @@ def run_train(
         probes = [stride, config.training.patch]
         request = training_request(config)
         with recorder.phase("model check"):
-            (uri,) = stream(logged_model, where, trained.path, probes, promised, request=request, stop=stop)
+            (uri,) = stream(logged_model, where, trained.path, probes, output_contract, request=request, stop=stop)
         name_of_model = config.tracking.registered_model
         registered = register_model(where, uri, name_of_model).uri if registers and not parent else uri
         recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
@@ -132,7 +132,7 @@ def run_train(
 def _streamed(
     job: TrainingJob, recorder: Recorder, console: "Console", stop: Event | None
 ) -> tuple[TrainedModel, float]:
-    """Train in a process of its own; this one writes the curve, each point once however often it is told."""
+    """Train in a process of its own; this one writes the curve, each point once however often it is reported."""
     loss = float("nan")
     total = job.config.training.steps
     with progress_bar(console, "Training", total) as advance:

@@ -202,9 +202,9 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
 
 
 def _remember(folder: Path, trials: Sequence[Trial], recorder: Recorder) -> None:
-    with replacing(folder / SWEEP) as beside:
+    with replacing(folder / SWEEP) as partial:
         settings = [trial.settings for trial in trials]
-        beside.write_text(json.dumps({"run_id": recorder.address.run_id, "trials": settings}))
+        partial.write_text(json.dumps({"run_id": recorder.address.run_id, "trials": settings}))
 
 
 def _finished(folder: Path, trials: Sequence[Trial]) -> dict[int, RunRecord]:

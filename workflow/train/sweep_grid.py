@@ -10,7 +10,7 @@ import yaml
 from configs.errors import ConfigError
 
 KEY = "sweep"
-MOST = 500
+MAX_TRAININGS = 500
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def trials(varied: Mapping[str, Any]) -> list[Trial]:
     if not axes:
         raise ConfigError(f"Cannot sweep: the section {KEY} of the configuration names no key to vary.")
     made = [Trial(number, settings) for number, settings in enumerate(product(*axes), start=1)]
-    if len(made) > MOST:
-        raise ConfigError(f"Cannot sweep: {len(made)} trainings are more than {MOST}. Vary less at a time.")
+    if len(made) > MAX_TRAININGS:
+        raise ConfigError(f"Cannot sweep: {len(made)} trainings are more than {MAX_TRAININGS}. Vary less at a time.")
     return made
 
 

@@ -79,13 +79,13 @@ def run_adaptation(
         return folder / MODEL
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    with replacing(folder / MADE_FROM) as beside:
-        beside.write_text(made_from)
+    with replacing(folder / MADE_FROM) as partial:
+        partial.write_text(made_from)
     start_from = None
     if given is not None:
         start_from = folder / "start.keras"
-        with replacing(start_from) as beside:
-            beside.write_bytes(given.content)
+        with replacing(start_from) as partial:
+            partial.write_bytes(given.content)
     with cluster(resources.workers * resources.cpus_per_worker):
         return run_train(
             config,

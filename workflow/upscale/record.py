@@ -1,4 +1,4 @@
-"""What MLflow keeps of a super-resolution run, and the contracts and QC pages that stand beside its outputs."""
+"""What MLflow keeps of a super-resolution run, and the contracts and QC pages that stand next to its outputs."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.load import flatten
 from tasks.artifacts.contracts import VolumeContract, volume_contract
-from tasks.artifacts.manifest import ContractsError, Seal, read_contracts, sealed, write_contracts
+from tasks.artifacts.manifest import ContractsError, ManifestEntry, manifest_entry, read_contracts, write_contracts
 from tasks.files.naming import output_paths, sidecar_name, split_name
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
@@ -19,12 +19,12 @@ from workflow.tracking import Recorder, input_volume
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
 from workflow.upscale.report import UpscaleReport
 from workflow.upscale.volume_work import VolumeWork
-from workflow.upscale.volumes import Order
+from workflow.upscale.volumes import UpscaleRequest
 
 PAGE_VOXELS = 1 << 27  # larger outputs get no QC page, which holds the volume several times: 4 GiB at this size
 
 
-def address_file(order: Order) -> Path:
+def address_file(order: UpscaleRequest) -> Path:
     """Where it is kept which run records an order, until it is done: who resumes it goes on in that run."""
     outputs = [path.name for path in output_paths(order.sources, order.out)]
     asked = {name: str(value) for name, value in _asked(order).items()}
@@ -32,11 +32,11 @@ def address_file(order: Order) -> Path:
     return order.out / ".voxlift" / f"{key}.run.json"
 
 
-def _asked(order: Order) -> dict[str, object]:
+def _asked(order: UpscaleRequest) -> dict[str, object]:
     return {name: getattr(order, name) for name in ("scale", "spacing", "slice_axis", "dtype", "correct")}
 
 
-def record_order(recorder: Recorder, order: Order, works: Sequence[VolumeWork]) -> None:
+def record_order(recorder: Recorder, order: UpscaleRequest, works: Sequence[VolumeWork]) -> None:
     """Record what is to be done, from what and with what, once; no path and nothing from a header."""
     if recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
         return
@@ -56,13 +56,13 @@ def record_order(recorder: Recorder, order: Order, works: Sequence[VolumeWork]) 
     record_environment(recorder, "upscale")
 
 
-def promised(work: VolumeWork) -> VolumeContract:
+def output_contract(work: VolumeWork) -> VolumeContract:
     """What the output of a planned volume must be, whatever is computed."""
     return volume_contract(work.target, stored_name(work.scan.header.dtype, work.dtype), work.times)
 
 
 def keep_output(recorder: Recorder, work: VolumeWork) -> None:
-    """Put a written output and what stands beside it under contract in their folder.
+    """Put a written output and what stands next to it under contract in their folder.
 
     Args:
         recorder: Of the run.
@@ -72,8 +72,11 @@ def keep_output(recorder: Recorder, work: VolumeWork) -> None:
         ContractError: The output departs from the target grid or its type.
     """
     _page(work).unlink(missing_ok=True)  # of an output that is no more
-    beside = work.output.with_name(sidecar_name(work.output.name))
-    seals = {work.output.name: sealed(work.output, promised(work)), beside.name: sealed(beside)}
+    partial = work.output.with_name(sidecar_name(work.output.name))
+    seals = {
+        work.output.name: manifest_entry(work.output, output_contract(work)),
+        partial.name: manifest_entry(partial),
+    }
     write_contracts(work.output.parent, _known(work.output.parent) | seals, recorder.address.run_id)
 
 
@@ -82,7 +85,7 @@ def _page(work: VolumeWork) -> Path:
 
 
 def keep_page(recorder: Recorder, number: int, work: VolumeWork) -> str:
-    """Make the QC page of a written output, beside it and in the run, unless an earlier run has made it.
+    """Make the QC page of a written output, next to it and in the run, unless an earlier run has made it.
 
     Args:
         recorder: Of the run.
@@ -99,7 +102,7 @@ def keep_page(recorder: Recorder, number: int, work: VolumeWork) -> str:
         return "too large for a QC page"
     write_quality_page(page, upscaled_case(f"volume {number}", work))
     recorder.artifact(page, "quality", name=f"{number}.html")
-    write_contracts(page.parent, _known(page.parent) | {page.name: sealed(page)}, recorder.address.run_id)
+    write_contracts(page.parent, _known(page.parent) | {page.name: manifest_entry(page)}, recorder.address.run_id)
     return ""
 
 
@@ -125,7 +128,7 @@ def record_report(recorder: Recorder, report: UpscaleReport) -> None:
 
 
 def _description(report: UpscaleReport) -> str:
-    """Describe the run in Markdown, for the head of its page."""
+    """Describe the run in Markdown, for the top of its page."""
     lines = [
         f"{len(report.volumes) - len(report.failed)} of {len(report.volumes)} volume(s) super-resolved on"
         f" {report.workers} worker(s), {report.voxels_per_second / 1e6:.2f} million voxels per second.",
@@ -144,8 +147,8 @@ def _description(report: UpscaleReport) -> str:
     return "\n".join(lines)
 
 
-def _known(folder: Path) -> dict[str, Seal]:
-    """The seals of what earlier runs have written to a folder and what is still there."""
+def _known(folder: Path) -> dict[str, ManifestEntry]:
+    """Manifest entries of what earlier runs have written to a folder and what is still there."""
     with suppress(ContractsError):
         return {name: seal for name, seal in read_contracts(folder).seals.items() if (folder / name).is_file()}
     return {}

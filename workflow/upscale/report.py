@@ -177,7 +177,7 @@ def plan_report(works: Sequence[VolumeWork], budget_mib: int) -> PlanReport:
 
 
 def sidecar(work: VolumeWork, run_id: str | None) -> Sidecar:
-    """What stands beside a written output."""
+    """What stands next to a written output."""
     report = volume_report(work)
     intensities = tuple((found.low, found.high) for _, found in sorted(work.intensities.items()))
     return Sidecar(

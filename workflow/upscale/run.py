@@ -12,7 +12,7 @@ from workflow.tracking import RunAddress, recorded_run, resolve_model, tracking_
 from workflow.upscale.record import address_file, keep_output, keep_page, record_order, record_report
 from workflow.upscale.report import MlflowAddress, UpscaleReport, understood
 from workflow.upscale.volume_work import VolumeWork
-from workflow.upscale.volumes import Order, plan_volumes, upscale
+from workflow.upscale.volumes import UpscaleRequest, plan_volumes, upscale
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ def saved_network(model: str) -> NetworkFile:
     return read_network(resolve_model(model))
 
 
-def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
+def run_upscaling(order: UpscaleRequest, console: "Console") -> UpscaleReport:
     """Super-resolve volumes and record it.
 
     Args:
@@ -65,11 +65,11 @@ def run_upscaling(order: Order, console: "Console") -> UpscaleReport:
             progress_bar(console, "Restoring", shards) as advance,
         ):
 
-            def told(progress: Progress) -> None:
+            def reported(progress: Progress) -> None:
                 remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
                 advance(remark, progress.shards)
 
-            report = upscale(replace(order, run_id=address.run_id), planned, told, partial(keep_output, recorder))
+            report = upscale(replace(order, run_id=address.run_id), planned, reported, partial(keep_output, recorder))
         record_report(recorder, report)
         # Only now: they would take the time of the workers, and an output is worth having without its page.
         done = {number: work for number, work in works.items() if work.failure is None}

@@ -33,12 +33,12 @@ def note(record: Path, output: Path, asked: Sequence[object], written: Written) 
     Args:
         record: Where.
         output: The file that was written.
-        asked: Plain data, what decides on the output beside what the record is named by.
+        asked: Plain data, what decides on the output next to what the record is named by.
         written: What was written.
     """
     content = {"output": file_digest(output), "asked": list(asked), "written": asdict(written)}
-    with replacing(record) as beside:
-        beside.write_text(json.dumps(content))
+    with replacing(record) as partial:
+        partial.write_text(json.dumps(content))
 
 
 def noted(record: Path, output: Path, asked: Sequence[object]) -> Written | None:

@@ -223,14 +223,14 @@ class VolumeWork:
         self.written = written
 
     def conclude(self) -> None:
-        """Note that the output and what stands beside it are done, and drop the cores."""
+        """Note that the output and what stands next to it are done, and drop the cores."""
         if self.written is not None:
             note(self._record, self.output, self._asked, self.written)
             ShardStore(self._record.with_suffix("")).clear()
 
     @property
     def _asked(self) -> list[str | bool | None]:
-        """What decides on the output beside its cores."""
+        """What decides on the output next to its cores."""
         return [self.dtype, self.corrects]
 
     def _slabs(self, digest: "hashlib._Hash", checks: list[Consistency]) -> Iterator[NDArray[np.float32]]:

@@ -34,7 +34,7 @@ OnWritten = Callable[[VolumeWork], None]
 
 
 @dataclass(frozen=True)
-class Order:
+class UpscaleRequest:
     """What is to be super-resolved, and how.
 
     Args:
@@ -46,10 +46,10 @@ class Order:
         spacing: Wanted mm along (i, j, k), instead of a scale.
         slice_axis: The file axis across the slices, 0, 1 or 2; without it the one of the largest spacing.
         dtype: Of the outputs on disk; None keeps integers.
-        correct: Make outputs explain their inputs, as far as the model's card says what leads from one to the other.
+        correct: Make outputs consistent with their inputs, as far as the model's card gives the degradation.
         resume: Go on with what an interrupted run left.
         fail_fast: Stop at the first volume that fails.
-        run_id: Of the MLflow run that records it, for the files beside the outputs.
+        run_id: Of the MLflow run that records it, for the files next to the outputs.
     """
 
     sources: Sequence[Path]
@@ -66,7 +66,7 @@ class Order:
     run_id: str | None = None
 
 
-def plan_volumes(order: Order) -> list[VolumeWork | InputError]:
+def plan_volumes(order: UpscaleRequest) -> list[VolumeWork | InputError]:
     """Check every volume to its last byte and plan it, before any work.
 
     Returns:
@@ -89,7 +89,7 @@ def plan_volumes(order: Order) -> list[VolumeWork | InputError]:
     return planned
 
 
-def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
+def _planned(order: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     began = time.perf_counter()
     # What an earlier run has finished need not be read again: a run that is resumed looks for that first.
     findings = None if order.resume else preflight(source)
@@ -102,7 +102,7 @@ def _planned(order: Order, source: Path, output: Path) -> VolumeWork:
     return work
 
 
-def plan_volume(order: Order, source: Path, output: Path) -> VolumeWork:
+def plan_volume(order: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     """Plan a volume by its header.
 
     Args:
@@ -159,7 +159,7 @@ def _remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid
 
 
 def upscale(
-    order: Order,
+    order: UpscaleRequest,
     planned: Sequence[VolumeWork | InputError],
     on_progress: Callable[[Progress], None] | None = None,
     on_written: OnWritten = lambda _: None,
@@ -169,8 +169,8 @@ def upscale(
     Args:
         order: What is to be done.
         planned: By `plan_volumes`.
-        on_progress: Told whenever a shard is back.
-        on_written: Told of every written output, in the thread that writes; what it raises fails the volume.
+        on_progress: Called whenever a shard is back.
+        on_written: Receives every written output, in the thread that writes; what it raises fails the volume.
 
     Raises:
         ConfigError: The cluster has no room for the workers.
@@ -180,12 +180,12 @@ def upscale(
     queue, seconds = _Queue(order, works, on_written), 0.0
     if works:
         shards = sum(work.shards for work in works)
-        with queue, restorers(order.network, order.resources, shards) as crew:
-            for outcome in crew.work(queue.jobs()):
+        with queue, restorers(order.network, order.resources, shards) as pool:
+            for outcome in pool.work(queue.jobs()):
                 if queue.take(outcome) and on_progress is not None:
                     wanted = sum(work.shards_to_compute for work in works)
-                    on_progress(Progress(queue.total.shards, wanted, queue.total.voxels, crew.seconds, crew.alive))
-            seconds = crew.seconds
+                    on_progress(Progress(queue.total.shards, wanted, queue.total.voxels, pool.seconds, pool.alive))
+            seconds = pool.seconds
     total = queue.total
     return UpscaleReport(
         volumes=tuple(
@@ -209,7 +209,7 @@ def upscale(
 class _Queue:
     """The shards of all volumes in one row, while one thread reads ahead and another writes behind."""
 
-    def __init__(self, order: Order, works: Sequence[VolumeWork], on_written: OnWritten) -> None:
+    def __init__(self, order: UpscaleRequest, works: Sequence[VolumeWork], on_written: OnWritten) -> None:
         self.total = Tally()
         self._order, self._works, self._on_written = order, works, on_written
         self._ahead, self._behind = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
@@ -288,7 +288,7 @@ class _Queue:
             return None
 
     def _write(self, work: VolumeWork) -> None:
-        """Write an output and what stands beside it; in the thread that writes behind."""
+        """Write an output and what stands next to it; in the thread that writes behind."""
         try:
             work.write()
             write_sidecar(work.output.with_name(sidecar_name(work.output.name)), sidecar(work, self._order.run_id))
