@@ -85,5 +85,7 @@ def named_degradation(name: str) -> Degradation:
         ConfigError: No degradation has it.
     """
     if name not in DEGRADATIONS:
-        raise ConfigError(f"Cannot degrade by {name!r}: no such degradation. Choose one of {', '.join(DEGRADATIONS)}.")
+        raise ConfigError(
+            f"Cannot degrade by {name!r}: no such degradation.", f"Choose one of {', '.join(DEGRADATIONS)}."
+        )
     return DEGRADATIONS[name]

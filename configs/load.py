@@ -53,8 +53,8 @@ def load_sweep(source: str | Path) -> tuple[dict[str, Any], Callable[[Sequence[s
     varied = content.pop("sweep", None)
     if not isinstance(varied, dict):
         raise ConfigError(
-            f"Cannot sweep by the configuration {source}: it has no section sweep. Add one, such as"
-            " sweep: {training.seed: [0, 1]}."
+            f"Cannot sweep by the configuration {source}: it has no section sweep.",
+            "Add one, such as sweep: {training.seed: [0, 1]}.",
         )
     return varied, lambda overrides: _resolved(source, deepcopy(content), overrides)
 
@@ -68,8 +68,8 @@ def _content(source: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(
-            f"Cannot read the configuration {source}: {reason}. "
-            f"Name a YAML file or one of the presets {', '.join(preset_names())}."
+            f"Cannot read the configuration {source}: {reason}.",
+            f"Name a YAML file or one of the presets {', '.join(preset_names())}.",
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"Cannot read the configuration {source}: it is not YAML ({_one_line(error)}).") from None

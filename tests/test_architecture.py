@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "configs": set(),
-    "models": set(),
+    "models": {"configs"},
     "tasks": {"models", "configs"},
     "workflow": {"tasks", "models", "configs"},
 }

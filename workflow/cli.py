@@ -4,10 +4,7 @@ import sys
 
 import typer
 
-from configs.errors import ConfigError
-from models.errors import ShapeError
-from tasks.artifacts.shape_contract import ContractError
-from tasks.errors import InputError
+from configs.errors import VoxliftError
 from workflow.commands import (
     compare,
     demo,
@@ -22,7 +19,6 @@ from workflow.commands import (
     upscale,
     verify,
 )
-from workflow.errors import RunError
 
 app = typer.Typer(
     name="voxlift",
@@ -57,9 +53,6 @@ def main() -> None:
     """Run the command line; the console script `voxlift` and `python -m workflow` start here."""
     try:
         app()
-    except (ConfigError, InputError, ShapeError) as error:
+    except VoxliftError as error:
         print(f"voxlift: {error}", file=sys.stderr)  # noqa: T201 - the one place where an error meets a person
-        sys.exit(2)
-    except (RunError, ContractError) as error:
-        print(f"voxlift: {error}", file=sys.stderr)  # noqa: T201 - the same
-        sys.exit(1)
+        sys.exit(error.exit_status)

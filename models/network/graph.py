@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 
 NESTED = frozenset({"Functional", "Sequential", "Model"})
 
@@ -53,8 +53,8 @@ class _Reader:
         if "layers" not in config:
             raise ShapeError(
                 f"Cannot read the layers of {prefix.rstrip('/') or config.get('name', 'the network')}: a {kind} that is"
-                " no functional or sequential model keeps no list of layers. Build the network with keras.Model(inputs,"
-                " outputs)."
+                " no functional or sequential model keeps no list of layers.",
+                "Build the network with keras.Model(inputs, outputs).",
             )
         if kind == "Sequential":
             return self._sequential(config["layers"], inputs, prefix)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.network.graph import Node
 
 AXES = ("depth", "height", "width")
@@ -101,8 +101,8 @@ def layer_reach(node: Node, axis: int, size: Extent) -> tuple[Reach, Extent]:
 
 def _refused(node: Node, reason: str) -> ShapeError:
     return ShapeError(
-        f"Cannot shard this network: layer {node.name} ({node.kind}) would see the shard, not the volume: {reason}."
-        " Replace it by a layer whose output depends on a neighbourhood of fixed size."
+        f"Cannot shard this network: layer {node.name} ({node.kind}) would see the shard, not the volume: {reason}.",
+        "Replace it by a layer whose output depends on a neighbourhood of fixed size.",
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 
 Matrix = NDArray[np.float32] | None
 SPACE = (1, 2, 3)
@@ -114,7 +114,7 @@ def weighted(weights: Mapping[str, float], degradation: PatchDegradation | None 
     unknown = sorted(set(weights) - set(LOSSES))
     if unknown or not weights:
         raise ShapeError(
-            f"Cannot train on the loss {', '.join(unknown) or '(none)'}. Choose among {', '.join(LOSSES)}."
+            f"Cannot train on the loss {', '.join(unknown) or '(none)'}.", f"Choose among {', '.join(LOSSES)}."
         )
 
     def loss(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:

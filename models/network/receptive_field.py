@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, lcm
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.network.graph import Graph
 from models.network.layer_reach import AXES, Extent, Reach, layer_reach
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.report import Stage
 
 AXES = ("depth", "height", "width")
@@ -106,5 +106,6 @@ def _require_way_back(stages: Sequence[Stage]) -> None:
             if kernel < stride:
                 raise ShapeError(
                     f"Cannot build the restorer: stage {number} has kernel {kernel} below stride {stride} along "
-                    f"{axis}, which leaves holes. Take kernel {2 * stride}."
+                    f"{axis}, which leaves holes.",
+                    f"Take kernel {2 * stride}.",
                 )

@@ -23,7 +23,7 @@ def blocks(axis: Axis) -> bool:
 
 
 def clean_kernel(stride: int) -> int:
-    """Take the smallest clean kernel that blends neighbours: two taps or more reach every output voxel.
+    """Use the smallest clean kernel that blends neighbours: two taps or more reach every output voxel.
 
     Where that is larger than a kernel may be, it is the stride itself, which is clean but blends nothing.
 

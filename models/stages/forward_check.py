@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.stage import AXES, Axis, Shape, Stage
 from models.stages.wording import grouped, listed, options, shape_text
 
@@ -33,7 +33,7 @@ def check_shape(shape: Sequence[int], what: str) -> Shape:
     if len(shape) != len(DIMENSIONS):
         raise ShapeError(
             f"The {what} has {len(shape)} sizes, but it needs five: {', '.join(DIMENSIONS)}, such as 2,2,7,7,64."
-            f" Received {shape_text(shape)}."
+            f" Received {shape_text(shape)}.",
         )
     for name, size in zip(DIMENSIONS, shape, strict=True):
         if not 1 <= size <= LARGEST_SIZE:
@@ -104,7 +104,8 @@ def stage_making(stage: Stage, input_shape: Shape, wanted: Sequence[int]) -> Sta
     if refused:
         raise ShapeError(
             f"{doing} with the Keras layer: tf.nn accepts that output_shape, but an even kernel with output padding on"
-            f" another axis stays below the full size on {listed(refused)}. An odd kernel there would do."
+            f" another axis stays below the full size on {listed(refused)}.",
+            "An odd kernel there would do.",
         )
     return replace(stage, output_padding=(added[0], added[1], added[2]))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.composition import receptive_field
 from models.stages.diagnostics import warnings_about
 from models.stages.forward_check import ForwardCheck, check_shape, forward_check, output_shape
@@ -114,7 +114,8 @@ def check_runnable(report: Report) -> None:
     if values > MOST_VALUES:
         raise ShapeError(
             f"Cannot build and run these stages: latent, weights and outputs hold {values:,} values, more than"
-            f" {MOST_VALUES:,}. The same stages on a smaller latent, or with fewer filters, would do."
+            f" {MOST_VALUES:,}.",
+            "The same stages on a smaller latent, or with fewer filters, would do.",
         )
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from itertools import product
 from math import prod
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.composition import accumulated_shift
 from models.stages.diagnostics import blocks, clean_kernel
 from models.stages.forward_check import check_shape
@@ -160,7 +160,7 @@ def _check_reachable(latent: Shape, target: Shape, stage_count: int | None) -> N
         raise ShapeError(
             "No stages with padding same and no output padding lead from"
             f" {shape_text(latent)} to {shape_text(target)}: {'; '.join(grouped(remarks))}."
-            f" Nearest shapes that can be reached: {shapes}."
+            f" Nearest shapes that can be reached: {shapes}.",
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.wording import by, options
 
 Triple = tuple[int, int, int]

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from configs.errors import InputError
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.shape_contract import TensorContract
-from tasks.errors import InputError
 from tasks.files.compression import decompressed_size
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import open_volume

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from configs.errors import ContractError
 from tasks.artifacts.contracts import Contract, FileContract, Frozen
-from tasks.artifacts.shape_contract import ContractError
 from tasks.files.atomic import replacing
 
 CONTRACTS_FILE = "contracts.json"

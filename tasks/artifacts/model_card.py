@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from configs.data import Mixture
 from configs.degradation import Degradation
+from configs.errors import InputError
 from configs.schema import Network, RunConfig, StageConfig
-from tasks.errors import InputError
 
 ENTRY = "card.json"  # Keras reads its own entries of the archive and leaves this one alone
 PACKAGES = ("voxlift", "keras", "tensorflow", "tensorflow-cpu", "numpy")
@@ -166,8 +166,8 @@ def read_card(archive: zipfile.ZipFile, name: str) -> ModelCard | None:
         return ModelCard.model_validate_json(archive.read(ENTRY))
     except ValidationError as error:
         raise InputError(
-            f"Cannot use the model {name}: its card cannot be read ({error.errors()[0]['msg']}). It may come from a"
-            " later version of voxlift."
+            f"Cannot use the model {name}: its card cannot be read ({error.errors()[0]['msg']}).",
+            "It may come from a later version of voxlift.",
         ) from error
 
 

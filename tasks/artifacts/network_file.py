@@ -7,11 +7,11 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from tasks.artifacts.model_card import ModelCard, read_card
-from tasks.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def read_network(path: Path) -> NetworkFile:
 
 
 def parse_network(name: str, content: bytes) -> NetworkFile:
-    """Take the bytes of a `.keras` file for a network.
+    """Use the bytes of a `.keras` file for a network.
 
     Args:
         name: For messages, and for the file that workers load.
@@ -75,6 +75,6 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
 
 def _no_model(name: str, error: Exception) -> InputError:
     return InputError(
-        f"Cannot read the model {name}: it is not a Keras model ({' '.join(str(error).split())})."
-        " Name a .keras file saved by voxlift."
+        f"Cannot read the model {name}: it is not a Keras model ({' '.join(str(error).split())}).",
+        "Name a .keras file saved by voxlift.",
     )

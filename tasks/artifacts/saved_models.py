@@ -4,7 +4,7 @@ from pathlib import Path
 
 import keras
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 
 def load_model(path: Path) -> keras.Model:
@@ -14,7 +14,7 @@ def load_model(path: Path) -> keras.Model:
         InputError: The file is missing or no Keras model that safe mode admits.
     """
     if not path.is_file():
-        raise InputError(f"Cannot load the model {path}: there is no such file. Name a .keras file.")
+        raise InputError(f"Cannot load the model {path}: there is no such file.", "Name a .keras file.")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError, KeyError) as error:

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-class ContractError(RuntimeError):
-    """An artifact violates its contract: the message names the axis."""
+from configs.errors import ContractError
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 from isal import igzip, igzip_threaded, isal_zlib
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 LEVEL = 2
 CHUNK = 1 << 20
@@ -62,15 +62,15 @@ def check_packing(path: Path) -> None:
         InputError: Name and content disagree.
     """
     if path.suffix.lower() == ".zst":
-        raise InputError(f"Cannot read {path.name}: Zstandard is not supported. Decompress it first with zstd -d.")
+        raise InputError(f"Cannot read {path.name}: Zstandard is not supported.", "Decompress it first with zstd -d.")
     named = path.suffix.lower() in (".gz", ".mgz", ".bz2")
     if named and not is_compressed(path):
         raise InputError(
-            f"Cannot read {path.name}: it is called {path.suffix} and is not a compressed file. If it is an "
-            f"uncompressed volume, rename it without {path.suffix}; if not, copy it again."
+            f"Cannot read {path.name}: it is called {path.suffix} and is not a compressed file.",
+            f"If it is an uncompressed volume, rename it without {path.suffix}; if not, copy it again.",
         )
     if path.suffix.lower() in (".nii", ".hdr", ".img", ".mgh") and is_compressed(path):
-        raise InputError(f"Cannot read {path.name}: it is compressed and not called so. Add .gz to its name.")
+        raise InputError(f"Cannot read {path.name}: it is compressed and not called so.", "Add .gz to its name.")
 
 
 def decompressed_size(path: Path) -> int:
@@ -91,17 +91,19 @@ def decompressed_size(path: Path) -> int:
                     break
     except EOFError:
         raise InputError(
-            f"Cannot read {path.name}: the compressed file is cut short after {size} decompressed bytes. Copy it again."
+            f"Cannot read {path.name}: the compressed file is cut short after {size} decompressed bytes.",
+            "Copy it again.",
         ) from None
     except (OSError, zlib.error, ISAL_ERROR) as error:
         raise InputError(
-            f"Cannot read {path.name}: the compressed file is damaged after {size} decompressed bytes ({error}). "
-            "Copy it again."
+            f"Cannot read {path.name}: the compressed file is damaged after {size} decompressed bytes ({error}).",
+            "Copy it again.",
         ) from None
     if size > limit:
         raise InputError(
             f"Cannot read {path.name}: {path.stat().st_size} bytes decompress to more than {limit >> 20} MiB, which no "
-            "scan does. If it is one, decompress it first and give the uncompressed file."
+            "scan does.",
+            "If it is one, decompress it first and give the uncompressed file.",
         )
     return size
 

@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 LONGEST_NAME = 230  # bytes; file systems hold 255, and a file that is not finished has a longer name
 
@@ -22,18 +22,20 @@ def check_destination(output: Path, size: int) -> None:
     if len(os.fsencode(output.name)) > LONGEST_NAME:
         raise InputError(
             f"Cannot write {output.name}: a name may have {LONGEST_NAME} bytes, this one has "
-            f"{len(os.fsencode(output.name))}. Rename the input."
+            f"{len(os.fsencode(output.name))}.",
+            "Rename the input.",
         )
     home = next(folder for folder in output.absolute().parents if folder.exists())
     if not home.is_dir():
-        raise InputError(f"Cannot write {output.name}: {home.name} is a file, not a folder. Choose another --out.")
+        raise InputError(f"Cannot write {output.name}: {home.name} is a file, not a folder.", "Choose another --out.")
     if not os.access(home, os.W_OK | os.X_OK):
         raise InputError(
-            f"Cannot write {output.name}: the folder {home.name} may not be written. Choose another --out."
+            f"Cannot write {output.name}: the folder {home.name} may not be written.", "Choose another --out."
         )
     free = shutil.disk_usage(home).free
     if size > free:
         raise InputError(
             f"Cannot write {output.name}: it takes at least {size / 2**20:.0f} MiB until it is done, and "
-            f"{free / 2**20:.0f} MiB are free. Choose a smaller scale, or another disk by --out."
+            f"{free / 2**20:.0f} MiB are free.",
+            "Choose a smaller scale, or another disk by --out.",
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from unicodedata import normalize
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 SUFFIXES = (
     *(".nii.gz", ".nii.bz2", ".nii.zst", ".nii", ".img.gz", ".hdr.gz", ".img.bz2", ".hdr.bz2", ".img", ".hdr"),
@@ -75,13 +75,13 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
         # By the sidecar, which .nii and .nii.gz share; case and composed letters differ on some file systems only.
         claims[normalize("NFC", sidecar_name(output.name)).casefold()].append(source)
         if output.resolve() in inputs:
-            raise InputError(f"Cannot write {output.name}: it would overwrite an input. Choose another --out.")
+            raise InputError(f"Cannot write {output.name}: it would overwrite an input.", "Choose another --out.")
     for claimants in claims.values():
         if len(claimants) > 1:
             who = ", ".join("/".join(claimant.parts[-2:]) for claimant in claimants)
             stem, _ = split_name(output_name(claimants[0].name))
             raise InputError(
-                f"Cannot write {stem}: {len(claimants)} inputs would become this one output ({who}). "
-                "Rename them or upscale them into separate folders."
+                f"Cannot write {stem}: {len(claimants)} inputs would become this one output ({who}).",
+                "Rename them or upscale them into separate folders.",
             )
     return outputs

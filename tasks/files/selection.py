@@ -5,7 +5,7 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.files.naming import PAIRS, split_name
 
 LISTS = {".txt": None, ".list": None, ".csv": ",", ".tsv": "\t"}
@@ -25,7 +25,7 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     """
     found = [path for one in given for path in _expand(_findable(Path(one)))]
     if not found:
-        raise InputError("Cannot find volumes: none were given. Name files, folders, globs or lists of paths.")
+        raise InputError("Cannot find volumes: none were given.", "Name files, folders, globs or lists of paths.")
     once: dict[Path, Path] = {}
     for path in found:
         once.setdefault(_pair_key(path), path)
@@ -66,7 +66,7 @@ def _listed(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError):
-        raise InputError(f"Cannot read the list {path.name}: it is no UTF-8 text. Save it as such.") from None
+        raise InputError(f"Cannot read the list {path.name}: it is no UTF-8 text.", "Save it as such.") from None
     delimiter = LISTS[path.suffix.lower()]
     if delimiter is None:
         named = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
@@ -74,9 +74,11 @@ def _listed(path: Path) -> list[Path]:
         try:
             named = _column(path, list(csv.reader(filter(str.strip, lines), delimiter=delimiter)))
         except csv.Error as error:
-            raise InputError(f"Cannot read the list {path.name}: {error}. Save it anew as CSV.") from None
+            raise InputError(f"Cannot read the list {path.name}: {error}.", "Save it anew as CSV.") from None
     if any("\0" in name for name in named):
-        raise InputError(f"Cannot read the list {path.name}: it holds a path with a zero byte. Save it anew as text.")
+        raise InputError(
+            f"Cannot read the list {path.name}: it holds a path with a zero byte.", "Save it anew as text."
+        )
     return [_findable(path.parent / name) for name in named]
 
 
@@ -89,7 +91,7 @@ def _findable(path: Path) -> Path:
     try:
         path.exists()
     except OSError as error:
-        raise InputError(f"Cannot look for {path.name[:40]}…: {error.strerror}. Check the path.") from None
+        raise InputError(f"Cannot look for {path.name[:40]}…: {error.strerror}.", "Check the path.") from None
     return path
 
 

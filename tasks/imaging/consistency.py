@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 
 from configs.degradation import AxisDegradation, Degradation
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.imaging.degrade import coarse_shape, degrade
 from tasks.imaging.separable import along
 
@@ -148,7 +148,8 @@ def correct(
     if expected != coarse.shape:
         raise InputError(
             f"Cannot correct a volume of {restored.shape} voxels: {recipe.name} makes {expected} of it, and the input"
-            f" has {coarse.shape}. Take the degradation that belongs to this scale."
+            f" has {coarse.shape}.",
+            "Use the degradation that belongs to this scale.",
         )
     missing = residual(restored, coarse, recipe)
     change = solve_correction(missing, (depth, height, width), recipe, tolerance, noise)

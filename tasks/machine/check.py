@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.errors import ConfigError
-from tasks.errors import InputError
+from configs.errors import VoxliftError
 
 Status = Literal["ok", "warning", "failed"]
 
@@ -55,10 +54,8 @@ def checked(name: str, tried: str, examine: Callable[[], Seen], remedy: str) -> 
     """
     try:
         found = examine()
-    except (InputError, ConfigError) as error:
-        # Their messages say what is wrong, then how to fix it.
-        seen, _, advice = str(error).partition(". ")
-        return Check(name, tried, seen, "failed", advice or remedy)
+    except VoxliftError as error:
+        return Check(name, tried, error.problem, "failed", error.remedy or remedy)
     except Exception as error:  # noqa: BLE001 - one failing check never stops the others
         return Check(name, tried, f"{type(error).__name__}: {first_line(error)}", "failed", remedy)
     return Check(name, tried, found.seen, found.status, None if found.status == "ok" else found.remedy or remedy)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 # Whether XLA compiles networks, by kind of device; Keras is not left to choose. On the CPU it makes transposed
 # convolutions two orders of magnitude slower. On a lone GPU Keras' "auto" would compile; here it does not, because XLA
@@ -34,13 +34,14 @@ def mirrored_strategy(replicas: int | None, batch_size: int) -> tf.distribute.Mi
     if batch_size % count:
         raise InputError(
             f"Cannot train: training.batch_size must divide by the replicas, received {batch_size} over "
-            f"{count} replicas. Take a batch_size of {-(-batch_size // count) * count}, or set training.replicas."
+            f"{count} replicas.",
+            f"Take a batch_size of {-(-batch_size // count) * count}, or set training.replicas.",
         )
     if gpus:
         if count > len(gpus):
             raise InputError(
-                f"Cannot train on {count} replicas: this node shows {len(gpus)} GPUs. "
-                f"Set training.replicas to {len(gpus)}."
+                f"Cannot train on {count} replicas: this node shows {len(gpus)} GPUs.",
+                f"Set training.replicas to {len(gpus)}.",
             )
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)  # noqa: FBT003 - positional in TensorFlow's own examples

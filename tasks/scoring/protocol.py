@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from configs.data import HeldOut
 from configs.degradation import Degradation
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.imaging.consistency import Correction, correct
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample

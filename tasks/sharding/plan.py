@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 
+from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.receptive_field import AxisField
-from tasks.errors import InputError
 
 Interval = tuple[int, int]
 Box = tuple[Interval, Interval, Interval]
@@ -135,7 +135,8 @@ def plan_shards(
         mib = ceil(smallest_bytes / MIB)
         raise InputError(
             f"Cannot shard {name}: the memory budget of {budget_mib} MiB holds no shard of this network (smallest:"
-            f" {mib} MiB for a core of {core}). Raise --memory-budget to {mib} or more."
+            f" {mib} MiB for a core of {core}).",
+            f"Raise --memory-budget to {mib} or more.",
         )
     pieces = product(*(_pieces(*axis, length) for axis, length in zip(axes, read_shape, strict=True)))
     return ShardPlan(

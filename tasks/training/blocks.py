@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from configs.data import Augmentation, Mixture
 from configs.degradation import Degradation
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.errors import InputError
 from configs.load import flatten
 from configs.schema import RunConfig
-from tasks.errors import InputError
 from tasks.files.atomic import replacing
 
 NAME = re.compile(r"step-(\d+)\.npz")
@@ -80,13 +80,14 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
             arrays = dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"Cannot resume from {name}: it is no checkpoint ({' '.join(str(error).split())}). Remove it to go on from"
-            " the one before."
+            f"Cannot resume from {name}: it is no checkpoint ({' '.join(str(error).split())}).",
+            "Remove it to go on from the one before.",
         ) from error
     if str(arrays["config"]) != _fingerprint(config):
         raise InputError(
             f"Cannot resume from {name}: it was written with another configuration, and the result would be that of"
-            " neither. Give the configuration and the --set options of the first start, or another folder."
+            " neither.",
+            "Give the configuration and the --set options of the first start, or another folder.",
         )
     return Checkpoint(
         step=int(arrays["step"]),

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from configs.data import Mixture
+from configs.errors import InputError
 from configs.schema import Network, RunConfig, Training
 from models.network.gradients import with_fast_gradients
 from models.network.losses import PatchDegradation, weighted
@@ -16,7 +17,6 @@ from models.network.restorer import build_restorer
 from models.stages.report import Stage
 from tasks.artifacts.model_card import add_card, make_card
 from tasks.artifacts.saved_models import load_model
-from tasks.errors import InputError
 from tasks.files.atomic import replacing
 from tasks.imaging.consistency import axis_factors, axis_matrices, squared_singular
 from tasks.imaging.degrade import coarse_shape
@@ -197,8 +197,8 @@ class Trainer:
         given = load_model(path).get_weights()
         if [value.shape for value in given] != [tuple(weight.shape) for weight in self._weights]:
             raise InputError(
-                f"Cannot start from {path.name}: its weights are those of another network than the configuration names."
-                " Give the section network that it was trained with, or start without it."
+                f"Cannot start from {path.name}: its weights do not fit the configured network.",
+                "Give the section network that it was trained with, or start without it.",
             )
         for weight, average, value in zip(self._weights, self._averages, given, strict=True):
             weight.assign(value)

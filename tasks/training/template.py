@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 
 def template_path(kind: Literal["t1", "gm", "wm"] = "t1") -> Path:
@@ -17,5 +17,5 @@ def template_path(kind: Literal["t1", "gm", "wm"] = "t1") -> Path:
     name = f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"
     path = Path(found.origin).parent / "datasets" / "data" / name if found and found.origin else Path(name)
     if not path.is_file():
-        raise InputError(f"Cannot find the template {name} of the nilearn package. Run `make setup` again.")
+        raise InputError(f"Cannot find the template {name} of the nilearn package.", "Run `make setup` again.")
     return path

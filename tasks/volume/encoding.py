@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 WRITABLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
 
@@ -107,5 +107,7 @@ def writable_name(wanted: DTypeLike) -> str:
     except TypeError:
         name = str(wanted)
     if name not in WRITABLE:
-        raise InputError(f"Cannot write {name} voxels: that dtype is not written. Choose one of {', '.join(WRITABLE)}.")
+        raise InputError(
+            f"Cannot write {name} voxels: that dtype is not written.", f"Choose one of {', '.join(WRITABLE)}."
+        )
     return name

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 T = TypeVar("T")
 
@@ -121,8 +121,8 @@ def scaled_shape(shape: tuple[int, int, int], scale: tuple[float, float, float])
     if max(wanted) > MAX_AXIS_VOXELS or prod(wanted) > MAX_GRID_VOXELS:
         raise InputError(
             f"Cannot scale a grid: no axis may hold more than {MAX_AXIS_VOXELS} voxels and no grid more than "
-            f"{MAX_GRID_VOXELS:.0e}, and a scale of {_numbers(scale)} asks for {_numbers(tuple(wanted))}. "
-            "Choose a smaller scale or a wider spacing."
+            f"{MAX_GRID_VOXELS:.0e}, and a scale of {_numbers(scale)} asks for {_numbers(tuple(wanted))}.",
+            "Choose a smaller scale or a wider spacing.",
         )
     # Rounding half up with a tolerance: a third of 9 voxels is 3 whatever the last bit says.
     i, j, k = (max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted)

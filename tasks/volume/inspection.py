@@ -7,7 +7,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.files.compression import decompressed_size
 from tasks.volume.grid import Grid, axis_codes, orientation, slice_axis
 from tasks.volume.nifti import open_volume
@@ -91,12 +91,13 @@ def preflight(path: Path) -> Findings:
         raise InputError(
             f"Cannot read {path.name}: its header declares {scan.data_bytes} bytes (shape "
             f"{'x'.join(map(str, scan.grid.shape))}, {scan.header.times} time point(s), {scan.header.dtype}), and the "
-            f"file holds {held}. It was cut short or its header is wrong; copy it again."
+            f"file holds {held}."
+            f" It was cut short or its header is wrong; copy it again.",
         )
     if scan.grid.mib > psutil.virtual_memory().total / 2**20:
         raise InputError(
-            f"Cannot read {path.name}: one time point takes {scan.grid.mib:.0f} MiB, more than this machine has. "
-            "Cut it, or use a machine with more."
+            f"Cannot read {path.name}: one time point takes {scan.grid.mib:.0f} MiB, more than this machine has.",
+            "Cut it, or use a machine with more.",
         )
     extent = _extent(scan)
     grid, header = scan.grid, scan.header
@@ -129,7 +130,7 @@ def preflight(path: Path) -> Findings:
 def _held(path: Path) -> int:
     with reading(path):
         if path.stat().st_size == 0:
-            raise InputError(f"Cannot read {path.name}: the file is empty. Copy it again.")
+            raise InputError(f"Cannot read {path.name}: the file is empty.", "Copy it again.")
         return decompressed_size(path)
 
 
@@ -154,7 +155,7 @@ def _extent(scan: Scan) -> Extent:
     if len(constant) == scan.header.times:
         what = f"every voxel is {lowest:g}" if lowest <= highest else "no voxel is a finite number"
         raise InputError(
-            f"Cannot use {scan.path.name}: it is an empty image, {what}; there is nothing to restore. Leave it out."
+            f"Cannot use {scan.path.name}: it is an empty image, {what}; there is nothing to restore.", "Leave it out."
         )
     return Extent(lowest, highest, not_finite, tuple(constant))
 

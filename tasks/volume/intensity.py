@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import InputError
+from configs.errors import InputError
 
 CLIP = 1.5  # of the training and scoring protocol, in normalised intensity
 

@@ -14,7 +14,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike, NDArray
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.files.atomic import replacing
 from tasks.files.compression import check_packing, open_to_write
 from tasks.volume.encoding import Encoding, choose_encoding
@@ -71,7 +71,7 @@ def open_volume(path: Path) -> Scan:
         image = nibabel.load(path)
         if not isinstance(image, SpatialImage) or image.affine is None:
             raise InputError(
-                f"Cannot read {path.name}: it holds a {type(image).__name__}, not a volume. Give a file of voxels."
+                f"Cannot read {path.name}: it holds a {type(image).__name__}, not a volume.", "Give a file of voxels."
             )
         time_first = type(image).__name__.startswith("Minc")
         sizes = tuple(int(size) for size in image.shape)
@@ -94,7 +94,8 @@ def open_volume(path: Path) -> Scan:
         data = Path(image.file_map["image"].filename or path)
         if not data.is_file():
             raise InputError(
-                f"Cannot read {path.name}: its voxels should be in {data.name}, and that is not there. Put it next to."
+                f"Cannot read {path.name}: its voxels should be in {data.name}, and that is not there.",
+                "Put it next to the header.",
             )
         proxy = image.dataobj
         data_bytes = proxy.offset + math.prod(sizes) * proxy.dtype.itemsize if isinstance(proxy, ArrayProxy) else 0
@@ -221,7 +222,8 @@ def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
     if not all(name.endswith("space") for name in axes[-3:]) or axes[:-3] not in ([], ["time"]):
         raise InputError(
             f"Cannot read {path.name}: its axes are {', '.join(axes)}; three of space are needed, and at most one of "
-            "time before them. Reorder them with mincreshape."
+            "time before them.",
+            "Reorder them with mincreshape.",
         )
     dtype = np.dtype(image.get_data_dtype())
     what = "complex numbers" if dtype.kind == "c" else "colours (RGB)" if dtype.names else ""
@@ -231,8 +233,8 @@ def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
     if what or dtype.kind not in "iuf":
         what = what or f"{dtype.name} values"
         raise InputError(
-            f"Cannot read {path.name}: its voxels are {what}; one real number per voxel is needed. Take the "
-            "magnitude or one component first."
+            f"Cannot read {path.name}: its voxels are {what}; one real number per voxel is needed.",
+            "Use the magnitude or one component first.",
         )
 
 

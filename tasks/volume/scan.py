@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.files.compression import is_compressed
 from tasks.volume.grid import Grid
 
@@ -136,7 +136,8 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
     if len(sizes) not in (3, 4) or min(sizes) < 1:
         raise InputError(
             f"Cannot read {path.name}: a volume has three axes of space, each of one voxel or more, and perhaps one of "
-            f"time; received the shape {'x'.join(map(str, given))}. Correct its header, or cut it."
+            f"time; received the shape {'x'.join(map(str, given))}.",
+            "Correct its header, or cut it.",
         )
     times = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
     i, j, k = sizes[-3:] if time_first else sizes[:3]
@@ -164,12 +165,12 @@ def reading(path: Path) -> Iterator[list[str]]:
             raise
         except MemoryError:
             raise InputError(
-                f"Cannot read {path.name}: it does not fit into memory. Cut it, or use a machine with more."
+                f"Cannot read {path.name}: it does not fit into memory.", "Cut it, or use a machine with more."
             ) from None
         except Exception as error:
             raise InputError(
-                f"Cannot read {path.name}: {_clause(error, path)}. Check that it is a whole volume, copy it again or "
-                "convert it to NIfTI."
+                f"Cannot read {path.name}: {_clause(error, path)}.",
+                "Check that it is a whole volume, copy it again or convert it to NIfTI.",
             ) from error
         finally:
             logger.removeHandler(listener)

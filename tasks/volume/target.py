@@ -1,6 +1,6 @@
 """The target grid that was asked for: by scale, by spacing, or by what the model was trained for."""
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.volume.grid import Grid, network_axes, scaled_grid, spaced_grid
 
 Three = tuple[float, float, float]
@@ -47,7 +47,7 @@ def target_grid(
     """
     if scale is not None and spacing is not None:
         raise InputError(
-            "Cannot choose the target grid: --scale and --spacing are mutually exclusive. Give one of them."
+            "Cannot choose the target grid: --scale and --spacing are mutually exclusive.", "Give one of them."
         )
     if spacing is not None:
         return spaced_grid(grid, spacing)

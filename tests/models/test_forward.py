@@ -1,6 +1,6 @@
 import pytest
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.forward_check import accepted_shapes, check_shape, forward_check, output_shape, stage_making
 from models.stages.report import describe
 from models.stages.stage import Stage

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from configs.errors import ShapeError
 from configs.load import load_config
 from configs.schema import LossName
-from models.errors import ShapeError
 from models.network.losses import LOSSES, weighted
 from tasks.imaging.consistency import correct
 from tasks.imaging.degrade import degrade

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from tests.networks import ROUTES, convolution, small_restorer

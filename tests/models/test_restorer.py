@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.network.restorer import build_restorer
 from models.stages.report import Stage
 

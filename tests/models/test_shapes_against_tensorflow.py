@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.forward_check import output_shape
 from models.stages.stage import Stage
 from tests.models.real_operations import REFUSED, forward_disagreements, operation_axes, transposed_disagreements

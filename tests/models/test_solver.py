@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.diagnostics import clean_kernel
 from models.stages.presets import LATENT, PRESETS
 from models.stages.report import describe

@@ -15,7 +15,7 @@ import nibabel
 import numpy as np
 
 from benchmarks.memory import peak_mib
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.volume.inspection import preflight
 from tasks.volume.nifti import open_volume, write_slabs
 from tests.tasks.images import affine, ramp, save

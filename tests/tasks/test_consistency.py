@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
 from configs.degradation import AxisDegradation, Degradation, Noise, named_degradation
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.imaging.consistency import (
     TOLERANCE,
     axis_matrices,

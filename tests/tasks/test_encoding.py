@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.volume.encoding import WRITABLE, Encoding, choose_encoding
 
 INTEGERS = [name for name in WRITABLE if np.dtype(name).kind in "iu"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.volume.grid import (
     Grid,
     axis_codes,

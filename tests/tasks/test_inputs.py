@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.files.selection import expand_inputs
 
 

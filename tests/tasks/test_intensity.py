@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.volume.intensity import Intensity, find_intensity, normalise, restore
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.files.naming import output_name, output_paths, sidecar_name
 
 

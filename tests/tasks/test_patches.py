@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.errors import InputError
 from configs.load import load_config
 from tasks.artifacts.model_card import make_card
-from tasks.errors import InputError
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.training.blocks import (

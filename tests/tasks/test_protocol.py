@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from configs.degradation import named_degradation
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.scoring.protocol import degraded_trial
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import read_volume, write_volume

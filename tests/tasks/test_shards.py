@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
-from tasks.errors import InputError
 from tasks.sharding.plan import MIB, plan_shards, shard_bytes
 from tests.networks import ROUTES, small_restorer
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
+from configs.errors import InputError
 from configs.load import load_config
 from tasks.artifacts.network_file import read_network
-from tasks.errors import InputError
 from tasks.imaging.consistency import correct
 from tasks.training.checkpoints import last_checkpoint
 from tasks.training.job import TrainingStep

@@ -11,7 +11,7 @@ import pytest
 from nibabel.testing import data_path
 from scipy import ndimage
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.imaging.resample import resample
 from tasks.training.template import template_path
 from tasks.volume.grid import Grid, covering_grid, network_axes, scaled_grid, slice_axis

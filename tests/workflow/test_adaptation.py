@@ -8,11 +8,10 @@ import pytest
 from mlflow import MlflowClient
 from scipy.ndimage import gaussian_filter
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.saved_models import load_model
-from tasks.errors import InputError
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from tests.networks import small_restorer

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import workflow.tracking as tracking
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.cli import app
 from workflow.evaluate.comparison import as_csv, compare
 from workflow.tracking.reading import RunRecord, read_curves, read_runs

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.errors import ConfigError
-from tasks.errors import InputError
+from configs.errors import ConfigError, InputError
 from tests.processes import until
 from workflow.cluster import RemoteWorker, Request, WorkerDiedError, WorkerError, require_room, share, stream
 from workflow.restore.worker_pool import Job, WorkerPool

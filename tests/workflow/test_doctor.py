@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 import models.network.phases
+from configs.errors import InputError
 from models.network.identity import build_identity
-from tasks.errors import InputError
 from tasks.machine.check import Check, Seen, checked
 from tasks.machine.tensorflow_check import TRANSPOSED, scattered, tensorflow_checks
 from tests.models.scatter import as_tensorflow

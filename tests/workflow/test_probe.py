@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.tracking.probe import probe_store, server_version
 
 ROOT = Path(__file__).parents[2]

@@ -9,10 +9,10 @@ from scipy.ndimage import gaussian_filter
 import workflow.evaluate.promotion as promotion
 import workflow.tracking as tracking
 from configs.degradation import named_degradation
+from configs.errors import InputError
 from configs.schema import Resources
 from models.network.restorer import build_restorer
 from models.stages.report import Stage
-from tasks.errors import InputError
 from tasks.scoring.protocol import Score
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
+from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
-from tasks.errors import InputError
 from tasks.imaging.resample import resample, resample_window
 from tasks.volume.grid import Grid, network_axes, scaled_grid
 from tasks.volume.intensity import CLIP, find_intensity, normalise, restore

@@ -14,13 +14,12 @@ import pytest
 from mlflow import MlflowClient
 
 import workflow.tracking as tracking
+from configs.errors import ContractError, InputError
 from configs.load import load_config
 from models.network.restorer import build_restorer
 from models.stages.report import Stage
 from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.model_card import add_card, make_card
-from tasks.artifacts.shape_contract import ContractError
-from tasks.errors import InputError
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from workflow.tracking.provenance import record_setup

@@ -18,9 +18,9 @@ from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
 from configs.degradation import named_degradation
+from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
-from tasks.errors import InputError
 from tests.tasks.small_training import SMALL
 from tests.workflow.test_demo import ROOT, voxlift
 from workflow.evaluate.scoring import evaluate

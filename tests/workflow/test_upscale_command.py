@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from models.errors import ShapeError
-from tasks.errors import InputError
+from configs.errors import InputError, ShapeError
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_slabs, write_volume
 from tests.networks import small_restorer

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
-from tasks.errors import InputError
 from tasks.imaging.resample import resample, resample_window
 from tasks.sharding.restore import RestoredCore
 from tasks.volume.grid import Grid, scaled_grid

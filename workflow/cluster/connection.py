@@ -74,6 +74,6 @@ def _require_answer(address: str) -> None:
 
 def _refused(address: str, why: str) -> ConfigError:
     return ConfigError(
-        f"Cannot join the Ray cluster at {address}, named by RAY_ADDRESS: {why}. Start it, or unset RAY_ADDRESS to"
-        " start one here."
+        f"Cannot join the Ray cluster at {address}, named by RAY_ADDRESS: {why}.",
+        "Start it, or unset RAY_ADDRESS to start one here.",
     )

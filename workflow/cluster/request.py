@@ -45,7 +45,8 @@ def require_room(workers: int, request: Request) -> None:
         has = _amounts(cpus, gpus, memory // MIB if request.memory_mib else 0)
         raise ConfigError(
             f"Cannot start {_count(workers, 'worker')} of {request} each: the cluster has {has} on"
-            f" {_count(len(nodes), 'node')}, room for {room}. Ask for fewer workers or less for each, or add nodes."
+            f" {_count(len(nodes), 'node')}, room for {room}.",
+            "Ask for fewer workers or less for each, or add nodes.",
         )
 
 

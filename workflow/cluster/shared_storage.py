@@ -24,8 +24,8 @@ def require_shared(folder: Path) -> None:
             why = str(answer) if isinstance(answer, Exception) else _unheard(Path(answer))
             if why:
                 raise ConfigError(
-                    f"Cannot use the folder {folder.name} for the run: node {node} does not share it ({why}). Put --out"
-                    " on storage that every node mounts at the same path."
+                    f"Cannot use the folder {folder.name} for the run: node {node} does not share it ({why}).",
+                    "Put --out on storage that every node mounts at the same path.",
                 )
 
 

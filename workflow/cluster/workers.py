@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from configs.errors import RunError
 from workflow.cluster.request import Request
-from workflow.errors import RunError
 
 
 class WorkerError(RunError):

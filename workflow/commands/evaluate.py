@@ -24,8 +24,8 @@ def evaluate(
     """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
     with screen(as_json) as opened:
         from configs.degradation import named_degradation
+        from configs.errors import InputError
         from configs.schema import Resources
-        from tasks.errors import InputError
         from tasks.files.selection import expand_inputs
         from workflow.evaluate.run import recorded_evaluation
         from workflow.evaluate.scoring import summary
@@ -37,7 +37,7 @@ def evaluate(
         elif network.card is not None:
             recipe = network.card.degradation
         else:
-            raise InputError(f"Cannot tell how to degrade: {network.name} carries no card. Give --degradation NAME.")
+            raise InputError(f"Cannot tell how to degrade: {network.name} carries no card.", "Give --degradation NAME.")
         resources = Resources(workers=workers, memory_budget_mib=memory_budget)
         report = recorded_evaluation(expand_inputs(references), network, recipe, resources, mask, opened.console)
         opened.show(report, *summary(report))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.terminal.console import JsonOption, screen
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.forward_check import check_shape, stage_making
 from models.stages.presets import LATENT, PRESETS
 from models.stages.report import Shape, Stage, check_runnable, describe
@@ -87,7 +87,7 @@ def shapes(
 
 def _preset(name: str) -> tuple[Stage, ...]:
     if name not in PRESETS:
-        raise ShapeError(f"There is no preset {name}. Take one of: {', '.join(PRESETS)}.")
+        raise ShapeError(f"There is no preset {name}.", f"Take one of: {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 

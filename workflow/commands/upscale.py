@@ -50,8 +50,8 @@ def upscale(
 ) -> None:
     """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
+        from configs.errors import InputError
         from configs.schema import Resources
-        from tasks.errors import InputError
         from tasks.files.selection import expand_inputs
         from tasks.volume.target import three_numbers
         from workflow.upscale.adaptation import run_adaptation
@@ -60,13 +60,15 @@ def upscale(
         from workflow.upscale.volumes import UpscaleRequest
 
         if model is None and not adapt:
-            raise InputError("Cannot super-resolve: no model is named. Give --model M, or --adapt to train one here.")
+            raise InputError(
+                "Cannot super-resolve: no model is named.", "Give --model M, or --adapt to train one here."
+            )
         if settings and not adapt:
-            raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains. Give --adapt too.")
+            raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains.", "Give --adapt too.")
         if slice_axis and adapt:
             raise InputError(
-                f"Cannot adapt across --slice-axis {slice_axis}: --adapt learns across the axis of the largest spacing."
-                " Leave one of the two out."
+                f"Cannot adapt across --slice-axis {slice_axis}: --adapt uses the axis of the largest spacing.",
+                "Leave one of the two out.",
             )
         sources = expand_inputs(volumes)
         resources = Resources(

@@ -88,8 +88,8 @@ def _require_ray(address: str) -> None:
     except subprocess.TimeoutExpired:
         raise ConfigError(
             f"Cannot join the Ray cluster at {address}, named by RAY_ADDRESS: what listens there does not answer as Ray"
-            f" within {JOIN_SECONDS} s. Name the head node with the port of its GCS (6379 by default), or unset"
-            " RAY_ADDRESS to start one here."
+            f" within {JOIN_SECONDS} s.",
+            "Name the head node with the port of its GCS (6379 by default), or unset RAY_ADDRESS to start one here.",
         ) from None
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.machine.check import Check
 from tasks.machine.tensorflow_check import CHECKS, IDENTITY
 
@@ -64,7 +64,7 @@ class TensorFlowProcess:
         self._wait()
         path = self._folder / IDENTITY
         if not path.exists():
-            raise InputError("not tried: TensorFlow saved no network. Fix what the checks of TensorFlow say.")
+            raise InputError("not tried: TensorFlow saved no network.", "Fix what the checks of TensorFlow say.")
         return path
 
     def end(self) -> None:

@@ -1,15 +1,11 @@
 """A list of checks: what was tried, what was seen, and the remedy for what would fail."""
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from configs.errors import ConfigError
-from models.errors import ShapeError
-from tasks.errors import InputError
+from configs.errors import VoxliftError
 from tasks.machine.check import Check, first_line
-from workflow.cluster import WorkerError
 
 
 @dataclass
@@ -27,7 +23,7 @@ class Attempt:
     remedy: str = ""
     seen: list[str] = field(default_factory=list)
     remarks: list[tuple[str, str]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
 
     def ok(self, what: str) -> None:
         """Note what is as it should be."""
@@ -37,15 +33,15 @@ class Attempt:
         """Note what is odd and what to do about it."""
         self.remarks.append((what, remedy))
 
-    def failure(self, message: str) -> None:
-        """Note what would make the real run fail; the same message counts once."""
-        if message not in self.faults:
-            self.faults.append(message)
+    def failure(self, problem: str, remedy: str = "") -> None:
+        """Note what would make the real run fail; the same problem counts once."""
+        if (problem, remedy or self.remedy) not in self.faults:
+            self.faults.append((problem, remedy or self.remedy))
 
     def made(self) -> Check:
         """The check as it stands."""
         if self.faults:
-            said, remedies = zip(*(parts(message, self.remedy) for message in self.faults), strict=True)
+            said, remedies = zip(*self.faults, strict=True)
             return Check(self.name, self.tried, _lines(said), "failed", _lines(remedies))
         seen = [*self.seen, *(what for what, _ in self.remarks)]
         if self.remarks:
@@ -82,36 +78,12 @@ class Checklist:
         attempt = Attempt(name, tried, remedy)
         try:
             yield attempt
-        except (ConfigError, InputError, ShapeError, WorkerError) as error:
-            attempt.failure(message(error))
+        except VoxliftError as error:
+            attempt.failure(error.problem, error.remedy)
         except Exception as error:  # noqa: BLE001 - whatever it is, the run would meet it too
             attempt.failure(f"Cannot finish {tried}: {type(error).__name__}: {first_line(error)}.")
         self.checks.append(attempt.made())
-        self.faults += [" ".join(parts(fault, remedy)) for fault in attempt.faults]
-
-
-def message(error: Exception) -> str:
-    """What an error says, as one message that ends."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    return said if said.endswith((".", "!", "?")) else f"{said}."
-
-
-def parts(fault: str, remedy: str) -> tuple[str, str]:
-    """Part a fault from the remedy that ends its message.
-
-    Args:
-        fault: As errors of this package say it: what cannot be done, why, and what to do.
-        remedy: Where the last says nothing.
-
-    >>> parts("Cannot read a.nii.gz: it was cut short. Copy it again.", "Leave it out.")
-    ('Cannot read a.nii.gz: it was cut short.', 'Copy it again.')
-    >>> parts("Cannot read a.nii.gz: the file is empty.", "Leave it out.")
-    ('Cannot read a.nii.gz: the file is empty.', 'Leave it out.')
-    """
-    what, end, rest = fault.partition(". ")
-    if end and re.match(r"[A-Z]", rest):
-        return f"{what}.", rest
-    return fault, remedy
+        self.faults += [" ".join(fault) for fault in attempt.faults]
 
 
 def counted(number: int, thing: str) -> str:

@@ -51,7 +51,7 @@ def _placed(attempt: Attempt, count: int, request: Request) -> bool:
     try:
         require_room(count, request)
     except ConfigError as error:
-        attempt.failure(str(error))
+        attempt.failure(error.problem, error.remedy)
         return False
     return True
 
@@ -65,8 +65,8 @@ def check_replicas(checks: Checklist, config: RunConfig) -> None:
     ) as attempt:
         if batch % count:
             attempt.failure(
-                f"Cannot train: training.batch_size must divide by the replicas, received {batch} over {count} GPUs."
-                f" Take a batch_size of {-(-batch // count) * count}, or set training.replicas."
+                f"Cannot train: training.batch_size must divide by the replicas, received {batch} over {count} GPUs.",
+                f"Take a batch_size of {-(-batch // count) * count}, or set training.replicas.",
             )
         devices = counted(count, "GPU" if gpus else "CPU replica")
         attempt.ok(f"batch of {batch}, {batch // count} on each of {devices}")
@@ -85,7 +85,7 @@ def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, 
         whole = max(node.memory_bytes + node.object_store_bytes for node in nodes)
         said = f"{needed / MIB:.0f} MiB in all, {replicas}, and the largest node has {free / MIB:.0f} MiB"
         if needed > whole:
-            attempt.failure(f"Cannot train: it takes about {said}. {remedy}")
+            attempt.failure(f"Cannot train: it takes about {said}.", remedy)
         elif needed > free:
             attempt.warning(f"{said}; little is left for anything else", remedy)
         else:

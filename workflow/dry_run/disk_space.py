@@ -62,7 +62,8 @@ def check_writable(checks: Checklist, folder: Path) -> bool:
                 probe.flush()
         except OSError as error:
             attempt.failure(
-                f"Cannot write to {folder}: {error.strerror or error}. Name a folder that you may write to with --out."
+                f"Cannot write to {folder}: {error.strerror or error}.",
+                "Name a folder that you may write to with --out.",
             )
         attempt.ok(f"{folder} can be written")
     return not attempt.faults
@@ -82,8 +83,8 @@ def check_room_on_disk(checks: Checklist, needs: Sequence[Need]) -> None:
             if wanted > free:
                 parts = ", ".join(f"{need.what} {need.bytes / MIB:.0f} MiB" for need in sharing)
                 attempt.failure(
-                    f"Cannot keep what the run writes: {said} ({parts}). Make {(wanted - free) / MIB:.0f} MiB of room"
-                    " there, or name a folder on another disk with --out."
+                    f"Cannot keep what the run writes: {said} ({parts}).",
+                    f"Make {(wanted - free) / MIB:.0f} MiB of room there, or name a folder on another disk with --out.",
                 )
             attempt.ok(said)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.errors import InputError
 from tasks.artifacts.network_file import NetworkFile
-from tasks.errors import InputError
 from tasks.files.destination import check_destination
 from tasks.files.naming import output_name, output_paths
 from tasks.sharding.plan import MIB, ShardPlan
@@ -82,7 +82,7 @@ def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writ
             try:
                 check_destination(output, 0)
             except InputError as error:
-                attempt.failure(str(error))
+                attempt.failure(error.problem, error.remedy)
         more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
         attempt.ok(", ".join(output.name for output in outputs[:3]) + more)
 
@@ -102,7 +102,7 @@ def plan_inputs(checks: Checklist, order: UpscaleRequest) -> list[PlannedVolume]
                 planned.append(_planned(plan_volume(order, source, order.out / output_name(source.name))))
             except InputError as error:
                 # Here the budget comes from the configuration.
-                attempt.failure(str(error).replace("--memory-budget", "resources.memory_budget_mib"))
+                attempt.failure(error.problem, error.remedy.replace("--memory-budget", "resources.memory_budget_mib"))
         attempt.ok(_overview(planned, order.resources.memory_budget_mib))
     return planned
 
@@ -142,7 +142,7 @@ def check_range(checks: Checklist, network: NetworkFile, planned: Sequence[Plann
         for volume in planned:
             for remark in volume.remarks:
                 if trained:
-                    attempt.failure(f"Cannot trust {network.name} with {volume.name}: {remark}. {remedy}")
+                    attempt.failure(f"Cannot trust {network.name} with {volume.name}: {remark}.", remedy)
                 else:
                     attempt.warning(f"{volume.name}: {remark}", remedy)
         if network.card is None:

@@ -54,7 +54,7 @@ class RehearsalWorker:
 
     def _answer(self, answer: Any) -> Any:  # noqa: ANN401 - an answer of the cluster
         if not first_answers([answer], self._patience):
-            raise WorkerError(f"A worker did not answer for {self._patience:g} s. Look at the load of the cluster.")
+            raise WorkerError(f"A worker did not answer for {self._patience:g} s.", "Look at the load of the cluster.")
         return fetch(answer)
 
 

@@ -11,13 +11,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, InputError, VoxliftError
 from configs.schema import RunConfig
-from tasks.errors import InputError
 from tasks.files.selection import expand_inputs
 from tasks.training.template import template_path
 from tasks.volume.inspection import preflight
-from workflow.dry_run.checklist import Attempt, Checklist, counted, message
+from workflow.dry_run.checklist import Attempt, Checklist, counted
 from workflow.train.data import TrainingSource, lesson, require_named, training_paths, validation_volume
 
 Role = Literal["training", "validation", "input"]
@@ -41,7 +40,7 @@ class VolumeCheck:
 
     voxels: int = 0
     warnings: tuple[str, ...] = ()
-    fault: str | None = None
+    fault: VoxliftError | None = None
     spacing: tuple[float, float, float] | None = None
     lesson: TrainingSource | None = None
 
@@ -84,7 +83,7 @@ def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) ->
             found = dict(zip(wanted, pool.map(partial(_looked, config), wanted), strict=True))
         for (path, _), looked in found.items():
             if looked.fault is not None:
-                attempt.failure(looked.fault)
+                attempt.failure(looked.fault.problem, looked.fault.remedy)
             for warning in looked.warnings:
                 attempt.warning(f"{path.name}: {warning}", "Look at it with `voxlift inspect`.")
         attempt.ok(_counted(found))
@@ -96,7 +95,7 @@ def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterat
     try:
         require_named(config)
     except ConfigError as error:
-        attempt.failure(str(error))
+        attempt.failure(error.problem, error.remedy)
     # Training from slices that names no scan falls back on nothing.
     named = config.data.volumes or not config.data.mixture.slices
     yield from ((path, "training") for path in dict.fromkeys(training_paths(config) if named else ()))
@@ -107,7 +106,7 @@ def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterat
             expand_inputs([one])
             there.append(one)
         except InputError as error:
-            attempt.failure(str(error))
+            attempt.failure(error.problem, error.remedy)
     yield from ((path, "input") for path in (expand_inputs(there) if there else ()))
 
 
@@ -118,6 +117,12 @@ def _several(wanted: Sequence[tuple[Path, Role]]) -> Executor:
     return ThreadPoolExecutor(count) if size < PROCESSES_FROM else ProcessPoolExecutor(count, get_context("spawn"))
 
 
+def _naming(path: Path, role: Role, error: InputError | OSError | MemoryError) -> VoxliftError:
+    """Return an error that names the volume."""
+    problem, remedy = (error.problem, error.remedy) if isinstance(error, InputError) else (f"{error!s}.", "")
+    return InputError(problem if path.name in problem else f"Cannot use {path.name} for {role}: {problem}", remedy)
+
+
 def _looked(config: RunConfig, asked: tuple[Path, Role]) -> VolumeCheck:
     path, role = asked
     try:
@@ -126,8 +131,7 @@ def _looked(config: RunConfig, asked: tuple[Path, Role]) -> VolumeCheck:
         if role == "validation" and config.training.early_stopping is not None:
             validation_volume(config, path)
     except (InputError, OSError, MemoryError) as error:
-        said = message(error)
-        return VolumeCheck(fault=said if path.name in said else f"Cannot use {path.name} for {role}: {said}")
+        return VolumeCheck(fault=_naming(path, role, error))
     first = role == "training" and path == training_paths(config)[0]
     return VolumeCheck(
         voxels=prod(findings.shape),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.tracking.reading import RunRecord
 
 MEASURES = ("psnr", "ssim")
@@ -71,7 +71,7 @@ def compare(runs: Sequence[RunRecord], sort: str | None = None) -> Comparison:
         InputError: There is nothing to compare, or no run has the metric.
     """
     if not runs:
-        raise InputError("Cannot compare: there is no run. Record one, for example by `voxlift demo`.")
+        raise InputError("Cannot compare: there is no run.", "Record one, for example by `voxlift demo`.")
     names = sorted({name for run in runs for name in run.parameters})
     differing = tuple(name for name in names if len({run.parameters.get(name) for run in runs}) > 1)
     metrics = {name for run in runs for name in run.metrics}
@@ -119,7 +119,7 @@ def _metric(sort: str, metrics: set[str]) -> str:
         if name in metrics:
             return name
     raise InputError(
-        f"Cannot sort by {sort}: no run has that metric. There are: {', '.join(sorted(metrics)) or 'none'}."
+        f"Cannot sort by {sort}: no run has that metric.", f"There are: {', '.join(sorted(metrics)) or 'none'}."
     )
 
 

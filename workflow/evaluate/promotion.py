@@ -7,10 +7,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from configs.degradation import Degradation
+from configs.errors import InputError
 from configs.load import flatten
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
-from tasks.errors import InputError
 from tasks.scoring.protocol import Score
 from workflow.evaluate.scoring import evaluate
 from workflow.tracking import input_volume, recorded_run, resolve_model

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.degradation import Degradation
+from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
-from tasks.errors import InputError
 from tasks.scoring.protocol import Score, Scores, Trial, degraded_trial
 from tasks.sharding.plan import ShardPlan
 from tasks.volume.nifti import open_volume, read_volume
@@ -112,13 +112,15 @@ def _inside(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
         if grid.shape != read.grid.shape:
             raise InputError(
                 f"Cannot score {path.name}: the mask {mask.name} has {read.grid.shape} voxels and the reference"
-                f" {grid.shape}. Give a mask on the reference's grid."
+                f" {grid.shape}.",
+                "Give a mask on the reference's grid.",
             )
         apart = float(np.linalg.norm(grid.corners() - read.grid.corners(), axis=1).max())
         if apart > min(grid.spacing) / 2:
             raise InputError(
                 f"Cannot score {path.name}: the corners of the mask {mask.name} lie up to {apart:.3g} mm from those of"
-                " the reference. Give a mask on the reference's grid, in its axis order and directions."
+                " the reference.",
+                "Give a mask on the reference's grid, in its axis order and directions.",
             )
     return np.asarray(read.voxels != 0)
 

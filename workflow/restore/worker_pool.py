@@ -174,7 +174,7 @@ class WorkerPool:
     def _finished(
         self, state: WorkerState, value: object = None, error: Exception | None = None, *, again: bool = False
     ) -> Iterator[Outcome]:
-        """Take the first job from a worker."""
+        """Use the first job from a worker."""
         _, job, retries = state.given.popleft()
         state.since = time.monotonic()
         if again and retries < self._retries:

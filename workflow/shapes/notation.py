@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from models.errors import ShapeError
+from configs.errors import ShapeError
 from models.stages.report import Stage, Triple
 from models.stages.wording import by
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.tracking.models import fetch_models
 from workflow.tracking.recorder import CONTRACTS_TAG
 from workflow.tracking.store import opened_store, tracking_uri

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from configs.errors import ContractError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry
 from tasks.artifacts.network_file import read_network
-from tasks.artifacts.shape_contract import ContractError
 from workflow.tracking import serving
 
 MODEL_FILE = "data/model.keras"

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.errors import InputError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
-from tasks.errors import InputError
 from workflow.tracking.model_folder import (
     MODEL_FILE,
     logged_entry,
@@ -98,8 +98,8 @@ def resolve_model(text: str) -> Path:
     if len(files) != 1:
         what = "is no file or folder" if not folder.is_dir() else f"holds {len(files)} .keras files"
         raise InputError(
-            f"Cannot load the model {text}: it {what}. Name a .keras file, a folder with one, models:/NAME@champion or "
-            "runs:/RUN/model."
+            f"Cannot load the model {text}: it {what}.",
+            "Name a .keras file, a folder with one, models:/NAME@champion or runs:/RUN/model.",
         )
     seal = logged_entry(folder)
     if seal and file_digest(files[0]) != seal.sha256:
@@ -197,6 +197,6 @@ def _fetched(uri: str) -> Path:
     except (OSError, ValueError) as error:
         said = " ".join(str(error.__cause__ or error).split())[:200].rstrip(".")
         raise InputError(
-            f"Cannot load the model {uri}: {said}. Look at the models of {tracking_uri()}, or set MLFLOW_TRACKING_URI "
-            "to another store."
+            f"Cannot load the model {uri}: {said}.",
+            f"Look at the models of {tracking_uri()}, or set MLFLOW_TRACKING_URI to another store.",
         ) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.tracking.store import SQLITE, experiment_id, opened_store, shown, tracking_uri
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def probe_store(uri: str | None = None) -> StoreProbe:
     if differing:
         raise InputError(
             f"Cannot record in the tracking store {shown(uri)}: it does not return what was written"
-            f" ({', '.join(differing)}). Look into the server's log, or set MLFLOW_TRACKING_URI to another store."
+            f" ({', '.join(differing)}).",
+            "Look into the server's log, or set MLFLOW_TRACKING_URI to another store.",
         )
     artifacts = run.info.artifact_uri.split(f"/{run_id}")[0]
     return StoreProbe(shown(uri), artifacts, time.monotonic() - started, left)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.tracking.recorder import PARENT_TAG
 from workflow.tracking.store import opened_store
 
@@ -60,7 +60,7 @@ def read_runs(experiment: str | None = None, run_ids: Sequence[str] = ()) -> lis
         found = client.get_experiment_by_name(experiment)
         if found is None:
             known = ", ".join(sorted(entry.name for entry in client.search_experiments())) or "none"
-            raise InputError(f"Cannot read the experiment {experiment}: there is none. The store has: {known}.")
+            raise InputError(f"Cannot read the experiment {experiment}: there is none.", f"The store has: {known}.")
         records = _all_runs(client, found.experiment_id)
     if not run_ids:
         return records

@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ def aliased_version(name: str, alias: str) -> Version:
             found = client.get_model_version_by_alias(name, alias)
         except MlflowException:
             raise InputError(
-                f"Cannot find the {alias} of {name}: no version has that alias in {tracking_uri()}. Registered models: "
-                f"{', '.join(sorted(model.name for model in client.search_registered_models())) or 'none'}."
+                f"Cannot find the {alias} of {name}: no version has that alias in {tracking_uri()}."
+                f" Registered models: "
+                f"{', '.join(sorted(model.name for model in client.search_registered_models())) or 'none'}.",
             ) from None
         return _version(found, alias)
 

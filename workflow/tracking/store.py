@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from tasks.files.atomic import replacing
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def require_experiment(client: "MlflowClient", uri: str, name: str) -> str | Non
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage == "deleted":
         raise InputError(
-            f"Cannot record in the experiment {name}: it was deleted in {shown(uri)}. Restore it, or take another name"
-            " with --set tracking.experiment=NAME."
+            f"Cannot record in the experiment {name}: it was deleted in {shown(uri)}.",
+            "Restore it, or take another name with --set tracking.experiment=NAME.",
         )
     return str(found.experiment_id) if found is not None else None
 
@@ -163,6 +163,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
 def _refusal(doing: str, uri: str, error: Exception) -> InputError:
     said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(". ")
     return InputError(
-        f"Cannot {doing} in the tracking store {shown(uri)}: {said}. Start the server, or set MLFLOW_TRACKING_URI to a"
-        " store that is there."
+        f"Cannot {doing} in the tracking store {shown(uri)}: {said}.",
+        "Start the server, or set MLFLOW_TRACKING_URI to a store that is there.",
     )

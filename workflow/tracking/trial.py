@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tasks.errors import InputError
+from configs.errors import InputError
 from workflow.tracking.probe import StoreProbe, probe_store
 from workflow.tracking.store import SQLITE, opened_store, require_experiment, shown, tracking_uri
 
@@ -46,8 +46,8 @@ def _scratch_beside(place: Path, uri: str) -> Iterator[Path]:
         scratch = tempfile.TemporaryDirectory(dir=standing, prefix=".voxlift-probe-", ignore_cleanup_errors=True)
     except OSError as error:
         raise InputError(
-            f"Cannot record in the tracking store {shown(uri)}: {error.strerror or error}. Make room there and see that"
-            " you may write, or set MLFLOW_TRACKING_URI to a store that is there."
+            f"Cannot record in the tracking store {shown(uri)}: {error.strerror or error}.",
+            "Make room there and see that you may write, or set MLFLOW_TRACKING_URI to a store that is there.",
         ) from error
     with scratch as name:
         yield Path(name)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.errors import InputError
 from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, ContractsError, file_digest, read_contracts
-from tasks.errors import InputError
 from workflow.tracking.fetching import fetched_run
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def verify(run_or_folder: str) -> Verification:
     if folder.is_dir():
         return _verified(run_or_folder, folder)
     if "/" in run_or_folder.removeprefix("runs:/"):
-        raise InputError(f"Cannot verify {run_or_folder}: there is no such folder. Name a folder or a run id.")
+        raise InputError(f"Cannot verify {run_or_folder}: there is no such folder.", "Name a folder or a run id.")
     with fetched_run(run_or_folder.removeprefix("runs:/")) as run:
         return _verified(run_or_folder, run.folder, run.run_id, run.contracts_digest)
 

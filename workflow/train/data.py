@@ -45,12 +45,13 @@ def require_named(config: RunConfig) -> None:
     """
     if config.data.mixture.slices and not config.data.volumes:
         raise ConfigError(
-            "Cannot train from slices: no volume is named. Name the thick-slice scan with"
-            " --set data.volumes='[scan.nii.gz]'."
+            "Cannot train from slices: no volume is named.",
+            "Name the thick-slice scan with --set data.volumes='[scan.nii.gz]'.",
         )
     if config.training.early_stopping is not None and not config.data.validation:
         raise ConfigError(
-            "Cannot stop early: no validation volume is named. Name some with --set data.validation='[volume.nii.gz]'."
+            "Cannot stop early: no validation volume is named.",
+            "Name some with --set data.validation='[volume.nii.gz]'.",
         )
 
 

@@ -156,6 +156,7 @@ def _last_address(folder: Path) -> RunAddress | None:
     if address is not None and address.tracking_uri != tracking_uri():
         raise ConfigError(
             f"Cannot resume the run in {folder.name}: it is recorded in another tracking store than MLFLOW_TRACKING_URI"
-            " and the working directory say now. Resume where it was started."
+            " and the working directory say now.",
+            "Resume where it was started.",
         )
     return address

@@ -195,8 +195,8 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
         return None
     if known["trials"] != [list(trial.settings) for trial in trials]:
         raise ConfigError(
-            f"Cannot resume the sweep in {folder.name}: it varied something else. Take the configuration that it was"
-            " started with, or another --out."
+            f"Cannot resume the sweep in {folder.name}: it varied something else.",
+            "Use the configuration that it was started with, or another --out.",
         )
     return str(known["run_id"])
 

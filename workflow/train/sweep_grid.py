@@ -46,7 +46,7 @@ def trials(varied: Mapping[str, Any]) -> list[Trial]:
         raise ConfigError(f"Cannot sweep: the section {KEY} of the configuration names no key to vary.")
     made = [Trial(number, settings) for number, settings in enumerate(product(*axes), start=1)]
     if len(made) > MAX_TRAININGS:
-        raise ConfigError(f"Cannot sweep: {len(made)} trainings are more than {MAX_TRAININGS}. Vary less at a time.")
+        raise ConfigError(f"Cannot sweep: {len(made)} trainings are more than {MAX_TRAININGS}.", "Vary less at a time.")
     return made
 
 

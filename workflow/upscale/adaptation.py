@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.degradation import Degradation
+from configs.errors import InputError
 from configs.load import load_config, resolved_yaml
 from configs.schema import Resources, RunConfig
 from tasks.artifacts.manifest import file_digest
 from tasks.artifacts.network_file import NetworkFile
-from tasks.errors import InputError
 from tasks.files.atomic import replacing
 from tasks.imaging.consistency import recipe_at
 from tasks.volume.grid import network_axes
@@ -116,8 +116,8 @@ def adaptation_config(
     if given is not None:
         if given.card is None:
             raise InputError(
-                f"Cannot adapt {given.name}: it carries no card that names its network. Leave --model out to start"
-                " from random weights."
+                f"Cannot adapt {given.name}: it carries no card that names its network.",
+                "Leave --model out to start from random weights.",
             )
         recipe, network = given.card.degradation, [f"network={given.card.network.model_dump_json()}"]
     recipes = [_recipe_across(source, recipe, scale, spacing) for source in sources]
@@ -125,8 +125,8 @@ def adaptation_config(
     if max(factors) > EQUAL_SCALE * min(factors):
         raise InputError(
             f"Cannot adapt to {len(sources)} volumes at once: their scales across the slices reach from"
-            f" {min(factors):.3g} to {max(factors):.3g}, and one network is trained for one. Give --scale, or adapt to"
-            " them one by one."
+            f" {min(factors):.3g} to {max(factors):.3g}, and one network is trained for one.",
+            "Give --scale, or adapt to them one by one.",
         )
     return load_config(
         PRESET,
@@ -151,8 +151,8 @@ def _recipe_across(source: Path, recipe: Degradation, scale: Three | None, spaci
         wanted = ",".join(f"{size / have:.3g}" for size, have in zip(target.shape, grid.shape, strict=True))
         raise InputError(
             f"Cannot adapt to {source.name}: its planes teach the way across them, along {'ijk'[axes.order[0]]}, and"
-            f" the scale is {wanted}. Give a --scale or --spacing that is finer there and leaves the planes as they are"
-            ", or leave --adapt out."
+            f" the scale is {wanted}.",
+            "Give a --scale or --spacing that is finer there and leaves the planes as they are, or leave --adapt out.",
         )
     return recipe_at(recipe, fine, coarse)
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.degradation import Degradation
+from configs.errors import InputError, RunError
 from configs.schema import Resources
 from tasks.artifacts.manifest import file_digest
 from tasks.artifacts.network_file import NetworkFile
-from tasks.errors import InputError
 from tasks.files.atomic import sweep
 from tasks.imaging.consistency import Change
 from tasks.sharding.assemble import Assembly, Consistency
@@ -28,7 +28,6 @@ from tasks.volume.inspection import Findings, preflight
 from tasks.volume.intensity import Intensity, find_intensity
 from tasks.volume.nifti import write_slabs
 from tasks.volume.scan import Scan
-from workflow.errors import RunError
 from workflow.restore.restoration import Tally
 from workflow.upscale.volume_record import Written, note, noted
 

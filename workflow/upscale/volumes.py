@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 
 from configs.degradation import Degradation
+from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
-from tasks.errors import InputError
 from tasks.files.destination import check_destination
 from tasks.files.naming import output_paths, sidecar_name
 from tasks.imaging.consistency import recipe_at
@@ -120,7 +120,8 @@ def plan_volume(order: UpscaleRequest, source: Path, output: Path) -> VolumeWork
         if card is None:
             raise InputError(
                 f"Cannot choose the target grid of {source.name}: the model carries no card that says what scale it was"
-                " trained for. Give --scale I,J,K or --spacing I,J,K."
+                " trained for.",
+                "Give --scale I,J,K or --spacing I,J,K.",
             )
         scale = axes.of_network(card.degradation.scale)
     target = target_grid(scan.grid, scale, order.spacing)
