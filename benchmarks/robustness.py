@@ -24,7 +24,8 @@ from tasks.artifacts.network_file import read_network
 from tasks.artifacts.saved_models import load_model
 from tasks.imaging.resample import resample
 from tasks.scoring.protocol import degraded_trial
-from tasks.training.job import TrainingJob, run_training
+from tasks.training.job import TrainingJob
+from tasks.training.start import run_training
 from tasks.training.template import template_path
 from tasks.volume.grid import Grid, spaced_grid
 from tasks.volume.intensity import find_intensity, normalise

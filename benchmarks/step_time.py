@@ -42,7 +42,7 @@ def ours() -> None:
 
     from configs.schema import Network
     from models.network.gradients import with_fast_gradients
-    from tasks.training.loop import build_network
+    from tasks.training.networks import build_network
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     keras.utils.set_random_seed(0)

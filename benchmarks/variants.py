@@ -59,7 +59,8 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
     from tasks.artifacts.network_file import read_network
     from tasks.artifacts.saved_models import load_model
     from tasks.scoring.protocol import WHOLE, degraded_trial, held_out_slabs
-    from tasks.training.job import TrainedModel, TrainingJob, run_training
+    from tasks.training.job import TrainedModel, TrainingJob
+    from tasks.training.start import run_training
     from tasks.training.template import template_path
     from tasks.volume.nifti import read_volume
     from workflow.train.data import training_volumes

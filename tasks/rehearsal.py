@@ -119,7 +119,7 @@ class TrainingRehearsal:
 
     def _built(self) -> BuiltNetwork:
         from tasks.machine.devices import device_kind
-        from tasks.training.loop import build_network
+        from tasks.training.networks import build_network
 
         network, training = self._config.network, self._config.training
         replicas = self._strategy.num_replicas_in_sync

@@ -1,9 +1,10 @@
-"""The rules of the architecture: which package may import which, and one module or package for each external system."""
+"""The import rules: layers, no circles, and one place for each external system."""
 
 import ast
 import resource
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ ALLOWED = {
     "tasks": {"models", "configs"},
     "workflow": {"tasks", "models", "configs"},
 }
-DOORS = {
+IMPORTED_IN = {
     "nibabel": "tasks/volume/nifti.py",
     "ray": "workflow/cluster/",
     "mlflow": "workflow/tracking/",
@@ -47,15 +48,15 @@ def test_imports_point_one_way(package):
         assert ours <= ALLOWED[package], f"{module.relative_to(ROOT)} imports {ours - ALLOWED[package]}"
 
 
-@pytest.mark.parametrize("system", DOORS)
-def test_each_outside_system_has_one_door(system):
+@pytest.mark.parametrize("system", IMPORTED_IN)
+def test_each_external_system_is_imported_in_one_place(system):
     users = {
         module.relative_to(ROOT).as_posix()
         for package in ALLOWED
         for module in modules(package)
         if system in {name.split(".")[0] for name in imports(module)}
     }
-    assert all(user.startswith(DOORS[system]) for user in users)
+    assert all(user.startswith(IMPORTED_IN[system]) for user in users)
 
 
 def test_tensorflow_stays_out_of_the_command_line():
@@ -85,3 +86,40 @@ def test_help_answers_in_a_second():
     subprocess.run([sys.executable, "-m", "workflow", "--help"], cwd=ROOT, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def name_of(module: Path) -> str:
+    parts = module.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def internal_imports() -> dict[str, set[str]]:
+    """Each module with the modules of ours that it imports, wherever in it."""
+    paths = {name_of(module): module for package in ALLOWED for module in modules(package)}
+    graph: dict[str, set[str]] = {name: set() for name in paths}
+    for name, module in paths.items():
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & set(paths)
+            elif isinstance(node, ast.ImportFrom) and node.module in paths:
+                inside = {f"{node.module}.{alias.name}" for alias in node.names}
+                graph[name] |= (inside & set(paths)) or {node.module}
+    return graph
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other; empty where none do."""
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other():
+    assert circle(internal_imports()) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}})

@@ -2,7 +2,8 @@
 
 Both cut the same number of voxels before and after what the taps reach: `(size - 1) * stride + span - 2 * pad`. PyTorch
 then adds `output_padding` voxels after, fewer than the stride or the dilation. TensorFlow cuts an odd voxel after.
-Taps keep their order everywhere: only the layout of the weights differs, see `models.weights`.
+Taps keep their order everywhere, only the layout of the weights differs: `(in, out, depth, height, width)` there,
+`(depth, height, width, out, in)` in TensorFlow.
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,10 @@ import tensorflow as tf
 
 from configs.errors import InputError
 
-# Whether XLA compiles networks, by kind of device; Keras is not left to choose. On the CPU it makes transposed
+# Whether XLA compiles networks; Keras is not left to choose. On the CPU it makes transposed
 # convolutions two orders of magnitude slower. On a lone GPU Keras' "auto" would compile; here it does not, because XLA
 # compiles anew for every shape of shard, and what it then picks by timing need not be the same bits twice.
-XLA = {"CPU": False, "GPU": False}
+XLA: bool = False
 
 
 def device_kind() -> str:

@@ -139,7 +139,7 @@ def _compare_xla() -> Seen:
     from tasks.machine.devices import XLA, device_kind
 
     kind = device_kind()
-    chosen = XLA[kind]
+    chosen = XLA
     latent, weights = tf.random.normal((1, 4, 14, 14, 32)), tf.random.normal((4, 4, 4, 16, 32))
 
     def milliseconds(jit: bool) -> float:  # noqa: FBT001 - named at every call
@@ -163,7 +163,7 @@ def _compare_xla() -> Seen:
     seen = f"{choice}: {plain:.1f} ms without, {fused:.1f} ms with"
     mine, other = (fused, plain) if chosen else (plain, fused)
     if mine > SLOWER * other:
-        return Seen(seen, "warning", f"Set XLA of {kind} to {not chosen} in tasks/machine/devices.py.")
+        return Seen(seen, "warning", f"Set XLA to {not chosen} in tasks/machine/devices.py.")
     return Seen(seen)
 
 

@@ -68,7 +68,7 @@ class Restorer:
 
         from models.network.phases import with_phases
         from tasks.artifacts.saved_models import load_model
-        from tasks.machine.devices import XLA, claim_devices, device_kind
+        from tasks.machine.devices import XLA, claim_devices
 
         claim_devices(threads)
         with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ class Restorer:
         # are mapped in it too, where all threads do it.
         signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32), *[tf.TensorSpec([], tf.float32)] * 2]
 
-        @tf.function(input_signature=signature, jit_compile=XLA[device_kind()])  # type: ignore[untyped-decorator] # no types
+        @tf.function(input_signature=signature, jit_compile=XLA)  # type: ignore[untyped-decorator] # no types
         def restored(resampled: tf.Tensor, low: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
             normalised = (resampled - low) / span
             seen = tf.clip_by_value(normalised, 0.0, CLIP)

@@ -1,6 +1,6 @@
-"""Training as whoever starts it sees it: what it is given, what it reports, and a start that loads TensorFlow late."""
+"""The job that a training is given and the records that it reports."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,10 +122,3 @@ def interpolation_psnr(volumes: Sequence[ValidationVolume]) -> dict[str, float]:
 
 
 TrainingRecord = TrainingStep | Validation | TrainedModel
-
-
-def run_training(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
-    """Train in this process: `tasks.training.loop.train`, imported when it is called."""
-    from tasks.training.loop import train
-
-    return train(job, should_stop)

@@ -10,11 +10,9 @@ import tensorflow as tf
 
 from configs.data import Mixture
 from configs.errors import InputError
-from configs.schema import Network, RunConfig, Training
+from configs.schema import RunConfig, Training
 from models.network.gradients import with_fast_gradients
 from models.network.losses import PatchDegradation, weighted
-from models.network.restorer import build_restorer
-from models.stages.report import Stage
 from tasks.artifacts.model_card import add_card, make_card
 from tasks.artifacts.saved_models import load_model
 from tasks.files.atomic import replacing
@@ -24,32 +22,12 @@ from tasks.machine.devices import XLA, device_kind, layer_precision, mirrored_st
 from tasks.training.blocks import TrainingVolume
 from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation
+from tasks.training.networks import build_network
 from tasks.training.optimizers import learning_rate_schedule, optimizer
 from tasks.training.patches import PatchSource
 from tasks.training.validation import Validator
 
 DAMPING = 1e-4  # of the correction that the loss `unseen` looks past
-
-
-def network_stages(network: Network) -> tuple[Stage, ...]:
-    """The stages of a configured network as the models know them."""
-    return tuple(Stage(stage.filters, stage.kernel_size, stage.strides) for stage in network.stages)
-
-
-def build_network(network: Network, precision: str = "float32") -> keras.Model:
-    """Build a configured network; `precision` is the Keras dtype policy of its layers."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
-    try:
-        return build_restorer(
-            network_stages(network),
-            latent_filters=network.latent_filters,
-            convolutions=network.convolutions_per_level,
-            skip=network.skip,
-            activation=network.activation,
-        )
-    finally:
-        keras.config.set_dtype_policy(before)
 
 
 def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
@@ -169,7 +147,7 @@ class Trainer:
         self._weights = [weight.value for weight in self.model.trainable_variables]
         self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
         self._loss = weighted(dict(training.losses.items()), patch_degradation(config))
-        self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=XLA[device_kind()])
+        self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=XLA)
 
     def step(self, batch: Any) -> float:  # noqa: ANN401 - per-replica tensors of TensorFlow's making
         """Take an optimizer step; returns the loss."""

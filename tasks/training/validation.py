@@ -9,10 +9,11 @@ import tensorflow as tf
 
 from configs.schema import EarlyStopping, RunConfig
 from tasks.imaging.consistency import correct
-from tasks.machine.devices import XLA, device_kind
+from tasks.machine.devices import XLA
 from tasks.scoring.metrics import foreground_mask, psnr
 from tasks.training.checkpoints import Checkpoint
 from tasks.training.job import ValidationVolume
+from tasks.training.networks import build_network
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,16 +38,12 @@ class Validator:
     def __init__(
         self, volumes: Sequence[ValidationVolume], config: RunConfig, weights: Callable[[], list[Any]]
     ) -> None:
-        from tasks.training.loop import build_network
-
         self._volumes, self._recipe, self._weights = volumes, config.degradation, weights
         self._stride = config.network.total_stride
         self._rule = config.training.early_stopping or EarlyStopping()
         self._model = build_network(config.network)
         signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32)]
-        self._restore = tf.function(
-            lambda volume: self._model(volume, training=False), signature, jit_compile=XLA[device_kind()]
-        )
+        self._restore = tf.function(lambda volume: self._model(volume, training=False), signature, jit_compile=XLA)
         self.best: Sequence[NDArray[Any]] = ()
         self.best_psnr, self._misses = -np.inf, 0
         self.history: list[float] = []

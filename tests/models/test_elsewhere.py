@@ -6,7 +6,6 @@ import pytest
 from models.stages.forward_check import output_shape
 from models.stages.frameworks import caffe_equivalent, padded_size, torch_equivalent
 from models.stages.stage import Axis, Stage
-from models.weights import from_channels_first, to_channels_first
 from tests.models.scatter import as_tensorflow, as_torch
 from tests.models.sweep import SIZES, geometries, stages
 
@@ -89,11 +88,3 @@ def test_kernel_3_stride_2_is_shown_why_caffe_makes_31_of_16():
         " pad 1 is one voxel short"
     )
     assert said.output_shape == (1, 33, 33, 33, 1)
-
-
-def test_weights_change_their_layout_and_nothing_else():
-    weights = np.random.default_rng(0).normal(size=(5, 4, 3, 2, 6))  # in, out, depth, height, width
-    ours = from_channels_first(weights)
-    assert ours.shape == (3, 2, 6, 4, 5)
-    assert ours[2, 1, 3, 0, 4] == weights[4, 0, 2, 1, 3]
-    np.testing.assert_array_equal(to_channels_first(ours), weights)

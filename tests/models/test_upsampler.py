@@ -7,7 +7,6 @@ from models.stages.report import describe
 from models.stages.stage import Stage
 from models.stages.upsampler import build_twin, build_upsampler
 from models.stages.verification import verify
-from models.weights import from_channels_first
 from tests.models.scatter import as_tensorflow, as_torch
 
 LOPSIDED = (
@@ -76,7 +75,7 @@ def test_a_stage_with_weights_from_pytorch_or_caffe_gives_their_numbers(kernel):
     theirs, bias = random.normal(size=(2, 3, *kernel)), random.normal(size=3)
     for latent in (delta((1, 3, 4, 5, 2), (0, 1, 2, 3, 1)), random.normal(size=(1, 3, 4, 5, 2))):
         model = build_upsampler((3, 4, 5, 2), [stage])
-        model.set_weights([from_channels_first(theirs), bias])
+        model.set_weights([theirs.transpose(2, 3, 4, 1, 0), bias])
         made = np.asarray(model(latent.astype(np.float32)))
         reference = as_torch(
             latent, np.einsum("iodhw->dhwoi", theirs), stage.strides, report.torch.pad, report.torch.output_padding
@@ -95,7 +94,7 @@ def delta(shape, place):
 
 def build_image_of_delta(stage, theirs, pad):
     model = build_upsampler((5, 5, 5, 2), [stage])
-    model.set_weights([from_channels_first(theirs), np.zeros(3)])
+    model.set_weights([theirs.transpose(2, 3, 4, 1, 0), np.zeros(3)])
     image = np.asarray(model(delta((1, 5, 5, 5, 2), (0, 2, 2, 2, 1)).astype(np.float32)))[0]
     start = [2 * s - p for s, p in zip(stage.strides, pad, strict=True)]
     window = tuple(slice(a, a + k) for a, k in zip(start, stage.kernel_size, strict=True))

@@ -14,7 +14,8 @@ from tasks.artifacts.network_file import read_network
 from tasks.imaging.consistency import correct
 from tasks.training.checkpoints import last_checkpoint
 from tasks.training.job import TrainingStep
-from tasks.training.loop import build_network, train
+from tasks.training.loop import train
+from tasks.training.networks import build_network
 from tasks.training.optimizers import learning_rate_schedule
 from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
 

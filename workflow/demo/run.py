@@ -16,7 +16,8 @@ from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import Slab, Trial, degraded_trial, held_out_slabs
 from tasks.sharding.plan import ShardPlan
 from tasks.training.blocks import TrainingVolume, training_volume
-from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, run_training
+from tasks.training.job import TrainedModel, TrainingJob, TrainingStep
+from tasks.training.start import run_training
 from tasks.training.template import template_path
 from tasks.volume.intensity import normalise
 from tasks.volume.nifti import read_volume, write_volume

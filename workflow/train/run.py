@@ -14,7 +14,8 @@ from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
 from tasks.files.atomic import replacing
-from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, interpolation_psnr, run_training
+from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, interpolation_psnr
+from tasks.training.start import run_training
 from workflow.cluster import cluster, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared

@@ -1,0 +1,28 @@
+"""The network of a configuration, built with Keras."""
+
+import keras
+
+from configs.schema import Network
+from models.network.restorer import build_restorer
+from models.stages.stage import Stage
+
+
+def network_stages(network: Network) -> tuple[Stage, ...]:
+    """The stages of a configured network as the models know them."""
+    return tuple(Stage(stage.filters, stage.kernel_size, stage.strides) for stage in network.stages)
+
+
+def build_network(network: Network, precision: str = "float32") -> keras.Model:
+    """Build a configured network; `precision` is the Keras dtype policy of its layers."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        return build_restorer(
+            network_stages(network),
+            latent_filters=network.latent_filters,
+            convolutions=network.convolutions_per_level,
+            skip=network.skip,
+            activation=network.activation,
+        )
+    finally:
+        keras.config.set_dtype_policy(before)
