@@ -1,4 +1,4 @@
-"""What `voxlift dry-run` says beforehand against what runs then take: `python -m benchmarks.dry_run [PRESET...]`.
+"""Compare the estimates of `voxlift dry-run` with what runs take: `python -m benchmarks.dry_run [PRESET...]`.
 
 Of the demo the whole run, of a preset its training. Other work on the machine between the two shows as a miss. Writes
 `results/dry_run.json` and `results/dry_run.md`.

@@ -1,4 +1,4 @@
-"""Where a model might do harm: `python -m benchmarks.robustness [MODEL.keras ...]`.
+"""Search for volumes where a model does harm: `python -m benchmarks.robustness [MODEL.keras ...]`.
 
 Each model restores what its card's degradation leaves of volumes unlike those that trained it: other contrasts, other
 spacings, noise, a CT-like phantom, all made from the template, and the scans in the folder VOXLIFT_DATA or

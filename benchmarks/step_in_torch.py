@@ -40,7 +40,7 @@ class Same(nn.Module):
 
 
 class Restorer(nn.Module):
-    """What `models.network.restorer.build_restorer` builds, with leaky ReLU."""
+    """The network of `models.network.restorer.build_restorer`, with leaky ReLU."""
 
     def __init__(self, latent_filters: int, stages: list[dict[str, Any]], convolutions: list[int], skip: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What recording costs a training like the demo's: `python -m benchmarks.tracking`, against SQLite and a server.
+"""Cost of recording a training like the demo's: `python -m benchmarks.tracking`, against SQLite and a server.
 
 Trains twice through `voxlift train`'s own code, each in a process of its own, and counts the seconds that the driver
 spends in the door to MLflow, by what is recorded. Writes `results/tracking.json` and `results/tracking.md`.

@@ -1,1 +1,1 @@
-"""What a run is: typed configuration and its presets."""
+"""Typed configuration of runs, and its presets."""

@@ -1,4 +1,4 @@
-"""What a run is trained on: files, synthetic anatomy, and how they are varied."""
+"""Training data of a run: files, synthetic anatomy, augmentation."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -31,7 +31,7 @@ class HeldOut(Section):
 
 
 class Mixture(Section):
-    """Where training patches come from, in parts of any size.
+    """Sources of training patches, as relative shares.
 
     Attributes:
         volumes: The volumes as they are.
@@ -59,7 +59,7 @@ class Mixture(Section):
 
 
 class Data(Section):
-    """What is trained on.
+    """Training data.
 
     Attributes:
         volumes: Files. None means the MNI152 T1 template at 1 mm that nilearn carries.
@@ -75,7 +75,7 @@ class Data(Section):
 
 
 class Augmentation(Section):
-    """How what is trained on is varied; each is drawn anew for every piece of anatomy.
+    """Augmentation of the training anatomy; each value is drawn anew for every piece.
 
     Attributes:
         gain: Spread of the gain, on the natural logarithm.

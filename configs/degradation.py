@@ -1,4 +1,4 @@
-"""What turns a fine volume into a coarse one: a typed recipe, stored with every score."""
+"""Degradation of a fine volume to a coarse one: a typed recipe, stored with every score."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from configs.errors import ConfigError
 
 
 class AxisDegradation(BaseModel):
-    """What happens along one axis; lengths are in fine voxels.
+    """Degradation along one axis; lengths are in fine voxels.
 
     Args:
         factor: Fine voxels per coarse voxel, whole or not; sizes are rounded and the field of view is kept.
@@ -63,7 +63,7 @@ class Degradation(BaseModel):
 
     @property
     def is_isotropic(self) -> bool:
-        """Whether the three axes are degraded alike, so that any of them may serve as the slice axis."""
+        """True if the three axes are degraded alike, so that any of them may serve as the slice axis."""
         return self.depth == self.height == self.width
 
 

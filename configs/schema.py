@@ -1,4 +1,4 @@
-"""What a run is, typed: each section of a configuration file is a class here; unknown keys are errors."""
+"""Typed configuration of a run: each section of a configuration file is a class here; unknown keys are errors."""
 
 from typing import Annotated, Literal, Self
 
@@ -77,7 +77,7 @@ class Network(Section):
 
 
 class Checkpoints(Section):
-    """What training leaves on its way, to go on from.
+    """State of a training that it can be resumed from.
 
     Attributes:
         every: Steps between checkpoints; 0 leaves none.
@@ -104,7 +104,7 @@ LossName = Literal["l1", "l2", "charbonnier", "gradient", "ssim", "consistency",
 
 
 class Training(Section):
-    """How the restorer is trained: by a fixed number of steps and a seed, not by the clock.
+    """Training of the restorer, for a fixed number of steps from a seed.
 
     Attributes:
         steps: Optimizer steps.
@@ -159,7 +159,7 @@ class Training(Section):
 
 
 class Resources(Section):
-    """What the run asks of the cluster.
+    """Resources that the run asks of the cluster.
 
     Attributes:
         workers: Ray workers that restore shards.
@@ -179,7 +179,7 @@ class Resources(Section):
 
 
 class Tracking(Section):
-    """Where the run is recorded.
+    """Address of the run.
 
     Attributes:
         experiment: Name of the MLflow experiment.

@@ -1,4 +1,4 @@
-"""What all sections of a configuration have in common."""
+"""Base class of the sections of a configuration."""
 
 from pydantic import BaseModel, ConfigDict
 

@@ -1,1 +1,1 @@
-"""What the network is: shapes, layers, losses. Knows no file, no Ray and no MLflow."""
+"""The network: shapes, layers, losses. Knows no file, no Ray and no MLflow."""

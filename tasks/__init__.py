@@ -1,1 +1,1 @@
-"""What one worker does: read, degrade, shard, train, restore, stitch, score."""
+"""Tasks of one worker: read, degrade, shard, train, restore, stitch, score."""

@@ -90,7 +90,7 @@ class RehearsedShard:
 
 
 class TrainingRehearsal:
-    """What `tasks.training.loop.train` makes before its first step; then, on demand, steps.
+    """Rehearsal of a training: everything before its first step; then, on demand, steps.
 
     Args:
         config: The run.

@@ -1,1 +1,1 @@
-"""How tasks become a run: command line, cluster, tracking, report."""
+"""Runs composed of tasks: command line, cluster, tracking, report."""

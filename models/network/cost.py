@@ -1,4 +1,4 @@
-"""What a network costs on a volume of some shape, by its layers alone: live memory and arithmetic."""
+"""Cost of a network on a volume, from its layers alone: live memory and arithmetic."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What one layer reads: the voxels of its input on which one voxel of its output depends."""
+"""Reach of one layer: the voxels of its input on which one voxel of its output depends."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Extent:
 
 
 def layer_reach(node: Node, axis: int, size: Extent) -> tuple[Reach, Extent]:
-    """What a layer reads along one axis, and the size of what it returns.
+    """Reach of a layer along one axis, and the size of its output.
 
     Args:
         node: The layer.

@@ -1,4 +1,4 @@
-"""What training minimises: named errors of a batch of patches, each one number per patch, and their weighted sum."""
+"""Losses: named errors of a batch of patches, each one number per patch, and their weighted sum."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class PatchDegradation:
         return _along(self.matrices, fine[..., 0])
 
     def unseen(self, error: tf.Tensor) -> tf.Tensor:
-        """What is left of an error after the data consistency correction, of the shape of `error`.
+        """Return the part of an error that the data consistency correction leaves, in the shape of `error`.
 
         The correction takes away all that shows in the coarse patch; the network need not spend itself on it.
         """

@@ -25,7 +25,7 @@ LANES = 16
 
 @dataclass(frozen=True)
 class PhaseBlock:
-    """What a block of outputs in a row reads, along one axis.
+    """Interval that a block of consecutive outputs reads, along one axis.
 
     Args:
         start: Output with which the first block begins: 0, or negative where that reads fewer inputs.
@@ -144,7 +144,7 @@ def with_phases(model: keras.Model) -> keras.Model:
 
 
 def faster_by_phases(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is a transposed convolution that phases compute, and faster."""
+    """True if a layer is a transposed convolution that phases compute faster."""
     return (
         type(layer) is keras.layers.Conv3DTranspose
         and layer.filters <= FASTER_UP_TO_FILTERS

@@ -1,4 +1,4 @@
-"""What stages do together: they compose, so a chain along an axis is again one line of integers.
+"""Composition of stages: a chain along an axis is again one line of integers.
 
 Tracing output voxel `j` backwards through a stage gives input voxels `ceil((j + before - span + 1) / stride)` to
 `floor((j + before) / stride)`. Nested floors and ceilings of this form merge into one, `floor((j + a) / S)` with the
@@ -11,7 +11,7 @@ from models.stages.stage import Stage
 
 
 def receptive_field(stages: Sequence[Stage]) -> tuple[tuple[int, int], ...]:
-    """How far an output voxel sees, in latent voxels.
+    """Receptive field of an output voxel, in latent voxels.
 
     Args:
         stages: From the latent to the output.
@@ -41,7 +41,7 @@ def _sight(stages: Sequence[Stage], axis: int) -> tuple[int, int]:
 
 
 def accumulated_shift(stages: Sequence[Stage]) -> tuple[float, float, float]:
-    """How far a chain of equal taps moves the image towards higher indices, in voxels of the last output.
+    """Shift of the image by a chain of equal taps, towards higher indices, in voxels of the last output.
 
     Dividing by the total stride gives it in voxels of the latent. Each stage's own shift, `Axis.shift`, is in voxels of
     its own output, which the strides after it make larger.

@@ -1,4 +1,4 @@
-"""What goes wrong in a stage without an error, in words, with the remedy."""
+"""Diagnostics of a stage: problems that raise no error, and their remedies."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from models.stages.wording import by, grouped, shape_text
 
 
 def is_clean(axis: Axis) -> bool:
-    """Whether a stage reaches every voxel along an axis equally often and leaves the image in its place.
+    """True if a stage reaches every voxel along an axis equally often and leaves the image in its place.
 
     With padding "same" and no output padding: the stride divides the kernel, and kernel minus stride is even.
     """
@@ -18,7 +18,7 @@ def is_clean(axis: Axis) -> bool:
 
 
 def blocks(axis: Axis) -> bool:
-    """Whether no output voxel along an axis blends two input voxels, so that the image is made of blocks."""
+    """True if no output voxel along an axis blends two input voxels, so that the image is made of blocks."""
     return axis.span <= axis.stride > 1
 
 

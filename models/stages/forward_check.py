@@ -13,7 +13,7 @@ LARGEST_SIZE = 2**63 - 1  # TensorFlow counts in signed 64-bit integers
 
 @dataclass(frozen=True)
 class ForwardCheck:
-    """Whether an output shape is right: the forward convolution from it must give the input shape back.
+    """Check an output shape: the forward convolution from it must give the input shape back.
 
     Args:
         expected_input: What the forward convolution makes of the output shape.

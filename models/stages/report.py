@@ -1,4 +1,4 @@
-"""What a chain of stages makes of a latent: shapes, cost, overlap, shift, receptive field, and what to beware of."""
+"""Report on a chain of stages: shapes, cost, overlap, shift, receptive field, warnings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ MOST_VALUES = 2**27  # of latent, weights and outputs: 512 MiB in float32, and r
 
 @dataclass(frozen=True)
 class StageReport:
-    """What one stage does.
+    """Report on one stage.
 
     Args:
         input_shape: (batch, depth, height, width, channels).
@@ -59,7 +59,7 @@ class StageReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a chain of stages does.
+    """Report on a chain of stages.
 
     Args:
         stages: From the latent to the output.

@@ -72,7 +72,7 @@ class Axis:
 
     @property
     def shift(self) -> float:
-        """How far equal taps move the image towards higher indices, in voxels of the output.
+        """Shift of the image by equal taps, towards higher indices, in voxels of the output.
 
         Input and output are laid centre on centre. Where the output is `stride` times the input, that is the same field
         of view, and input voxel `n` belongs at `n * stride + (stride - 1) / 2`. The taps put its centre of mass at

@@ -14,7 +14,7 @@ from models.stages.upsampler import build_twin, build_upsampler
 
 @dataclass(frozen=True)
 class Verification:
-    """How layer and operation compare.
+    """Comparison of layer and operation.
 
     Args:
         shapes: Whether every stage of both made the shape that was predicted.

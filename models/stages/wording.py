@@ -1,4 +1,4 @@
-"""How sizes and axes read in a message."""
+"""Formatting of sizes and axes in messages."""
 
 from collections.abc import Iterable, Sequence
 

@@ -63,7 +63,7 @@ class VolumeContract(Frozen):
 
     @property
     def grid(self) -> Grid:
-        """Where the voxels lie."""
+        """Grid of the voxels."""
         return Grid(self.shape, np.array(self.affine))
 
     def violations(self, path: Path) -> list[str]:

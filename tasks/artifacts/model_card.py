@@ -21,7 +21,7 @@ Three = tuple[float, float, float]
 
 
 class TrainingData(BaseModel):
-    """What a model was trained on.
+    """Data that a model was trained on.
 
     Args:
         mixture: Where patches came from.
@@ -37,7 +37,7 @@ class TrainingData(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """What a model was trained for.
+    """Task that a model was trained for.
 
     Args:
         degradation: From fine to coarse.

@@ -1,4 +1,4 @@
-"""Where outputs go: a folder that can be written, with room for what will be written into it."""
+"""Destination of outputs: a folder that can be written, with room for what will be written into it."""
 
 import os
 import shutil

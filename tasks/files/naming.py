@@ -1,4 +1,4 @@
-"""What an output is called: one function for the writer, the resumer and the record."""
+"""Names of outputs: one function for the writer, the resumer and the record."""
 
 import re
 from collections import defaultdict

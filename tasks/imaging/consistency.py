@@ -55,7 +55,7 @@ class AxisFactors:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What makes a restored volume consistent with its input, held as coarsely as the input is.
+    """Correction that makes a restored volume consistent with its input, stored on the coarse grid.
 
     Args:
         coefficients: In the fine bases of the degradation, float32, of the shape of the coarse volume.
@@ -76,7 +76,7 @@ class Change:
         )
 
     def window(self, *rows: slice) -> Array:
-        """What to add to a window of the restored volume, one slice of fine voxels per axis."""
+        """Return what to add to a window of the restored volume, one slice of fine voxels per axis."""
         change = self.coefficients
 
         def growth(axis: int) -> float:
@@ -92,7 +92,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Correction:
-    """What a correction did to a volume.
+    """Result of a correction.
 
     Args:
         voxels: The corrected volume, float32.

@@ -30,7 +30,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Seen:
-    """What an examination came to see.
+    """Result of an examination.
 
     Args:
         seen: One line.

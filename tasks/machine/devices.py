@@ -11,7 +11,7 @@ XLA: bool = False
 
 
 def device_kind() -> str:
-    """What this process computes on: "GPU" if it sees one, else "CPU"."""
+    """Device of this process: "GPU" if it sees one, else "CPU"."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
 
 

@@ -1,4 +1,4 @@
-"""What a piece of work takes in memory beyond what its process holds already."""
+"""Memory that a piece of work takes beyond what its process holds already."""
 
 import ctypes
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What a restored volume tells of its own making: stride-periodic noise and seams at shard borders.
+"""Artefact measures of a restored volume: stride-periodic noise and seams at shard borders.
 
 All measures are of normalised voxels, and ratios to what lies around: 1 is sound whatever the contrast.
 """
@@ -24,7 +24,7 @@ PERIODIC, SEAM = 1.6, 1.5  # ratios that no sound volume was seen to reach: test
 
 @dataclass(frozen=True)
 class Spectrum:
-    """How rough a volume is along one axis, by frequency.
+    """Roughness of a volume along one axis, by frequency.
 
     Args:
         axis: 0, 1 or 2.
@@ -59,7 +59,7 @@ class Seam:
 
     @property
     def excess(self) -> float:
-        """What restoring made of the step; 1 where there is no seam."""
+        """Ratio of the step after restoring to that before; 1 where there is no seam."""
         return self.ratio / self.before
 
 

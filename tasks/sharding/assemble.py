@@ -21,7 +21,7 @@ Box = tuple[Interval, Interval, Interval]
 
 @dataclass(frozen=True)
 class Consistency:
-    """How a restored volume, degraded again, compares with its input; root mean squares in normalised intensity.
+    """Comparison of a restored volume, degraded again, with its input; root mean squares in normalised intensity.
 
     Args:
         after: Of the difference that a correction leaves.
@@ -54,7 +54,7 @@ class Assembly:
         return self.axes.of_network(self.plan.target_shape)
 
     def box(self, shard: Shard) -> Box:
-        """Where a core lies in the file: `(start, stop)` along (i, j, k)."""
+        """Place of a core in the file: `(start, stop)` along (i, j, k)."""
         depth, height, width = (
             (size - stop, size - start) if flipped else (start, stop)
             for (start, stop), size, flipped in zip(shard.core, self.plan.target_shape, self.axes.flipped, strict=True)

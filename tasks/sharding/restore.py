@@ -1,4 +1,4 @@
-"""What one worker does with a shard: resample what it reads, restore it, keep the core."""
+"""Restoration of one shard by a worker: resample what it reads, restore it, keep the core."""
 
 import resource
 import sys

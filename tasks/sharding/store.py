@@ -58,7 +58,7 @@ class ShardStore:
         return np.memmap(self._path(shard), np.float32, "r", shape=shape, order="F")
 
     def holds(self, shard: Shard) -> bool:
-        """Whether the core is there and whole."""
+        """True if the core is there and whole."""
         path = self._path(shard)
         if not path.is_file():
             return False

@@ -118,7 +118,7 @@ def _vessel(random: np.random.Generator, shape: Shape) -> NDArray[np.bool_]:
 
 
 def _air(random: np.random.Generator, shape: Shape) -> NDArray[np.bool_]:
-    """What lies outside an uneven ellipsoid."""
+    """Mask of the outside of an uneven ellipsoid."""
     axes = np.meshgrid(*(np.linspace(-1, 1, size, dtype=np.float32) for size in shape), indexing="ij", sparse=True)
     radii, centre = random.uniform(0.7, 1.4, 3), random.uniform(-0.4, 0.4, 3)
     distance = sum(((axis - middle) / radius) ** 2 for axis, middle, radius in zip(axes, centre, radii, strict=True))

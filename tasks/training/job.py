@@ -30,7 +30,7 @@ class ValidationVolume:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a training is given.
+    """Input of a training.
 
     Args:
         config: The run.
@@ -83,7 +83,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What training leaves.
+    """Result of a training.
 
     Args:
         path: The `.keras` file.

@@ -158,7 +158,7 @@ class Trainer:
         return float(self._schedule(steps_taken))
 
     def averaged(self) -> list[Any]:
-        """What is validated and saved: the averaged weights."""
+        """Return the averaged weights, which are validated and saved."""
         return [value.numpy() for value in (self._averages if self._training.average else self._weights)]
 
     def variables(self) -> list[Any]:

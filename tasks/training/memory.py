@@ -1,4 +1,4 @@
-"""What training takes in memory, estimated by the layers of the network alone."""
+"""Memory of a training, estimated by the layers of the network alone."""
 
 from models.network.cost import Cost
 from tasks.sharding.plan import MIB, Shape

@@ -1,4 +1,4 @@
-"""How the weights of a restorer are stepped: the optimizer of a configuration and its learning rate."""
+"""Optimizers: the optimizer of a configuration and its learning rate."""
 
 from typing import Any
 

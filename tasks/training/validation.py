@@ -50,11 +50,11 @@ class Validator:
 
     @property
     def exhausted(self) -> bool:
-        """Whether there was no better one for as long as patience lasts."""
+        """True if no validation was better for as long as patience lasts."""
         return self._misses >= self._rule.patience
 
     def is_due(self, step: int) -> bool:
-        """Whether a validation follows this step."""
+        """True if a validation follows this step."""
         return step % self._rule.every == 0
 
     def validate(self) -> float:

@@ -13,7 +13,7 @@ WRITABLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "in
 
 @dataclass(frozen=True)
 class Encoding:
-    """How voxels become numbers on disk: `stored = (voxel − inter) / slope`.
+    """Encoding of voxels on disk: `stored = (voxel − inter) / slope`.
 
     Args:
         dtype: Name of the dtype on disk.

@@ -1,4 +1,4 @@
-"""Where voxels lie: a grid of voxels in the world, finer and coarser grids over the same field of view, network axes.
+"""Grids: a grid of voxels in the world, finer and coarser grids over the same field of view, network axes.
 
 Vocabulary: the *outer edges* of a grid are half a voxel beyond the centres of its first and last voxels; the *field of
 view* is the box between them. Voxel `(i, j, k)` has its centre at `affine @ (i, j, k, 1)`, in RAS+ millimetres.
@@ -61,7 +61,7 @@ class Grid:
 
     @property
     def mib(self) -> float:
-        """What one volume on the grid takes as float32, MiB."""
+        """Size of one float32 volume on the grid, in MiB."""
         return prod(self.shape) * 4 / 2**20
 
     def world(self, voxels: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ SLACK = 1 << 12  # bytes after the voxels that are nobody's concern: padding, fo
 
 @dataclass(frozen=True)
 class Extent:
-    """What the voxels of a file hold.
+    """Statistics of the voxels of a file.
 
     Args:
         lowest: Of the finite voxels, all time points.

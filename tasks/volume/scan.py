@@ -1,4 +1,4 @@
-"""What a file of volumes is to the rest of the project: its grid, its header, and voxels when they are asked for."""
+"""A scan: the grid and header of a file, and its voxels on demand."""
 
 import logging
 import warnings
@@ -23,7 +23,7 @@ ONE_READER = RLock()
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a file says beyond its voxels and its grid.
+    """Header of a file, besides its voxels and its grid.
 
     Args:
         format: "NIfTI-1", "MGH", …

@@ -17,7 +17,7 @@ class _Camel(BaseModel):
 
 
 class Generator(_Camel):
-    """What made a file.
+    """Software that made a file.
 
     Args:
         name: Of the program.
@@ -29,7 +29,7 @@ class Generator(_Camel):
 
 
 class Sidecar(_Camel):
-    """What stands next to a restored volume; keys as BIDS writes them, in camel case.
+    """Sidecar of a restored volume; keys as BIDS writes them, in camel case.
 
     Args:
         sources: Names of the input files, without folders.

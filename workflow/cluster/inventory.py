@@ -1,4 +1,4 @@
-"""What the cluster consists of, as Ray tells it."""
+"""Inventory of the cluster, as Ray reports it."""
 
 from dataclasses import dataclass
 

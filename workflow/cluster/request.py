@@ -1,4 +1,4 @@
-"""What work asks of the cluster, and whether the cluster can ever hold it."""
+"""Requests of work to the cluster, and the check that the cluster can ever hold them."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Request:
-    """What one worker asks of the cluster: CPU threads, GPUs, and MiB of memory reserved for it alone."""
+    """Request of one worker to the cluster: CPU threads, GPUs, and MiB of memory reserved for it alone."""
 
     cpus: int = 1
     gpus: int = 0

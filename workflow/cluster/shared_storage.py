@@ -1,4 +1,4 @@
-"""Whether every node of the cluster sees a folder, found out before there is anything to lose."""
+"""Check that every node of the cluster shares a folder, before there is anything to lose."""
 
 from pathlib import Path
 from tempfile import NamedTemporaryFile

@@ -72,7 +72,7 @@ def fetch(answer: "ray.ObjectRef") -> Any:  # noqa: ANN401 - whatever the tool r
 
 
 class _Process:
-    """What runs in the process of a worker."""
+    """Code that runs in the process of a worker."""
 
     def __init__(self, request: Request) -> None:
         prepare(request)

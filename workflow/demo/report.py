@@ -1,4 +1,4 @@
-"""What the demo tells: one record for a program, tables for a person."""
+"""Report of the demo: one record for a program, tables for a person."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """How the restorer was trained; `waiting_share` of its steps went on waiting for patches."""
+    """Record of the training; `waiting_share` of its time was spent waiting for patches."""
 
     steps: int
     seconds: float
@@ -27,7 +27,7 @@ class TrainingReport:
 
 @dataclass(frozen=True)
 class InferenceReport:
-    """How the degraded volume was super-resolved."""
+    """Record of the super-resolution of the degraded volume."""
 
     shards: int
     workers: int
@@ -38,7 +38,7 @@ class InferenceReport:
 
 @dataclass(frozen=True)
 class MlflowReport:
-    """Where the run is recorded."""
+    """Address of the run."""
 
     tracking_uri: str
     experiment: str
@@ -49,7 +49,7 @@ class MlflowReport:
 
 @dataclass(frozen=True)
 class DemoReport:
-    """What the demo did; scores are of the held-out part, inside the foreground."""
+    """Report of the demo; scores are of the held-out part, inside the foreground."""
 
     reference: Path
     input: Path

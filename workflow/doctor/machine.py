@@ -1,4 +1,4 @@
-"""What the doctor looks at in the machine itself: Python, packages, CPUs, disk."""
+"""Doctor checks of the machine: Python, packages, CPUs, disk."""
 
 import os
 import platform
@@ -73,7 +73,7 @@ def packages(constraints: Path) -> Seen:
 
 
 def _unmet() -> list[str]:
-    """What of the requirements that go without an extra is not there."""
+    """List the requirements without an extra that are not installed."""
     needed = [requirement for requirement in map(Requirement, requires(PACKAGE) or ()) if not requirement.marker]
     found = [(requirement, _installed(requirement.name)) for requirement in needed]
     return [

@@ -1,4 +1,4 @@
-"""What the doctor tries with Ray: start or join, an answer through the object store, resources, a sharded volume."""
+"""Doctor checks of Ray: start or join, an answer through the object store, resources, a sharded volume."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What works on this machine, and the remedy for what does not: every part tried for real, none stopping another."""
+"""The doctor: check every part of this machine for real, with a remedy for each failure."""
 
 import time
 from collections.abc import Callable
@@ -20,7 +20,7 @@ STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor found.
+    """Findings of the doctor.
 
     Args:
         checks: In the order in which a run needs what they are about.

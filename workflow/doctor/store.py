@@ -1,4 +1,4 @@
-"""What the doctor tries with MLflow: a run in the store, and the server."""
+"""Doctor checks of MLflow: a run in the store, and the server."""
 
 from importlib.metadata import version
 from urllib.parse import urlsplit

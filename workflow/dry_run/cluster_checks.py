@@ -1,4 +1,4 @@
-"""Whether the cluster can hold a run: who answers, what there is, how the batch is shared, what fits in memory."""
+"""Check that the cluster can hold a run: who answers, what there is, how the batch is shared, what fits in memory."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -1,4 +1,4 @@
-"""Whether what a run writes can be written: folders that take it, and disks that hold it."""
+"""Check that what a run writes can be written: folders that take it, and disks that hold it."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ REMEDY = "Make room there, or name another folder with --out."
 
 @dataclass(frozen=True)
 class Need:
-    """What a run writes into a folder.
+    """Files that a run writes into a folder.
 
     Args:
         what: In words.
@@ -35,7 +35,7 @@ class Need:
 def training_needs(
     config: RunConfig, parameters: int, optimizer_values: int, out: Path, artifacts: Path | None
 ) -> list[Need]:
-    """What training writes.
+    """Estimate what training writes.
 
     Args:
         config: The run.

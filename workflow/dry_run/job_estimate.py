@@ -1,4 +1,4 @@
-"""How long a whole run takes, from what a step, a shard and the starts of its parts took."""
+"""Estimate of the duration of a run, from measured times of a step, a shard and the starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ WRITTEN_PER_SECOND = 4e6  # voxels made consistent with their input, compressed 
 
 @dataclass(frozen=True)
 class Starts:
-    """What the parts of a run take before they work, in seconds.
+    """Start-up times of the parts of a run, in seconds.
 
     Args:
         reading: Volumes checked, read and degraded.

@@ -1,4 +1,4 @@
-"""What a run would restore, planned by shapes alone: shards, overhead, range of the model, room for the outputs."""
+"""Plans of what a run would restore, by shapes alone: shards, overhead, range of the model, room for the outputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +56,7 @@ class PlannedVolume:
 
     @property
     def likely_bytes(self) -> int:
-        """What a worker takes for a shard beyond an idle one, the planner's bound being the most."""
+        """Estimate of the memory of a worker for a shard beyond an idle one; the planner's bound is the maximum."""
         return int(LIKELY_SHARE * self.plan.shard_bytes)
 
     @property
@@ -160,7 +160,7 @@ def overhead(planned: Sequence[PlannedVolume]) -> float:
 
 
 def output_needs(planned: Sequence[PlannedVolume], out: Path) -> list[Need]:
-    """What restoring writes: outputs, decompressed, and the cores of those that are on their way."""
+    """Estimate what restoring writes: outputs, decompressed, and the cores of those that are on their way."""
     cores = sorted((volume.voxels * VALUE_BYTES for volume in planned), reverse=True)
     outputs = sum(volume.voxels * volume.value_bytes for volume in planned)
     return [Need("outputs", out, outputs), Need("restored shards", out, sum(cores[:IN_FLIGHT]))]

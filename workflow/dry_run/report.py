@@ -1,4 +1,4 @@
-"""What `voxlift dry-run` tells: checks, estimates next to what was measured, the cluster; and all of it as a table."""
+"""Report of `voxlift dry-run`: checks, estimates next to what was measured, the cluster; and all of it as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimates:
-    """What the real run takes; None where it was not found out.
+    """Estimate for the real run; None where it was not found out.
 
     Args:
         seconds_per_step: While patches are drawn next to it.
@@ -55,7 +55,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """What Ray reports, over all nodes."""
+    """Resources that Ray reports, over all nodes."""
 
     nodes: int
     cpus: int
@@ -66,7 +66,7 @@ class ClusterReport:
 
 @dataclass(frozen=True)
 class DryRunReport:
-    """What a dry run found.
+    """Findings of a dry run.
 
     Args:
         checks: In the order in which a run needs what they are about.

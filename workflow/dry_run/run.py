@@ -184,7 +184,7 @@ class _Trial:
                 self._total(planned)
 
     def _plan(self, seen: VolumesSeen, network: NetworkFile) -> list[PlannedVolume]:
-        """How what would be restored is cut, and whether the network is for it."""
+        """Check the shard plans of the inputs, and that the network was trained for them."""
         asked, resources = self._asked, self._config.resources
         if asked.inputs:
             order = UpscaleRequest(seen.inputs, asked.out, network, resources, scale=asked.scale, spacing=asked.spacing)
@@ -204,7 +204,7 @@ class _Trial:
         return planned
 
     def _check_memory(self, built: BuiltNetwork, network: NetworkFile) -> None:
-        """What a replica takes, by the layers, against what the nodes have."""
+        """Compare the estimated memory of a replica with that of the nodes."""
         needed = replica_bytes(
             network.cost, self._config.training.patch, self._config.training.batch_size // built.replicas
         )
@@ -212,7 +212,7 @@ class _Trial:
         self.estimates = replace(self.estimates, replica_mib=Memory(needed / MIB))
 
     def _check_disk(self, built: BuiltNetwork | None, planned: Sequence[PlannedVolume], artifacts: Path | None) -> None:
-        """What the run writes against what the disks have free."""
+        """Compare what the run writes with the free space of the disks."""
         out = self._asked.out
         needs = output_needs(planned, out) if self._asked.inputs else []
         if built is not None:

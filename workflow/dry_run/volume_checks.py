@@ -28,7 +28,7 @@ REMEDY = "Fix the volume, or leave it out; `voxlift inspect` shows what is wrong
 
 @dataclass(frozen=True, eq=False)
 class VolumeCheck:
-    """What looking at one volume for one purpose found.
+    """Result of checking one volume for one purpose.
 
     Args:
         voxels: Of one time point.
@@ -47,7 +47,7 @@ class VolumeCheck:
 
 @dataclass(frozen=True, eq=False)
 class VolumesSeen:
-    """What is known of the volumes of a run.
+    """Summary of the volumes of a run.
 
     Args:
         training: Volumes to learn from that can be used.

@@ -26,7 +26,7 @@ EQUAL = {"psnr": 0.005, "ssim": 0.0001}
 
 @dataclass(frozen=True)
 class ReferenceScores:
-    """What two models make of one reference.
+    """Scores of two models on one reference.
 
     Args:
         psnr: By "champion" and "challenger".
@@ -39,7 +39,7 @@ class ReferenceScores:
 
 @dataclass(frozen=True)
 class Promotion:
-    """What came of a comparison.
+    """Result of a comparison.
 
     Args:
         promoted: Whether the challenger is the champion now.

@@ -60,7 +60,7 @@ class Overall:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `voxlift evaluate` tells.
+    """Report of `voxlift evaluate`.
 
     Args:
         degradation: Its name.

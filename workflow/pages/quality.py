@@ -25,7 +25,7 @@ BINS = 128
 
 @dataclass(frozen=True, eq=False)
 class QualityCase:
-    """What a page is made of. Volumes are normalised, `[i, j, k]`, and on the target grid unless it says otherwise.
+    """Content of a page. Volumes are normalised, `[i, j, k]`, and on the target grid unless it says otherwise.
 
     Args:
         title: Of the page; no name of a file.

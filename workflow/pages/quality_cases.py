@@ -1,4 +1,4 @@
-"""What QC pages are made of: a volume that was degraded and restored, or one that was super-resolved."""
+"""Content of QC pages: a volume that was degraded and restored, or one that was super-resolved."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -21,7 +21,7 @@ from workflow.restore.worker_pool import Job, Outcome, WorkerPool
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a restoration is.
+    """Progress of a restoration.
 
     Args:
         shards_done: Shards that are back.
@@ -50,7 +50,7 @@ class Progress:
 
 @dataclass
 class Tally:
-    """What the shards took, added up.
+    """Sum of what the shards took.
 
     Args:
         shards: Shards that are back.

@@ -1,4 +1,4 @@
-"""What a command shows: a table for a person or one JSON object for a program, and the exit status of an error."""
+"""Output of a command: a table for a person or one JSON object for a program, and the exit status of an error."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ JsonOption = Annotated[
 
 
 class Screen:
-    """Where a command writes.
+    """Output of a command.
 
     Args:
         console: Receives tables, progress and remarks; standard error when a JSON object is asked for.

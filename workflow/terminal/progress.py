@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Advance(Protocol):
-    """What is called after each step."""
+    """Callback after each step."""
 
     def __call__(self, remark: str, total: int | None = None) -> None:
         """Take a step.

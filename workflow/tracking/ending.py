@@ -1,4 +1,4 @@
-"""How signals end a process that records: by an exit, and not while a run is being ended."""
+"""Signal handling of a process that records: signals exit, but not while a run is being ended."""
 
 import signal
 import sys

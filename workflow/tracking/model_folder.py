@@ -32,7 +32,7 @@ def logged_entry(folder: Path) -> ManifestEntry | None:
 
 
 def network_of(path: Path) -> set[tuple[str, int]]:
-    """What tells networks apart: checksums of architecture, weights and card, not the date in the file."""
+    """Identity of a network: checksums of architecture, weights and card, not the date in the file."""
     with zipfile.ZipFile(path) as archive:
         return {(entry.filename, entry.CRC) for entry in archive.infolist() if entry.filename != "metadata.json"}
 
@@ -109,7 +109,7 @@ def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequen
 
 
 def _requirements() -> list[str]:
-    """What a clean process needs to load the model, pinned to what saved it."""
+    """List the packages that a clean process needs to load the model, pinned to the versions that saved it."""
     found = []
     for package in ("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy"):
         try:

@@ -1,4 +1,4 @@
-"""What a run was made with and from: configuration, code, versions, hardware; no folder and no name of a person."""
+"""Provenance of a run: configuration, code, versions, hardware; no folder and no name of a person."""
 
 import json
 import os

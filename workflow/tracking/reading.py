@@ -1,4 +1,4 @@
-"""What the store holds of runs, as plain data."""
+"""Read runs from the store, as plain data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -32,7 +32,7 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """What leads to its file, wherever a model is asked for."""
+        """Address by which every command finds the model."""
         return f"models:/{self.name}/{self.version}"
 
 

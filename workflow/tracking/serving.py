@@ -1,4 +1,4 @@
-"""How a logged restorer answers through MLflow: this file goes into the model's folder and needs Keras alone.
+"""Serving of a logged restorer through MLflow: this file goes into the model's folder and needs Keras alone.
 
 MLflow runs it by name when it loads the model as a pyfunc or serves it; nothing is pickled. Refusals name axes and
 types and never a voxel.

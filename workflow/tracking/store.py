@@ -1,4 +1,4 @@
-"""Where runs are recorded: the store, its experiments, and the message when it cannot be used."""
+"""Tracking store of runs: the store, its experiments, and the message when it cannot be used."""
 
 import fcntl
 import json
@@ -29,7 +29,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 @dataclass(frozen=True)
 class RunAddress:
-    """Where a run is: handed to every process that needs it, so that none has to guess.
+    """Address of a run, passed to every process that needs it.
 
     Args:
         tracking_uri: Of the store.

@@ -1,4 +1,4 @@
-"""What the machine did during a run: CPU, memory, disk, network and GPUs, sampled by MLflow's monitors."""
+"""System metrics of a run: CPU, memory, disk, network and GPUs, sampled by MLflow's monitors."""
 
 import logging
 import threading

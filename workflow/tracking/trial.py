@@ -1,4 +1,4 @@
-"""Whether runs can be recorded where they would be: the store, and the experiments by name; leaves no new file."""
+"""Check that runs can be recorded: the store, and the experiments by name; leaves no new file."""
 
 import tempfile
 from collections.abc import Iterator, Sequence

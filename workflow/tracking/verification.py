@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong with one artifact.
+    """Problems of one artifact.
 
     Args:
         artifact: Its path within the run or folder.
@@ -30,7 +30,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked and what was found.
+    """Result of a verification.
 
     Args:
         what: The run or folder.

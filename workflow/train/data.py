@@ -1,4 +1,4 @@
-"""What a configuration trains on and is stopped by: which files, what must be named, what is learned from each."""
+"""Training and validation data of a configuration: which files, and what is learned from each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from workflow.tracking import InputVolume, input_volume
 
 @dataclass(frozen=True, eq=False)
 class TrainingSource:
-    """What one file gives to learn from.
+    """Training volume of one file.
 
     Args:
         training: What trains.

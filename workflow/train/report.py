@@ -1,4 +1,4 @@
-"""What `voxlift train` tells: one record for a program, a table for a person."""
+"""Report of `voxlift train`: one record for a program, a table for a person."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training did.
+    """Record of a training.
 
     Args:
         run: Folder with the model, the resolved configuration and the checkpoints.
@@ -69,7 +69,7 @@ def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, 
 
 
 def summary(report: TrainReport) -> "list[RenderableType]":
-    """What was trained, at what cost, and where it is."""
+    """Record of what was trained, its cost and its place."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))

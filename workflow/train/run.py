@@ -152,7 +152,7 @@ def _streamed(
 
 
 def _last_address(folder: Path) -> RunAddress | None:
-    """Where the run in a folder is recorded; None where nothing was started."""
+    """Address of the run of a folder; None where nothing was started."""
     address = RunAddress.read(folder / ADDRESS)
     if address is not None and address.tracking_uri != tracking_uri():
         raise ConfigError(

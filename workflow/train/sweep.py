@@ -34,7 +34,7 @@ MEASURES = ("validation/psnr", CURVE)
 
 @dataclass(frozen=True)
 class ChildReport:
-    """What became of one training.
+    """Outcome of one training.
 
     Args:
         number: From 1.
@@ -53,7 +53,7 @@ class ChildReport:
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What became of a sweep.
+    """Outcome of a sweep.
 
     Args:
         run_id: Of the parent run.

@@ -1,4 +1,4 @@
-"""What a sweep varies: lists and ranges in a configuration, and the trainings that they make."""
+"""Grid of a sweep: lists and ranges in a configuration, expanded to trainings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -142,7 +142,7 @@ def adaptation_config(
 
 
 def _recipe_across(source: Path, recipe: Degradation, scale: Three | None, spacing: Three | None) -> Degradation:
-    """What leads from the wanted slices to those of a volume."""
+    """Degradation from the wanted slices to those of a volume."""
     grid = open_volume(source).grid
     axes = network_axes(grid)
     target = target_grid(grid, scale, spacing, trained_for=recipe.scale)

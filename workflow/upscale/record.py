@@ -1,4 +1,4 @@
-"""What MLflow keeps of a super-resolution run, and the contracts and QC pages that stand next to its outputs."""
+"""Record of a super-resolution run in MLflow, with the contracts and QC pages of its outputs."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ PAGE_VOXELS = 1 << 27  # larger outputs get no QC page, which holds the volume s
 
 
 def address_file(order: UpscaleRequest) -> Path:
-    """Where it is kept which run records an order, until it is done: who resumes it goes on in that run."""
+    """File that names the run of a request until it is done, so that `--resume` continues that run."""
     outputs = [path.name for path in output_paths(order.sources, order.out)]
     asked = {name: str(value) for name, value in _asked(order).items()}
     key = content_key({"outputs": outputs, "model": order.network.digest, **asked})
@@ -57,7 +57,7 @@ def record_order(recorder: Recorder, order: UpscaleRequest, works: Sequence[Volu
 
 
 def output_contract(work: VolumeWork) -> VolumeContract:
-    """What the output of a planned volume must be, whatever is computed."""
+    """Contract of the output of a planned volume."""
     return volume_contract(work.target, stored_name(work.scan.header.dtype, work.dtype), work.times)
 
 

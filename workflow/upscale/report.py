@@ -1,4 +1,4 @@
-"""What `voxlift upscale` tells: a record per volume, what the workers took, and both as a table."""
+"""Report of `voxlift upscale`: a record per volume, what the workers took, and both as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Three = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class VolumeReport:
-    """What became of one volume.
+    """Outcome of one volume.
 
     Args:
         input: The file.
@@ -63,7 +63,7 @@ class VolumeReport:
 
 @dataclass(frozen=True)
 class PlanReport:
-    """How the target grids were cut.
+    """Summary of the shard plans.
 
     Args:
         overhead: Voxels computed over voxels kept, over all volumes.
@@ -99,7 +99,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class MlflowAddress:
-    """Where the run is recorded."""
+    """Address of the run."""
 
     tracking_uri: str
     experiment: str
@@ -108,7 +108,7 @@ class MlflowAddress:
 
 @dataclass(frozen=True)
 class UpscaleReport:
-    """What became of all volumes.
+    """Outcome of all volumes.
 
     Args:
         volumes: One record each.
@@ -139,7 +139,7 @@ class UpscaleReport:
 
 
 def volume_report(work: VolumeWork) -> VolumeReport:
-    """What became of a planned volume."""
+    """Outcome of a planned volume."""
     written = work.written if work.error is None else None
     times = (work.times,) if work.times > 1 else ()
     return VolumeReport(
@@ -164,7 +164,7 @@ def volume_report(work: VolumeWork) -> VolumeReport:
 
 
 def plan_report(works: Sequence[VolumeWork], budget_mib: int) -> PlanReport:
-    """How the target grids of planned volumes were cut."""
+    """Summarise the shard plans of planned volumes."""
     plans = [work.plan for work in works]
     kept = sum(work.times * prod(work.plan.target_shape) for work in works)
     return PlanReport(
@@ -177,7 +177,7 @@ def plan_report(works: Sequence[VolumeWork], budget_mib: int) -> PlanReport:
 
 
 def sidecar(work: VolumeWork, run_id: str | None) -> Sidecar:
-    """What stands next to a written output."""
+    """Sidecar of a written output."""
     report = volume_report(work)
     intensities = tuple((found.low, found.high) for _, found in sorted(work.intensities.items()))
     return Sidecar(
@@ -197,7 +197,7 @@ def sidecar(work: VolumeWork, run_id: str | None) -> Sidecar:
 
 
 def understood(work: VolumeWork) -> str:
-    """How the geometry of a volume is understood, and what becomes of it, in one line."""
+    """Describe the geometry of a volume and of its output in one line."""
     grid, target = work.scan.grid, work.target
     return (
         f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[work.axes.order[0]]},"

@@ -1,4 +1,4 @@
-"""What is noted of an output that is done: by it a later run knows the output again, instead of making it anew."""
+"""Records of finished outputs, by which a resumed run recognises them."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from tasks.files.atomic import replacing
 
 @dataclass(frozen=True)
 class Written:
-    """What was written.
+    """Record of a written output.
 
     Args:
         sha256: Of the voxels, float32, i fastest.
@@ -42,7 +42,7 @@ def note(record: Path, output: Path, asked: Sequence[object], written: Written) 
 
 
 def noted(record: Path, output: Path, asked: Sequence[object]) -> Written | None:
-    """What was written, if the output is there as it was noted and the same is asked; None for a torn record too."""
+    """Return the record of an output that is unchanged and was made for the same request; None otherwise."""
     if not record.is_file() or not output.is_file():
         return None
     try:

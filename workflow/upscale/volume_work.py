@@ -131,7 +131,7 @@ class VolumeWork:
 
     @cached_property
     def key(self) -> str:
-        """What the output is made from, down to the programs and threads that decide on the last bits."""
+        """Everything that determines the output, down to the programs and threads that decide on the last bits."""
         return content_key(
             {
                 "output": self.output.name,  # two inputs of the same bytes do not share their cores
@@ -229,7 +229,7 @@ class VolumeWork:
 
     @property
     def _asked(self) -> list[str | bool | None]:
-        """What decides on the output next to its cores."""
+        """Everything besides its cores that determines the output."""
         return [self.dtype, self.corrects]
 
     def _slabs(self, digest: "hashlib._Hash", checks: list[Consistency]) -> Iterator[NDArray[np.float32]]:
@@ -248,7 +248,7 @@ class VolumeWork:
                 self._change(number, assembly, checks)
 
     def _change(self, number: int, assembly: Assembly, checks: list[Consistency]) -> Change | None:
-        """What makes a time point explain its input, in the unit of the file; notes how consistent it is."""
+        """Solve the correction of a time point, in the unit of the file, and note its consistency."""
         if self.recipe is None:
             return None
         for shard in assembly.in_file_order():
@@ -272,7 +272,7 @@ class VolumeWork:
 
     @property
     def _record(self) -> Path:
-        """Where it is noted that the output is done; the cores are in the folder of that name without suffix."""
+        """Record of the finished output; the cores are in the folder of that name without suffix."""
         return self.output.parent / ".voxlift" / f"{self.key}.json"
 
     def _intensity(self, number: int, voxels: NDArray[np.float32]) -> Intensity:

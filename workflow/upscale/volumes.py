@@ -35,7 +35,7 @@ OnWritten = Callable[[VolumeWork], None]
 
 @dataclass(frozen=True)
 class UpscaleRequest:
-    """What is to be super-resolved, and how.
+    """Request to super-resolve volumes.
 
     Args:
         sources: Volumes.
@@ -150,7 +150,7 @@ def plan_volume(order: UpscaleRequest, source: Path, output: Path) -> VolumeWork
 
 
 def _remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
-    """Where a volume leaves what the model was trained for."""
+    """List where a volume is outside the range that the model was trained for."""
     if card is None:
         return ()
     depth, height, width = (
