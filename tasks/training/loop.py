@@ -175,7 +175,7 @@ class Trainer:
         given = load_model(path).get_weights()
         if [value.shape for value in given] != [tuple(weight.shape) for weight in self._weights]:
             raise InputError(
-                f"Cannot start from {path.name}: its weights do not fit the configured network.",
+                f"Cannot start from {path.name}: its weights are those of another network than the configured one.",
                 "Give the section network that it was trained with, or start without it.",
             )
         for weight, average, value in zip(self._weights, self._averages, given, strict=True):
