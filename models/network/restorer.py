@@ -107,5 +107,5 @@ def _require_way_back(stages: Sequence[Stage]) -> None:
                 raise ShapeError(
                     f"Cannot build the restorer: stage {number} has kernel {kernel} below stride {stride} along "
                     f"{axis}, which leaves holes.",
-                    f"Take kernel {2 * stride}.",
+                    f"Use kernel {2 * stride}.",
                 )

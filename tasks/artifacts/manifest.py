@@ -37,7 +37,7 @@ class ManifestEntry(Frozen):
             return []
         said = self.contract.violations(path) if size else []
         change = f"{size} bytes instead of {self.size}" if size != self.size else "its bytes were changed"
-        return [*said, f"it is not the file that was sealed: {change}"]
+        return [*said, f"it is not the file that was recorded: {change}"]
 
 
 class Contracts(Frozen):

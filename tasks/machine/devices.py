@@ -35,7 +35,7 @@ def mirrored_strategy(replicas: int | None, batch_size: int) -> tf.distribute.Mi
         raise InputError(
             f"Cannot train: training.batch_size must divide by the replicas, received {batch_size} over "
             f"{count} replicas.",
-            f"Take a batch_size of {-(-batch_size // count) * count}, or set training.replicas.",
+            f"Use a batch_size of {-(-batch_size // count) * count}, or set training.replicas.",
         )
     if gpus:
         if count > len(gpus):

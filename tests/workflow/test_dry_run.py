@@ -212,9 +212,9 @@ def test_nobody_at_ray_address_is_told_without_ray_and_tensorflow(place):
         ),
         (
             ["network.stages=[{filters: 1, kernel_size: [1, 4, 4], strides: [2, 4, 4]}]", "network.convolutions=0"],
-            "which leaves holes. Take kernel 4",
+            "which leaves holes. Use kernel 4",
         ),
-        (["training.patch=[512, 512, 512]", "training.batch_size=64"], "Take a smaller training.patch"),
+        (["training.patch=[512, 512, 512]", "training.batch_size=64"], "Use a smaller training.patch"),
         (["training.replicas=64", "training.batch_size=64", "resources.memory_budget_mib=1"], "holds no shard"),
     ],
 )
@@ -232,7 +232,7 @@ def test_a_batch_that_does_not_divide_by_the_gpus_of_the_cluster(place):
     assert ran.returncode == 2
     assert report["cluster"]["nodes"] == 2
     assert report["cluster"]["gpus"] == 4
-    assert "received 2 over 3 GPUs. Take a batch_size of 3, or set training.replicas" in ran.stderr
+    assert "received 2 over 3 GPUs. Use a batch_size of 3, or set training.replicas" in ran.stderr
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_a_killed_run_that_is_resumed_keeps_its_contracts(client):
     assert killed.returncode == -signal.SIGKILL
     run_id = killed.stdout.strip()
     (said,) = verify(run_id).damages
-    assert str(said) == "contracts.json: it is not sealed: the run has not ended"
+    assert str(said) == "contracts.json: it is not complete: the run has not ended"
     with tracking.recorded_run("things", "killed", run_id) as recorder:
         assert recorder.holds("first.txt")
         assert not recorder.holds("second.txt")

@@ -124,18 +124,18 @@ def edit_signature(path):
 
 
 DAMAGES = {
-    "a byte flipped in a compressed volume": (VOLUME, flip, "not the file that was sealed"),
+    "a byte flipped in a compressed volume": (VOLUME, flip, "not the file that was recorded"),
     "a volume cut short": (VOLUME, cut, "cut short"),
     "a header of another shape": (VOLUME, at(42, struct.pack("<3h", 6, 8, 9)), "k must be 10, received 9"),
     "a header of another type": (VOLUME, at(70, struct.pack("<2h", 8, 32)), "type must be float32, received int32"),
     "another affine": (VOLUME, at(280 + 12, struct.pack("<f", 31)), "moves a corner of the field of view by 1 mm"),
     "another spacing": (VOLUME, at(76 + 12, struct.pack("<f", 2.6)), "spacing along k must be 2.5 mm, the header's"),
-    "values scaled by the header": (VOLUME, at(112, struct.pack("<f", 2)), "not the file that was sealed"),
+    "values scaled by the header": (VOLUME, at(112, struct.pack("<f", 2)), "not the file that was recorded"),
     "a voxel that is no number": (VOLUME, at(352, struct.pack("<f", np.nan)), "NaN or infinite"),
     "a volume saved flipped": (
         VOLUME,
         resave(lambda voxels, affine: nibabel.Nifti1Image(voxels[::-1], affine)),
-        "not the file that was sealed",
+        "not the file that was recorded",
     ),
     "a volume on another grid": (
         VOLUME,
@@ -155,10 +155,10 @@ DAMAGES = {
         lambda path: saved_restorer(path, (2, 2, 2)),
         "total stride along depth must be 2, received 4",
     ),
-    "a model of the same architecture": (MODEL, saved_restorer, "not the file that was sealed"),
-    "a model cut short": (MODEL, cut, "no Keras model"),
+    "a model of the same architecture": (MODEL, saved_restorer, "not the file that was recorded"),
+    "a model cut short": (MODEL, cut, "not a Keras model"),
     "a model that is missing": (MODEL, Path.unlink, "it is missing"),
-    "another signature": ("model/MLmodel", edit_signature, "not the file that was sealed"),
+    "another signature": ("model/MLmodel", edit_signature, "not the file that was recorded"),
     "a file under no contract": ("volumes/extra.nii.gz", lambda path: path.write_bytes(b"?"), "under no contract"),
     "contracts that are missing": ("contracts.json", Path.unlink, "missing"),
     "contracts that are none": ("contracts.json", lambda path: path.write_text("{"), "holds no contracts"),

@@ -87,7 +87,7 @@ def shapes(
 
 def _preset(name: str) -> tuple[Stage, ...]:
     if name not in PRESETS:
-        raise ShapeError(f"There is no preset {name}.", f"Take one of: {', '.join(PRESETS)}.")
+        raise ShapeError(f"There is no preset {name}.", f"Use one of: {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 

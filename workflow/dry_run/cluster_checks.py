@@ -66,7 +66,7 @@ def check_replicas(checks: Checklist, config: RunConfig) -> None:
         if batch % count:
             attempt.failure(
                 f"Cannot train: training.batch_size must divide by the replicas, received {batch} over {count} GPUs.",
-                f"Take a batch_size of {-(-batch // count) * count}, or set training.replicas.",
+                f"Use a batch_size of {-(-batch // count) * count}, or set training.replicas.",
             )
         devices = counted(count, "GPU" if gpus else "CPU replica")
         attempt.ok(f"batch of {batch}, {batch // count} on each of {devices}")
@@ -74,7 +74,7 @@ def check_replicas(checks: Checklist, config: RunConfig) -> None:
 
 def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, replica_bytes: int) -> None:
     """Compare what training takes, by the layers, with what the largest node has."""
-    remedy = "Take a smaller training.patch or training.batch_size."
+    remedy = "Use a smaller training.patch or training.batch_size."
     with checks.trying("memory", "what training takes by its layers, against the nodes", remedy) as attempt:
         replicas = f"{replica_bytes / MIB:.0f} MiB for each of {counted(built.replicas, 'replica')}"
         if built.device == "GPU":

@@ -243,7 +243,7 @@ class _Trial:
             if not isfinite(step.loss):
                 attempt.failure(
                     f"Cannot train: the loss of the first step is {step.loss}.",
-                    "Take a lower training.learning_rate, or training.mixed_precision off.",
+                    "Use a lower training.learning_rate, or training.mixed_precision off.",
                 )
             attempt.ok(f"{each:.2f} s a step, loss {step.loss:.3g}")
             attempt.ok(f"{memory.estimated:.0f} MiB estimated for each replica, {memory.measured:.0f} MiB taken")

@@ -69,7 +69,7 @@ def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | 
         if run_id and contracts.run_id != run_id:
             said.append(f"it is of another run, {contracts.run_id}")
         elif run_id and digest is None:
-            said.append("it is not sealed: the run has not ended")
+            said.append("it is not complete: the run has not ended")
         elif run_id and file_digest(folder / CONTRACTS_FILE) != digest:
             said.append("it was changed after the run had ended")
     except ContractsError as error:
