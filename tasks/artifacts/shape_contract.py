@@ -19,7 +19,7 @@ class TensorContract:
     >>> volume.require("the latent", (16, 112, 111), "float32")
     Traceback (most recent call last):
     ...
-    tasks.artifacts.shape_contract.ContractError: the latent departs from its contract: width must be 112, received 111.
+    configs.errors.ContractError: the latent departs from its contract: width must be 112, received 111.
     """
 
     axes: tuple[str, ...]

@@ -55,7 +55,7 @@ def checked(name: str, tried: str, examine: Callable[[], Seen], remedy: str) -> 
     try:
         found = examine()
     except VoxliftError as error:
-        return Check(name, tried, error.problem, "failed", error.remedy or remedy)
+        return Check(name, tried, error.problem.removesuffix("."), "failed", error.remedy or remedy)
     except Exception as error:  # noqa: BLE001 - one failing check never stops the others
         return Check(name, tried, f"{type(error).__name__}: {first_line(error)}", "failed", remedy)
     return Check(name, tried, found.seen, found.status, None if found.status == "ok" else found.remedy or remedy)

@@ -343,7 +343,7 @@ def test_a_store_that_works_and_one_that_does_not(store, monkeypatch, free_port)
 
 def test_whatever_is_raised_is_what_was_seen():
     def refuse():
-        raise InputError("Cannot see it: it is dark. Light the lamp. Then look.")
+        raise InputError("Cannot see it: it is dark.", "Light the lamp. Then look.")
 
     assert checked("lamp", "looking", refuse, "Wait.") == Check(
         "lamp", "looking", "Cannot see it: it is dark", "failed", "Light the lamp. Then look."
