@@ -88,7 +88,7 @@ def open_volume(path: Path) -> Scan:
             grid = Grid(shape, in_mm @ image.affine)
         except InputError as error:
             why = str(error).removeprefix("Cannot place a grid: ")
-            raise InputError(f"Cannot read {path.name}: {why} Correct its sform or qform.") from None
+            raise InputError(f"Cannot read {path.name}: {why}", "Correct its sform or qform.") from None
         if FORMATS.get(type(image).__name__) == "Analyze" and np.allclose(image.affine, image.header.get_best_affine()):
             remarks.append("the format tells no directions: which side is left is a guess")
         data = Path(image.file_map["image"].filename or path)

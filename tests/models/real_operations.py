@@ -1,4 +1,4 @@
-"""Where the rules of `models.stages.stage` and real `tf.nn` operations disagree."""
+"""Search for disagreements between the rules of `models.stages.stage` and real `tf.nn` operations."""
 
 from itertools import product
 

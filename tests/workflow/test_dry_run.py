@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from configs.errors import RunError
 from configs.load import load_config
 from models.network.cost import Cost
 from models.network.graph import read_graph
@@ -42,7 +43,7 @@ TOO_MANY = "resources.workers=99"
 
 
 def found(config="demo", *settings, out=Path("out"), **options):
-    """What a dry run finds, in this process; by check, its messages joined."""
+    """Run a dry run in this process and return its findings; by check, its messages joined."""
     report = dry_run(DryRunOptions(config, out, settings=settings, **options), Console(stderr=True))
     assert not report.ok
     # No training step and no shard.
@@ -329,3 +330,20 @@ def test_the_driver_loads_no_tensorflow(tmp_path):
     assert ran.returncode == 0, ran.stderr
     assert "training step" in ran.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_without_a_remedy_gets_that_of_its_check():
+    checks = Checklist()
+    with checks.trying("workers", "starting them", "Ask for fewer."):
+        raise RunError("the worker\n did not answer")
+    assert checks.faults == ["the worker did not answer. Ask for fewer."]
+
+
+def test_an_error_with_a_remedy_keeps_it():
+    checks = Checklist()
+    with checks.trying("data", "reading it", "Leave it out."):
+        raise RunError("Cannot read a.nii: it was cut short.", "Copy it again.")
+    assert (checks.checks[0].seen, checks.checks[0].remedy) == (
+        "Cannot read a.nii: it was cut short.",
+        "Copy it again.",
+    )

@@ -35,8 +35,10 @@ class Attempt:
 
     def failure(self, problem: str, remedy: str = "") -> None:
         """Note what would make the real run fail; the same problem counts once."""
-        if (problem, remedy or self.remedy) not in self.faults:
-            self.faults.append((problem, remedy or self.remedy))
+        ended = problem if problem.endswith((".", "!", "?")) else f"{problem}."
+        fault = " ".join(ended.split()), remedy or self.remedy
+        if fault not in self.faults:
+            self.faults.append(fault)
 
     def made(self) -> Check:
         """The check as it stands."""

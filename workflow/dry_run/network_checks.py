@@ -38,7 +38,7 @@ def check_stages(checks: Checklist, config: RunConfig, stand: TrainingRehearsalW
         ):
             if tuple(predicted) != tuple(real):
                 attempt.failure(
-                    f"Cannot trust the network: {name} is {_by(real)}, not {_by(predicted)} as predicted. {REMEDY}"
+                    f"Cannot trust the network: {name} is {_by(real)}, not {_by(predicted)} as predicted.", REMEDY
                 )
         attempt.ok(" → ".join(_by(shape) for shape in (latent, *(stage.output_shape for stage in report.stages))))
         attempt.ok(f"{built.parameters} weights, {counted(built.replicas, 'replica')} on the {built.device}")

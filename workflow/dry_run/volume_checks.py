@@ -14,6 +14,7 @@ from typing import Literal
 from configs.errors import ConfigError, InputError, VoxliftError
 from configs.schema import RunConfig
 from tasks.files.selection import expand_inputs
+from tasks.machine.check import first_line
 from tasks.training.template import template_path
 from tasks.volume.inspection import preflight
 from workflow.dry_run.checklist import Attempt, Checklist, counted
@@ -119,7 +120,7 @@ def _several(wanted: Sequence[tuple[Path, Role]]) -> Executor:
 
 def _naming(path: Path, role: Role, error: InputError | OSError | MemoryError) -> VoxliftError:
     """Return an error that names the volume."""
-    problem, remedy = (error.problem, error.remedy) if isinstance(error, InputError) else (f"{error!s}.", "")
+    problem, remedy = (error.problem, error.remedy) if isinstance(error, InputError) else (first_line(error), "")
     return InputError(problem if path.name in problem else f"Cannot use {path.name} for {role}: {problem}", remedy)
 
 
