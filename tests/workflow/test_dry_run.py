@@ -332,18 +332,23 @@ def test_the_driver_loads_no_tensorflow(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_error_without_a_remedy_gets_that_of_its_check():
-    checks = Checklist()
-    with checks.trying("workers", "starting them", "Ask for fewer."):
-        raise RunError("the worker\n did not answer")
-    assert checks.faults == ["the worker did not answer. Ask for fewer."]
+@pytest.mark.parametrize(
+    ("error", "seen", "remedy"),
+    [
+        (RunError("the worker\n did not answer"), "the worker did not answer.", "Leave it out."),
+        (
+            RunError("Cannot read a.nii: it was cut short.", "Copy it again."),
+            "Cannot read a.nii: it was cut short.",
+            None,
+        ),
+    ],
+)
+def test_a_check_gives_its_remedy_where_an_error_has_none(error, seen, remedy):
+    def fail():
+        raise error
 
-
-def test_an_error_with_a_remedy_keeps_it():
     checks = Checklist()
     with checks.trying("data", "reading it", "Leave it out."):
-        raise RunError("Cannot read a.nii: it was cut short.", "Copy it again.")
-    assert (checks.checks[0].seen, checks.checks[0].remedy) == (
-        "Cannot read a.nii: it was cut short.",
-        "Copy it again.",
-    )
+        fail()
+    assert (checks.checks[0].seen, checks.checks[0].remedy) == (seen, remedy or error.remedy)
+    assert checks.faults == [f"{seen} {remedy or error.remedy}"]
