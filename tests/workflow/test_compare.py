@@ -131,7 +131,7 @@ def test_runs_are_found_by_name_or_the_head_of_their_id(recorded):
 
 
 @pytest.mark.slow
-def test_two_hundred_runs_are_compared_in_five_seconds(store, tmp_path):
+def test_two_hundred_runs_are_compared_in_twice_the_time_that_the_store_takes_to_open(store, tmp_path):
     """The command, from its start to its last line, on runs with curves and system metrics."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -147,12 +147,19 @@ def test_two_hundred_runs_are_compared_in_five_seconds(store, tmp_path):
         client.log_batch(run_id, params=parameters, metrics=metrics)
         client.set_terminated(run_id)
     command = ["compare", "--experiment", "many", "--sort", "psnr", "--out", str(tmp_path), "--json"]
-    # Seconds of a processor: what the clock says on a machine that does nothing else.
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-m", "workflow", *command], cwd=ROOT, capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    open_store = f"from mlflow import MlflowClient; MlflowClient({tracking.tracking_uri()!r}).search_experiments()"
+    least, _ = _processor_seconds("-c", open_store)
+    taken, done = _processor_seconds("-m", "workflow", *command)
+    assert taken < 2 * least
     found = json.loads(done.stdout)
     assert len(found["rows"]) == 200
     assert len(found["differing"]) == 6
     assert found["rows"][0]["name"] == "run 199"
+
+
+def _processor_seconds(*arguments):
+    """Run Python and return the processor seconds it took, and what it printed."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done

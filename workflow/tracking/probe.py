@@ -176,8 +176,8 @@ def _one_sentence(uri: str) -> Iterator[None]:
     except Exception as error:
         remedy = "Make room there and see that you may write" if uri.startswith(SQLITE) else "Start the server"
         raise InputError(
-            f"Cannot record in the tracking store {shown(uri)}: {_first_line(error)}. {remedy}, or set"
-            " MLFLOW_TRACKING_URI to a store that is there."
+            f"Cannot record in the tracking store {shown(uri)}: {_first_line(error)}.",
+            f"{remedy}, or set MLFLOW_TRACKING_URI to a store that is there.",
         ) from error
 
 
