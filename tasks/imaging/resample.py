@@ -6,7 +6,6 @@ Cubic is interpolation by the cubic B-spline (Unser, Aldroubi and Eden, IEEE Tra
 finite support, so a window of the target needs only a window of the input.
 """
 
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -66,27 +65,6 @@ def resample_window(
         if (start, stop) != (low, high):
             out = out.take(np.clip(np.arange(start, stop), low, high - 1) - low, axis)
     return np.ascontiguousarray(out, dtype=np.float32)
-
-
-def resampled_slabs(
-    voxels: NDArray[np.float32], shape: Shape, order: Order = "cubic", slab_voxels: int = 1 << 22
-) -> Iterator[NDArray[np.float32]]:
-    """Interpolate slab by slab along the last axis, for a writer of files: what `resample` gives, without holding it.
-
-    Args:
-        voxels: `[i, j, k]`.
-        shape: Target shape along (i, j, k).
-        order: "cubic" or "linear".
-        slab_voxels: About how many voxels a slab has.
-
-    Yields:
-        float32 `[i, j, planes]`, in Fortran order.
-    """
-    i, j, planes = shape
-    step = max(1, slab_voxels // (i * j))
-    for start in range(0, planes, step):
-        window = ((start, min(start + step, planes)), (0, j), (0, i))
-        yield resample_window(voxels.T, (planes, j, i), window, order).T
 
 
 def interpolation(size: int, wanted: int, order: Order) -> AxisMap:

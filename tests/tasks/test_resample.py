@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from tasks.imaging.resample import resample, resample_window, resampled_slabs
+from tasks.imaging.resample import resample, resample_window
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import open_volume, write_volume
 
@@ -94,13 +94,6 @@ def test_equal_inputs_give_equal_bytes_whatever_their_strides():
     first = resample(voxels, (60, 62, 64)).tobytes()
     assert resample(np.asfortranarray(voxels), (60, 62, 64)).tobytes() == first
     assert resample(voxels[::-1][::-1], (60, 62, 64)).tobytes() == first
-
-
-def test_slabs_along_the_last_axis_are_the_whole():
-    voxels = np.asfortranarray(np.random.default_rng(4).random((9, 14, 31), dtype=np.float32))
-    slabs = list(resampled_slabs(voxels, (18, 20, 77), slab_voxels=3000))
-    assert len(slabs) > 5
-    np.testing.assert_allclose(np.concatenate(slabs, axis=2), resample(voxels, (18, 20, 77)), atol=1e-6)
 
 
 @pytest.mark.slow
