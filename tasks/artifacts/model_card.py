@@ -1,7 +1,6 @@
 """The card of a model: what it was trained for, carried inside its `.keras` file, and what it says of a use."""
 
 import zipfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from configs.data import Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.schema import Network, RunConfig, StageConfig
+from tasks.machine.versions import installed_versions
 
 ENTRY = "card.json"  # Keras reads its own entries of the archive and leaves this one alone
 PACKAGES = ("voxlift", "keras", "tensorflow", "tensorflow-cpu", "numpy")
@@ -144,7 +144,7 @@ def make_card(
         training_data=TrainingData(mixture=config.data.mixture, volumes=volumes, spacing=spacing),
         steps=steps,
         seed=config.training.seed,
-        versions=dict(_versions()),
+        versions=installed_versions(*PACKAGES),
     )
 
 
@@ -175,13 +175,3 @@ def _range(factor: float, drawn: tuple[float, float]) -> tuple[float, float]:
     """The factors that training drew around one of the recipe's."""
     low, high = (max(1.0, factor * stretch) if factor > 1 else factor for stretch in drawn)
     return low, high
-
-
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return found

@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.files.atomic import replacing
+from tasks.machine.versions import installed_versions
 from tasks.sharding.plan import Shard
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -25,13 +25,8 @@ def content_key(made_from: Mapping[str, Any]) -> str:
 
 def program_versions() -> dict[str, str | None]:
     """The versions of the programs that decide on the last bits of a core."""
-    found: dict[str, str | None] = {}
-    for package in ("voxlift", "numpy", "keras", "tensorflow", "tensorflow-cpu"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+    packages = ("voxlift", "numpy", "keras", "tensorflow", "tensorflow-cpu")
+    return {**dict.fromkeys(packages), **installed_versions(*packages)}
 
 
 @dataclass(frozen=True)

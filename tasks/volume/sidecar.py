@@ -1,11 +1,11 @@
 """The JSON file next to an output: where it came from, in the terms of BIDS derivatives."""
 
-from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.files.atomic import replacing
+from tasks.machine.versions import installed_versions
 
 
 def _camel(name: str) -> str:
@@ -25,7 +25,7 @@ class Generator(_Camel):
     """
 
     name: str = "voxlift"
-    version: str = Field(default_factory=lambda: version("voxlift"))
+    version: str = Field(default_factory=lambda: installed_versions("voxlift")["voxlift"])
 
 
 class Sidecar(_Camel):

@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from importlib.metadata import metadata, requires
 from math import ceil
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from packaging.specifiers import SpecifierSet
 
 from configs.schema import Resources
 from tasks.machine.check import Check, Seen, checked
+from tasks.machine.versions import installed_versions
 
 PACKAGE = "voxlift"
 WHEELS = ("tensorflow", "tensorflow-cpu")  # both install the folder `tensorflow`
@@ -88,10 +89,7 @@ def _admits(requirement: Requirement, found: str) -> bool:
 
 
 def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return installed_versions(name).get(name)
 
 
 def _listed(parts: list[str]) -> str:

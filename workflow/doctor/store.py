@@ -1,9 +1,9 @@
 """Doctor checks of MLflow: a run in the store, and the server."""
 
-from importlib.metadata import version
 from urllib.parse import urlsplit
 
 from tasks.machine.check import Check, Seen, checked
+from tasks.machine.versions import installed_versions
 from workflow.tracking.probe import probe_store, server_version
 from workflow.tracking.store import shown, tracking_uri
 
@@ -27,7 +27,7 @@ def _store() -> Seen:
 
 
 def _server(uri: str) -> Seen:
-    theirs, ours = server_version(uri), version("mlflow")
+    theirs, ours = server_version(uri), installed_versions("mlflow")["mlflow"]
     seen = f"{shown(uri)} answers: MLflow {theirs}, here {ours}"
     if theirs.partition(".")[0] != ours.partition(".")[0]:
         return Seen(seen, "warning", f"Run a server of MLflow {ours}.")

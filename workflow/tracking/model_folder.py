@@ -5,7 +5,6 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from configs.errors import ContractError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry
 from tasks.artifacts.network_file import read_network
+from tasks.machine.versions import installed_versions
 from workflow.tracking import serving
 
 MODEL_FILE = "data/model.keras"
@@ -82,7 +82,9 @@ def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, 
         metadata={CONTRACT_KEY: seal.model_dump_json()},
         **known,
     )
-    model.add_flavor("keras", data="data", keras_version=version("keras"), save_exported_model=False)
+    model.add_flavor(
+        "keras", data="data", keras_version=installed_versions("keras")["keras"], save_exported_model=False
+    )
     pyfunc.add_to_model(
         model, loader_module=SERVING_MODULE, data="data", code="code", python_env="python_env.yaml", conda_env=None
     )
@@ -110,10 +112,5 @@ def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequen
 
 def _requirements() -> list[str]:
     """List the packages that a clean process needs to load the model, pinned to the versions that saved it."""
-    found = []
-    for package in ("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy"):
-        try:
-            found.append(f"{package}=={version(package)}")
-        except PackageNotFoundError:
-            continue
-    return found
+    found = installed_versions("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy")
+    return [f"{package}=={number}" for package, number in found.items()]

@@ -6,7 +6,6 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import psutil
 from configs.load import flatten, resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifacts.network_file import NetworkFile
+from tasks.machine.versions import installed_versions
 from workflow.tracking import Recorder
 
 ROOT = Path(__file__).parents[2]
@@ -119,13 +119,7 @@ def code_state() -> dict[str, str]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide on the numbers."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(*PACKAGES)}
 
 
 def hardware() -> dict[str, Any]:

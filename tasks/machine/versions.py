@@ -1,0 +1,18 @@
+"""Versions of installed packages."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Return the versions of the packages that are installed, by name; the others are left out.
+
+    >>> list(installed_versions("numpy", "no-such-package"))
+    ['numpy']
+    """
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
