@@ -92,6 +92,11 @@ def swept(store, tmp_path_factory):
     prepared(folder, "swept", {"training.seed": [0, 1], "data.volumes": [["here.nii.gz"], ["late.nii.gz"]]})
     first = sweep(folder, 4)
     shutil.copy(folder / "here.nii.gz", folder / "late.nii.gz")
+    # As version 0.1.0 left it: the run's id with the trials, and no address.
+    trials_file, address = folder / "out" / "sweep.json", folder / "out" / "run.json"
+    run_id = json.loads(address.read_text())["run_id"]
+    trials_file.write_text(json.dumps(json.loads(trials_file.read_text()) | {"run_id": run_id}))
+    address.unlink()
     return first, sweep(folder, 4, "--resume")
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tasks.scoring.protocol import Score
 from tasks.volume.grid import Grid
+from workflow.tracking import ModelAddress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -37,17 +38,6 @@ class InferenceReport:
 
 
 @dataclass(frozen=True)
-class MlflowReport:
-    """Address of the run."""
-
-    tracking_uri: str
-    experiment: str
-    run_id: str
-    model: str
-    registered: str
-
-
-@dataclass(frozen=True)
 class DemoReport:
     """Report of the demo; scores are of the held-out part, inside the foreground."""
 
@@ -60,7 +50,7 @@ class DemoReport:
     ssim: Score
     training: TrainingReport
     inference: InferenceReport
-    mlflow: MlflowReport
+    mlflow: ModelAddress
     model: Path
     picture: Path
     quality_page: Path

@@ -23,13 +23,13 @@ from tasks.volume.intensity import normalise
 from tasks.volume.nifti import read_volume, write_volume
 from workflow.cluster import cluster, stream
 from workflow.cluster.resources import training_request
-from workflow.demo.report import DemoReport, InferenceReport, MlflowReport, TrainingReport, description
+from workflow.demo.report import DemoReport, InferenceReport, TrainingReport, description
 from workflow.pages.picture import comparison_picture
 from workflow.pages.quality import write_quality_page
 from workflow.pages.quality_cases import trial_case
 from workflow.restore.restoration import plan_restoration, restore_volume
 from workflow.terminal.progress import progress_bar
-from workflow.tracking import Recorder, input_volume, logged_model, recorded_run, register_model
+from workflow.tracking import ModelAddress, Recorder, input_volume, logged_model, recorded_run, register_model
 from workflow.tracking.provenance import record_setup
 
 if TYPE_CHECKING:
@@ -106,7 +106,6 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: "C
         registered = register_model(recorder.address, model_uri, config.tracking.registered_model)
         recorder.describe(description(reference.grid, psnr, ssim, training, inference))
 
-    address = recorder.address
     return DemoReport(
         reference=reference_path,
         input=coarse_path,
@@ -117,7 +116,7 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: "C
         ssim=ssim,
         training=training,
         inference=inference,
-        mlflow=MlflowReport(address.tracking_uri, address.experiment, address.run_id, model_uri, registered.uri),
+        mlflow=ModelAddress(**vars(recorder.address), model=model_uri, registered=registered.uri),
         model=trained.path,
         picture=picture_path,
         quality_page=page_path,

@@ -34,8 +34,7 @@ from workflow.dry_run.planned_volumes import (
 from workflow.dry_run.rehearsals import TrainingRehearsalWorker, rehearse_shard, training_stand
 from workflow.dry_run.report import DryRunReport, Estimates, Memory, cluster_report, in_order
 from workflow.dry_run.volume_checks import VolumesSeen, check_volumes
-from workflow.tracking.probe import StoreProbe
-from workflow.tracking.trial import try_store
+from workflow.tracking.probe import StoreProbe, try_store
 from workflow.train.data import TrainingSource
 from workflow.upscale.run import EXPERIMENT, saved_network
 from workflow.upscale.volumes import UpscaleRequest

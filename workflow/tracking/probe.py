@@ -5,7 +5,7 @@ import sqlite3
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,16 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from configs.errors import InputError
-from workflow.tracking.store import SQLITE, experiment_id, opened_store, shown, tracking_uri
+from workflow.tracking.store import (
+    SQLITE,
+    artifact_location,
+    experiment_id,
+    opened_store,
+    require_experiment,
+    shown,
+    sqlite_file,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +61,7 @@ def probe_store(uri: str | None = None) -> StoreProbe:
     """
     started = time.monotonic()
     uri = uri or tracking_uri()
-    with _one_sentence(uri):
+    with _one_message(uri):
         _require_place(uri)
         if urlsplit(uri).scheme in {"http", "https"}:
             # For what listens and stays silent, MLflow's client waits for minutes.
@@ -62,7 +71,7 @@ def probe_store(uri: str | None = None) -> StoreProbe:
             experiment = experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
     run_id = None
     try:
-        with _one_sentence(uri):
+        with _one_message(uri):
             run = client.create_run(experiment, run_name="probe")
             run_id = run.info.run_id
             differing = _differing(client, run_id)
@@ -76,6 +85,30 @@ def probe_store(uri: str | None = None) -> StoreProbe:
         )
     artifacts = run.info.artifact_uri.split(f"/{run_id}")[0]
     return StoreProbe(shown(uri), artifacts, time.monotonic() - started, left)
+
+
+def try_store(experiments: Sequence[str]) -> StoreProbe:
+    """Write a run to the store, read it back and delete it; look whether the experiments may be recorded in.
+
+    A SQLite file that is not there yet is tried out in a scratch folder next to its place.
+
+    Args:
+        experiments: Names; those that are not there would be made by the run.
+
+    Raises:
+        InputError: The store cannot be used, or an experiment was deleted.
+    """
+    uri = tracking_uri()
+    file = sqlite_file(uri)
+    if file is not None and not file.exists():
+        with _scratch_next_to(file, uri) as scratch:
+            probe = probe_store(f"{SQLITE}{scratch / file.name}")
+        return StoreProbe(shown(uri), str(artifact_location(uri)), probe.seconds, None)
+    probe = probe_store(uri)
+    with opened_store("record", uri) as client:
+        for name in experiments:
+            require_experiment(client, uri, name)
+    return probe
 
 
 def server_version(uri: str) -> str:
@@ -94,7 +127,7 @@ def server_version(uri: str) -> str:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    with _one_sentence(uri):
+    with _one_message(uri):
         _require_place(uri)
         credentials = get_default_host_creds(uri)
         answer = http_request(
@@ -152,10 +185,9 @@ def _delete_artifact(artifact_uri: str) -> None:
 
 def _require_place(uri: str) -> None:
     """Lock the SQLite file, or connect to the server: MLflow itself tries for up to two minutes."""
-    if uri.startswith(SQLITE):
-        path = Path(uri.removeprefix(SQLITE).partition("?")[0])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path, timeout=ANSWER_SECONDS, isolation_level=None)) as database:
+    if file := sqlite_file(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=ANSWER_SECONDS, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
             database.execute("ROLLBACK")
         return
@@ -167,7 +199,21 @@ def _require_place(uri: str) -> None:
 
 
 @contextmanager
-def _one_sentence(uri: str) -> Iterator[None]:
+def _scratch_next_to(file: Path, uri: str) -> Iterator[Path]:
+    standing = next(folder for folder in file.parents if folder.exists())
+    try:
+        scratch = tempfile.TemporaryDirectory(dir=standing, prefix=".voxlift-probe-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot record in the tracking store {shown(uri)}: {error.strerror or error}.",
+            "Make room there and see that you may write, or set MLFLOW_TRACKING_URI to a store that is there.",
+        ) from error
+    with scratch as name:
+        yield Path(name)
+
+
+@contextmanager
+def _one_message(uri: str) -> Iterator[None]:
     """Make whatever is raised against the store a message, without the password that the URI may hold."""
     try:
         yield

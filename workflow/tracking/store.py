@@ -55,6 +55,19 @@ class RunAddress:
             partial.write_text(json.dumps(asdict(self)))
 
 
+@dataclass(frozen=True)
+class ModelAddress(RunAddress):
+    """Address of a run and of the model that it logged.
+
+    Args:
+        model: URI of the logged model.
+        registered: URI of its registered version; that of the logged model where it was not registered.
+    """
+
+    model: str
+    registered: str
+
+
 def tracking_uri() -> str:
     """The store: `MLFLOW_TRACKING_URI`, or a SQLite file in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
@@ -104,7 +117,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     found = require_experiment(client, uri, name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=_artifact_location(uri)))
+            return str(client.create_experiment(name, artifact_location=artifact_location(uri)))
         except MlflowException:
             # Another process may have made it meanwhile.
             found = require_experiment(client, uri, name)
@@ -128,22 +141,25 @@ def require_experiment(client: "MlflowClient", uri: str, name: str) -> str | Non
     return str(found.experiment_id) if found is not None else None
 
 
-def _artifact_location(uri: str) -> str | None:
-    """Artifacts of a SQLite store lie next to its file; a server knows its own place."""
-    return (_sqlite_folder(uri) / "mlruns").as_uri() if uri.startswith(SQLITE) else None
+def artifact_location(uri: str) -> str | None:
+    """Return where the artifacts of a new experiment go: next to the file of a SQLite store; a server knows its own."""
+    file = sqlite_file(uri)
+    return (file.parent / "mlruns").as_uri() if file else None
 
 
-def _sqlite_folder(uri: str) -> Path:
-    return Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve().parent
+def sqlite_file(uri: str) -> Path | None:
+    """Return the file of a SQLite store, None for any other store."""
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve() if uri.startswith(SQLITE) else None
 
 
 def _client(uri: str) -> "MlflowClient":
     """Open the store, which makes the tables of a SQLite file that has none."""
     from mlflow import MlflowClient
 
-    if not uri.startswith(SQLITE):
+    file = sqlite_file(uri)
+    if file is None:
         return MlflowClient(tracking_uri=uri)
-    with _alone_in(_sqlite_folder(uri)):
+    with _alone_in(file.parent):
         return MlflowClient(tracking_uri=uri)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.training.job import TrainedModel
-from workflow.demo.report import MlflowReport
+from workflow.tracking import ModelAddress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,7 +46,7 @@ class TrainReport:
     receptive_field: tuple[tuple[int, int], ...]
     final_loss: float
     validation_psnr: float | None
-    mlflow: MlflowReport
+    mlflow: ModelAddress
 
 
 def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, float]) -> str:

@@ -19,9 +19,9 @@ from tasks.training.start import run_training
 from workflow.cluster import cluster, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
-from workflow.demo.report import MlflowReport
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import (
+    ModelAddress,
     Recorder,
     RunAddress,
     logged_model,
@@ -75,7 +75,7 @@ def run_train(
     volumes, validation = training_volumes(config), validation_volumes(config)
     interpolation = interpolation_psnr(validation) if validation else {}
     read_seconds = time.perf_counter() - started
-    address = _last_address(folder) if resume else None
+    address = resumable_run(folder) if resume else None
     if not resume:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     job = TrainingJob(
@@ -126,7 +126,7 @@ def run_train(
         receptive_field=tuple(axis.halo for axis in network.cost.field.axes),
         final_loss=loss,
         validation_psnr=trained.validation_psnr,
-        mlflow=MlflowReport(where.tracking_uri, where.experiment, where.run_id, uri, registered),
+        mlflow=ModelAddress(**vars(where), model=uri, registered=registered),
     )
 
 
@@ -151,8 +151,12 @@ def _streamed(
     return trained, loss
 
 
-def _last_address(folder: Path) -> RunAddress | None:
-    """Address of the run of a folder; None where nothing was started."""
+def resumable_run(folder: Path) -> RunAddress | None:
+    """Return the address of the run that a folder is of, None where nothing was started.
+
+    Raises:
+        ConfigError: It is recorded in another tracking store.
+    """
     address = RunAddress.read(folder / ADDRESS)
     if address is not None and address.tracking_uri != tracking_uri():
         raise ConfigError(

@@ -20,7 +20,7 @@ from workflow.tracking.provenance import record_environment, without_paths
 from workflow.tracking.reading import RunRecord, read_curves, read_runs
 from workflow.tracking.registry import model_of_run
 from workflow.train.report import TrainReport
-from workflow.train.run import ADDRESS, run_train
+from workflow.train.run import ADDRESS, resumable_run, run_train
 from workflow.train.sweep_grid import Trial
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
     """Return the id of the parent run of a sweep in a folder, None where nothing was started.
 
     Raises:
-        ConfigError: It was another sweep.
+        ConfigError: It was another sweep, or it is recorded in another tracking store.
     """
     try:
         known = json.loads((folder / SWEEP).read_text())
@@ -198,13 +198,14 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
             f"Cannot resume the sweep in {folder.name}: it varied something else.",
             "Use the configuration that it was started with, or another --out.",
         )
-    return str(known["run_id"])
+    address = resumable_run(folder)
+    return address.run_id if address else known["run_id"]  # earlier versions kept it with the trials
 
 
 def _remember(folder: Path, trials: Sequence[Trial], recorder: Recorder) -> None:
+    recorder.address.write(folder / ADDRESS)
     with replacing(folder / SWEEP) as partial:
-        settings = [trial.settings for trial in trials]
-        partial.write_text(json.dumps({"run_id": recorder.address.run_id, "trials": settings}))
+        partial.write_text(json.dumps({"trials": [trial.settings for trial in trials]}))
 
 
 def _finished(folder: Path, trials: Sequence[Trial]) -> dict[int, RunRecord]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import axis_codes
 from tasks.volume.sidecar import Sidecar
+from workflow.tracking import RunAddress
 from workflow.upscale.volume_work import VolumeWork
 
 if TYPE_CHECKING:
@@ -98,15 +99,6 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class MlflowAddress:
-    """Address of the run."""
-
-    tracking_uri: str
-    experiment: str
-    run_id: str
-
-
-@dataclass(frozen=True)
 class UpscaleReport:
     """Outcome of all volumes.
 
@@ -129,7 +121,7 @@ class UpscaleReport:
     seconds: float
     voxels_per_second: float
     timings: Timings
-    mlflow: MlflowAddress | None = None
+    mlflow: RunAddress | None = None
     adapted_model: Path | None = None
 
     @property

@@ -10,7 +10,7 @@ from workflow.restore.restoration import Progress
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import RunAddress, recorded_run, resolve_model, tracking_uri
 from workflow.upscale.record import address_file, keep_output, keep_page, record_order, record_report
-from workflow.upscale.report import MlflowAddress, UpscaleReport, understood
+from workflow.upscale.report import UpscaleReport, understood
 from workflow.upscale.volume_work import VolumeWork
 from workflow.upscale.volumes import UpscaleRequest, plan_volumes, upscale
 
@@ -79,4 +79,4 @@ def run_upscaling(order: UpscaleRequest, console: "Console") -> UpscaleReport:
                     console.print(f"{work.scan.path.name}: {missing}.", markup=False)
                 advance("")
     kept.unlink(missing_ok=True)
-    return replace(report, mlflow=MlflowAddress(address.tracking_uri, address.experiment, address.run_id))
+    return replace(report, mlflow=address)
