@@ -2,8 +2,10 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, GetPydanticSchema, model_validator
+from pydantic_core.core_schema import no_info_after_validator_function
 
+from configs.axes import AXES, NetworkShape, total_stride
 from configs.data import Augmentation, Data
 from configs.degradation import Degradation, named_degradation
 from configs.section import Section
@@ -12,6 +14,13 @@ PositiveTriple = tuple[
     Annotated[int, Field(gt=0)],
     Annotated[int, Field(gt=0)],
     Annotated[int, Field(gt=0)],
+]
+
+PatchShape = Annotated[
+    NetworkShape,
+    GetPydanticSchema(
+        lambda _, handler: no_info_after_validator_function(lambda sizes: NetworkShape(*sizes), handler(PositiveTriple))
+    ),
 ]
 
 NotNegative = Annotated[int, Field(ge=0)]
@@ -68,12 +77,9 @@ class Network(Section):
         return self.convolutions if isinstance(self.convolutions, tuple) else (self.convolutions,) * len(self.stages)
 
     @property
-    def total_stride(self) -> tuple[int, int, int]:
+    def total_stride(self) -> NetworkShape:
         """Voxels of the target grid per voxel of the latent, along depth, height and width."""
-        total = [1, 1, 1]
-        for stage in self.stages:
-            total = [have * step for have, step in zip(total, stage.strides, strict=True)]
-        return total[0], total[1], total[2]
+        return total_stride(stage.strides for stage in self.stages)
 
 
 class Checkpoints(Section):
@@ -132,7 +138,7 @@ class Training(Section):
 
     steps: int = Field(500, gt=0)
     batch_size: int = Field(2, gt=0)
-    patch: PositiveTriple = (16, 112, 112)
+    patch: PatchShape = NetworkShape(16, 112, 112)
     losses: dict[LossName, Annotated[float, Field(gt=0)]] = Field({"l2": 0.2, "unseen": 0.8}, min_length=1)
     weigh_patches: bool = False
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
@@ -205,12 +211,11 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _patch_fits_network(self) -> Self:
-        for axis, size, stride in zip(
-            ("depth", "height", "width"), self.training.patch, self.network.total_stride, strict=True
-        ):
+        total = self.network.total_stride
+        for axis, size, stride in zip(AXES, self.training.patch, total, strict=True):
             if size % stride:
                 raise ValueError(
-                    f"training.patch must be a multiple of the network's total stride {self.network.total_stride}, "
+                    f"training.patch must be a multiple of the network's total stride {tuple(total)}, "
                     f"received {size} along {axis}: take {-(-size // stride) * stride}"
                 )
         return self

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import keras
 
 from configs.errors import ShapeError
-from models.stages.report import Stage
+from models.stages.stage import Stage
 
 AXES = ("depth", "height", "width")
 

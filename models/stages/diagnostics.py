@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import prod
 
+from configs.axes import AXES, total_stride
 from models.stages.composition import accumulated_shift
-from models.stages.stage import AXES, LARGEST, Axis, Stage
+from models.stages.stage import LARGEST, Axis, Stage
 from models.stages.wording import by, grouped, shape_text
 
 
@@ -51,7 +51,7 @@ def warnings_about(stages: Sequence[Stage]) -> Iterator[str]:
                 yield f"Stage {number}, {problem}: {'; '.join(found)}. Remedy: {_prescription(stage)}."
     if any(axis.shift for stage in stages[:-1] for axis in stage.axes):
         drift = accumulated_shift(stages)
-        totals = [prod(stage.strides[i] for stage in stages) for i in range(3)]
+        totals = total_stride(stage.strides for stage in stages)
         latent = [moved / total for moved, total in zip(drift, totals, strict=True)]
         yield (
             f"All stages, shift: {', '.join(AXES)} add up to {_signed(drift)} voxels of the last output,"

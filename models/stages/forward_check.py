@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from configs.axes import AXES, TENSOR_AXES, TensorShape
 from configs.errors import ShapeError
-from models.stages.stage import AXES, Axis, Shape, Stage
+from models.stages.stage import Axis, Stage
 from models.stages.wording import grouped, listed, options, shape_text
 
-DIMENSIONS = ("batch", *AXES, "channels")
 LARGEST_SIZE = 2**63 - 1  # TensorFlow counts in signed 64-bit integers
 
 
@@ -20,22 +20,22 @@ class ForwardCheck:
         ok: Whether that is the input shape.
     """
 
-    expected_input: Shape
+    expected_input: TensorShape
     ok: bool
 
 
-def check_shape(shape: Sequence[int], what: str) -> Shape:
+def check_shape(shape: Sequence[int], what: str) -> TensorShape:
     """Take a shape for (batch, depth, height, width, channels).
 
     Raises:
         ShapeError: If it has not five sizes, or one below 1 or beyond what TensorFlow counts.
     """
-    if len(shape) != len(DIMENSIONS):
+    if len(shape) != len(TENSOR_AXES):
         raise ShapeError(
-            f"The {what} has {len(shape)} sizes, but it needs five: {', '.join(DIMENSIONS)}, such as 2,2,7,7,64."
+            f"The {what} has {len(shape)} sizes, but it needs five: {', '.join(TENSOR_AXES)}, such as 2,2,7,7,64."
             f" Received {shape_text(shape)}.",
         )
-    for name, size in zip(DIMENSIONS, shape, strict=True):
+    for name, size in zip(TENSOR_AXES, shape, strict=True):
         if not 1 <= size <= LARGEST_SIZE:
             rule = "1 or more" if size < 1 else f"at most {LARGEST_SIZE}"
             raise ShapeError(f"The {what} has {name} {size}, but every size is {rule}. Received {shape_text(shape)}.")
@@ -43,7 +43,7 @@ def check_shape(shape: Sequence[int], what: str) -> Shape:
     return batch, depth, height, width, channels
 
 
-def output_shape(stage: Stage, input_shape: Shape) -> Shape:
+def output_shape(stage: Stage, input_shape: TensorShape) -> TensorShape:
     """Shape that the Keras layer of a stage makes.
 
     >>> output_shape(Stage(32, (3, 3, 3), (2, 2, 2)), (2, 2, 7, 7, 64))
@@ -53,7 +53,7 @@ def output_shape(stage: Stage, input_shape: Shape) -> Shape:
     return input_shape[0], depth, height, width, stage.filters
 
 
-def forward_check(stage: Stage, input_shape: Shape, wanted: Shape) -> ForwardCheck:
+def forward_check(stage: Stage, input_shape: TensorShape, wanted: TensorShape) -> ForwardCheck:
     """Check an output shape as `tf.nn.conv3d_transpose` does, by the shape of the forward convolution from it.
 
     Args:
@@ -70,13 +70,13 @@ def forward_check(stage: Stage, input_shape: Shape, wanted: Shape) -> ForwardChe
     return ForwardCheck(expected, ok=expected == input_shape and wanted[4] == stage.filters)
 
 
-def accepted_shapes(stage: Stage, input_shape: Shape) -> tuple[range, range, range]:
+def accepted_shapes(stage: Stage, input_shape: TensorShape) -> tuple[range, range, range]:
     """Output sizes per axis that `tf.nn` accepts for an input; each combination of them is a shape that it accepts."""
     depth, height, width = (axis.accepted_sizes(size) for axis, size in zip(stage.axes, input_shape[1:4], strict=True))
     return depth, height, width
 
 
-def stage_making(stage: Stage, input_shape: Shape, wanted: Sequence[int]) -> Stage:
+def stage_making(stage: Stage, input_shape: TensorShape, wanted: Sequence[int]) -> Stage:
     """Give a stage the output padding with which its layer makes a shape that `tf.nn` takes as `output_shape`.
 
     Args:
@@ -115,7 +115,7 @@ def _output_padding(axis: Axis, size: int, wanted: int) -> int:
     return tail - (axis.span % 2 if axis.padding == "same" else axis.span)
 
 
-def _mismatches(stage: Stage, input_shape: Shape, check: ForwardCheck, wanted: Shape) -> list[str]:
+def _mismatches(stage: Stage, input_shape: TensorShape, check: ForwardCheck, wanted: TensorShape) -> list[str]:
     remarks = []
     if wanted[0] != input_shape[0]:
         remarks.append(("batch", f"it stays {input_shape[0]}"))

@@ -8,7 +8,8 @@ Taps keep their order everywhere, only the layout of the weights differs: `(in, 
 
 from dataclasses import dataclass
 
-from models.stages.stage import AXES, Axis, Shape, Stage, Triple
+from configs.axes import AXES, TensorShape, Triple
+from models.stages.stage import Axis, Stage
 from models.stages.wording import grouped
 
 
@@ -26,17 +27,17 @@ class Elsewhere:
 
     pad: Triple
     output_padding: Triple
-    output_shape: Shape
+    output_shape: TensorShape
     equivalent: bool
     reason: str | None
 
 
-def caffe_equivalent(stage: Stage, input_shape: Shape) -> Elsewhere:
+def caffe_equivalent(stage: Stage, input_shape: TensorShape) -> Elsewhere:
     """Describe a stage as a Caffe Deconvolution layer; arguments as for `torch_equivalent`."""
     return _elsewhere(stage, input_shape, (0, 0, 0), tuple(_caffe_obstacle(axis) for axis in stage.axes))
 
 
-def torch_equivalent(stage: Stage, input_shape: Shape) -> Elsewhere:
+def torch_equivalent(stage: Stage, input_shape: TensorShape) -> Elsewhere:
     """Describe a stage as a PyTorch ConvTranspose3d.
 
     Args:
@@ -56,7 +57,7 @@ def padded_size(axis: Axis, size: int, pad: int, output_padding: int = 0) -> int
     return (size - 1) * axis.stride + axis.span - 2 * pad + output_padding
 
 
-def _elsewhere(stage: Stage, input_shape: Shape, added: Triple, obstacles: tuple[str | None, ...]) -> Elsewhere:
+def _elsewhere(stage: Stage, input_shape: TensorShape, added: Triple, obstacles: tuple[str | None, ...]) -> Elsewhere:
     batch, *sizes, _ = input_shape
     pads = [axis.crop[0] for axis in stage.axes]
     depth, height, width = map(padded_size, stage.axes, sizes, pads, added)

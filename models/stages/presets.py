@@ -1,8 +1,9 @@
 """The routes that the project grew from: each with kernel 3, as asked, and in its clean form."""
 
-from models.stages.stage import Shape, Stage
+from configs.axes import TensorShape
+from models.stages.stage import Stage
 
-LATENT: Shape = (2, 2, 7, 7, 64)
+LATENT: TensorShape = (2, 2, 7, 7, 64)
 
 PRESETS: dict[str, tuple[Stage, ...]] = {
     "four-stage-k3": (

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from configs.axes import NetworkShape, TensorShape, Triple, total_stride
 from configs.errors import ShapeError
 from models.stages.composition import receptive_field
 from models.stages.diagnostics import warnings_about
 from models.stages.forward_check import ForwardCheck, check_shape, forward_check, output_shape
 from models.stages.frameworks import Elsewhere, caffe_equivalent, torch_equivalent
-from models.stages.stage import Shape, Stage, Triple
-
-__all__ = ["Report", "Shape", "Stage", "StageReport", "Triple", "check_runnable", "describe"]
+from models.stages.stage import Stage
 
 MOST_VALUES = 2**27  # of latent, weights and outputs: 512 MiB in float32, and running them holds them several times
 
@@ -39,9 +38,9 @@ class StageReport:
         shift: Per axis, how far equal taps move the image, in voxels of this stage's output; see `Axis.shift`.
     """
 
-    input_shape: Shape
-    output_shape: Shape
-    weights_shape: Shape
+    input_shape: TensorShape
+    output_shape: TensorShape
+    weights_shape: TensorShape
     filters: int
     kernel_size: Triple
     strides: Triple
@@ -70,8 +69,8 @@ class Report:
     """
 
     stages: tuple[StageReport, ...]
-    output_shape: Shape
-    total_stride: Triple
+    output_shape: TensorShape
+    total_stride: NetworkShape
     receptive_field: tuple[tuple[int, int], ...]
     warnings: tuple[str, ...]
 
@@ -93,11 +92,10 @@ def describe(latent_shape: Sequence[int], stages: Sequence[Stage]) -> Report:
     for number, stage in enumerate(stages, start=1):
         reports.append(_describe_stage(stage, shape))
         shape = check_shape(reports[-1].output_shape, f"output of stage {number}")
-    depth, height, width = (prod(stage.strides[i] for stage in stages) for i in range(3))
     return Report(
         stages=tuple(reports),
         output_shape=shape,
-        total_stride=(depth, height, width),
+        total_stride=total_stride(stage.strides for stage in stages),
         receptive_field=receptive_field(stages),
         warnings=tuple(warnings_about(stages)),
     )
@@ -119,7 +117,7 @@ def check_runnable(report: Report) -> None:
         )
 
 
-def _describe_stage(stage: Stage, shape: Shape) -> StageReport:
+def _describe_stage(stage: Stage, shape: TensorShape) -> StageReport:
     made = output_shape(stage, shape)
     weights = stage.weights_shape(shape[4])
     depth, height, width = stage.axes

@@ -9,11 +9,12 @@ from functools import cache
 from itertools import product
 from math import prod
 
+from configs.axes import AXES, TensorShape, Triple
 from configs.errors import ShapeError
 from models.stages.composition import accumulated_shift
 from models.stages.diagnostics import blocks, clean_kernel
 from models.stages.forward_check import check_shape
-from models.stages.stage import AXES, Shape, Stage, Triple
+from models.stages.stage import Stage
 from models.stages.wording import grouped, options, shape_text
 
 LARGEST_STRIDE = 16  # of one stage: its clean kernel has 32 taps along the axis
@@ -136,7 +137,7 @@ def _factors(growth: int, count: int, largest: int) -> tuple[Split, ...]:
     )
 
 
-def _check_channels(channels: Sequence[int], target: Shape, stage_count: int | None) -> None:
+def _check_channels(channels: Sequence[int], target: TensorShape, stage_count: int | None) -> None:
     received = f"Received channels {','.join(map(str, channels))} for {shape_text(target)}"
     if stage_count not in {None, len(channels)}:
         raise ShapeError(f"Each stage has its number of channels. {received} in {stage_count} stages.")
@@ -144,7 +145,7 @@ def _check_channels(channels: Sequence[int], target: Shape, stage_count: int | N
         raise ShapeError(f"The channels of the stages are 1 or more and end with the target's {target[4]}. {received}.")
 
 
-def _check_reachable(latent: Shape, target: Shape, stage_count: int | None) -> None:
+def _check_reachable(latent: TensorShape, target: TensorShape, stage_count: int | None) -> None:
     remarks, below, above = [], list(target), list(target)
     if latent[0] != target[0]:
         remarks.append(("batch", f"it stays {latent[0]}"))

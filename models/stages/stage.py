@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
+from configs.axes import AXES, Triple
 from configs.errors import ShapeError
 from models.stages.wording import by, options
 
-Triple = tuple[int, int, int]
-Shape = tuple[int, int, int, int, int]  # batch, depth, height, width, channels
-AXES = ("depth", "height", "width")
 LARGEST = 1024  # of kernel, stride and dilation: every phase and every tap is counted
 
 

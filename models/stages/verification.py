@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from models.stages.report import Shape, describe
+from configs.axes import TensorShape
+from models.stages.report import describe
 from models.stages.stage import Stage
 from models.stages.upsampler import build_twin, build_upsampler
 
@@ -25,7 +26,7 @@ class Verification:
     max_abs_difference: float
 
 
-def verify(latent_shape: Shape, stages: Sequence[Stage]) -> Verification:
+def verify(latent_shape: TensorShape, stages: Sequence[Stage]) -> Verification:
     """Run stages on a random latent with random weights and biases, each stage as layer and as operation.
 
     Args:

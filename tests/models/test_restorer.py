@@ -4,7 +4,7 @@ import pytest
 
 from configs.errors import ShapeError
 from models.network.restorer import build_restorer
-from models.stages.report import Stage
+from models.stages.stage import Stage
 
 FOUR = (
     Stage(12, (4, 4, 4), (2, 2, 2)),

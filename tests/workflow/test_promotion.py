@@ -12,7 +12,7 @@ from configs.degradation import named_degradation
 from configs.errors import InputError
 from configs.schema import Resources
 from models.network.restorer import build_restorer
-from models.stages.report import Stage
+from models.stages.stage import Stage
 from tasks.scoring.protocol import Score
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume

@@ -9,7 +9,7 @@ import pytest
 
 import workflow.tracking as tracking
 from models.network.restorer import build_restorer
-from models.stages.report import Stage
+from models.stages.stage import Stage
 from tests.conftest import unused_port
 from tests.workflow.conftest import serving
 

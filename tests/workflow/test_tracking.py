@@ -17,7 +17,7 @@ import workflow.tracking as tracking
 from configs.errors import ContractError, InputError
 from configs.load import load_config
 from models.network.restorer import build_restorer
-from models.stages.report import Stage
+from models.stages.stage import Stage
 from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.model_card import add_card, make_card
 from tasks.volume.grid import Grid

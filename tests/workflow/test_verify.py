@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import workflow.tracking as tracking
 from models.network.restorer import build_restorer
-from models.stages.report import Stage
+from models.stages.stage import Stage
 from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.manifest import manifest_entry, write_contracts
 from tasks.volume.grid import Grid

@@ -6,11 +6,13 @@ from typing import Annotated, Any
 
 import typer
 
+from configs.axes import TensorShape
 from configs.errors import ShapeError
 from models.stages.forward_check import check_shape, stage_making
 from models.stages.presets import LATENT, PRESETS
-from models.stages.report import Shape, Stage, check_runnable, describe
+from models.stages.report import check_runnable, describe
 from models.stages.solver import solve
+from models.stages.stage import Stage
 from workflow.shapes.notation import read_numbers, read_stage
 from workflow.terminal.console import JsonOption, screen
 
@@ -91,7 +93,7 @@ def _preset(name: str) -> tuple[Stage, ...]:
     return PRESETS[name]
 
 
-def _ending_in(start: Shape, chain: tuple[Stage, ...], wanted: list[int]) -> tuple[Stage, ...]:
+def _ending_in(start: TensorShape, chain: tuple[Stage, ...], wanted: list[int]) -> tuple[Stage, ...]:
     """Let the last stage make a wanted shape, as `output_shape` does in `tf.nn`."""
     last_input = describe(start, chain).stages[-1].input_shape
     return (*chain[:-1], stage_making(chain[-1], last_input, wanted))

@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from configs.schema import RunConfig
-from models.stages.report import Stage, describe
+from models.stages.report import describe
+from models.stages.stage import Stage
 from tasks.artifacts.model_card import make_card
 from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.rehearsal import BuiltNetwork

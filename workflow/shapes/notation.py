@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from configs.errors import ShapeError
-from models.stages.report import Stage, Triple
+from models.stages.stage import Stage
 from models.stages.wording import by
 
 FORM = "FILTERS,kDxHxW,sDxHxW and optionally dDxHxW, psame or pvalid, opDxHxW, one number standing for three"
@@ -22,7 +22,7 @@ def read_stage(text: str) -> Stage:
     True
     """
     filters, *parts = text.replace(" ", "").split(",")
-    triples: dict[str, Triple] = {}
+    triples: dict[str, tuple[int, int, int]] = {}
     padding, seen = "same", set[str]()
     for part in parts:
         found = _PART.fullmatch(part)

@@ -8,11 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from configs.axes import AXES, TensorShape
 from models.stages.diagnostics import blocks
 from models.stages.forward_check import accepted_shapes
 from models.stages.frameworks import Elsewhere
-from models.stages.report import Report, Shape, Stage, StageReport, describe
-from models.stages.stage import AXES
+from models.stages.report import Report, StageReport, describe
+from models.stages.stage import Stage
 from models.stages.wording import by, grouped
 from workflow.shapes.notation import numbers_text, stage_text
 
@@ -48,7 +49,7 @@ def route_tables(report: Report, stages: Sequence[Stage]) -> list[RenderableType
     ]
 
 
-def solutions_table(latent: Shape, solutions: Sequence[Sequence[Stage]]) -> Group:
+def solutions_table(latent: TensorShape, solutions: Sequence[Sequence[Stage]]) -> Group:
     """Table of the stages that lead to a target, best first."""
     rows = []
     for stages in solutions:
