@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.memory import peak_mib
+from configs.axes import NetworkShape
 
 GRID = (192, 224, 192)
 THREADS = 2
@@ -78,7 +79,7 @@ def sharded(path: Path, budget: int) -> dict[str, float]:
     from tasks.volume.intensity import Intensity
 
     file = read_network(path)
-    plan = plan_shards(GRID, file.cost, budget)
+    plan = plan_shards(NetworkShape(*GRID), file.cost, budget)
     restorer, unchanged = Restorer(file.name, file.content, THREADS), Intensity(0, 1)
     voxels, restored = volume(), np.empty(GRID, np.float32)
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_fill_holes, gaussian_filter
 
 from benchmarks.one_pass import one_pass
+from configs.axes import FileShape
 from configs.load import load_config
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.saved_models import load_model
@@ -49,7 +50,7 @@ def phantoms() -> Iterator[tuple[str, Volume]]:
     brain = gaussian_filter(grey + white, 1) > 0.3
     fluid = np.clip(binary_fill_holes(brain) - grey - white, 0, 1)
     random = np.random.default_rng(0)
-    one_mm = Grid(t1.shape, np.eye(4))
+    one_mm = Grid(FileShape(*t1.shape), np.eye(4))
 
     yield "T1", Volume(100 * t1, one_mm)
     yield "T1 inverted", Volume(100 * np.where(head, t1.max() - t1, 0).astype(np.float32), one_mm)

@@ -23,6 +23,7 @@ import psutil
 
 from benchmarks.keras_speed import GRID, THREADS
 from benchmarks.volumes import RESULTS, hardware, like_a_scan
+from configs.axes import FileShape
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 
@@ -73,7 +74,7 @@ def through_ray(model: Path, folder: Path) -> list[Row]:
     """One worker with the threads of the machine, over a queue of volumes, against the network alone."""
     shape = (GRID[2] // 2, GRID[1] // 2, GRID[0] // 2)
     for number in range(VOLUMES):
-        write_volume(folder / f"{number}.nii", like_a_scan(shape), Grid(shape, np.eye(4)), dtype="int16")
+        write_volume(folder / f"{number}.nii", like_a_scan(shape), Grid(FileShape(*shape), np.eye(4)), dtype="int16")
     whole = measured(sys.executable, "-m", "benchmarks.keras_speed", "whole", model)
     report, _ = upscaled(
         folder / "[0-9]*.nii", model, folder / "out", "--workers", "1", "--cpus-per-worker", str(THREADS)
@@ -93,9 +94,9 @@ def through_ray(model: Path, folder: Path) -> list[Row]:
 def large(model: Path, folder: Path) -> list[Row]:
     shape = (300, 370, 316)
     source, tiny = folder / "large.nii.gz", folder / "tiny.nii"
-    write_volume(tiny, like_a_scan((8, 8, 8)), Grid((8, 8, 8), np.eye(4)), dtype="int16")
+    write_volume(tiny, like_a_scan((8, 8, 8)), Grid(FileShape(8, 8, 8), np.eye(4)), dtype="int16")
     idle, _ = upscaled(tiny, model, folder / "tiny", "--workers", "1")
-    write_volume(source, like_a_scan(shape), Grid(shape, np.eye(4)), dtype="int16")
+    write_volume(source, like_a_scan(shape), Grid(FileShape(*shape), np.eye(4)), dtype="int16")
     report, peaks = upscaled(source, model, folder / "large", "--workers", str(os.cpu_count()))
     spent = report["timings"]
     (volume,) = report["volumes"]

@@ -22,6 +22,7 @@ from isal import igzip
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from configs.axes import FileShape
 from tasks.files.compression import LEVEL, open_to_write
 from tasks.imaging.resample import Order, resample
 from tasks.training.template import template_path
@@ -90,7 +91,7 @@ def random_access(folder: Path) -> list[Row]:
     """Forty slabs of four planes in random order out of one .nii.gz."""
     shape = (256, 256, 240)
     path = folder / "scan.nii.gz"
-    write_volume(path, like_a_scan(shape), Grid(shape, np.eye(4)), dtype="int16")
+    write_volume(path, like_a_scan(shape), Grid(FileShape(*shape), np.eye(4)), dtype="int16")
     starts = np.random.default_rng(1).integers(0, shape[2] - 4, 40)
     plane = shape[0] * shape[1] * 2
 
@@ -146,7 +147,7 @@ def memory(folder: Path) -> list[Row]:
     """A 300x370x316 volume of int16, read, resampled by 2x2x2 and written, .nii.gz both ways."""
     shape = (300, 370, 316)
     source = folder / "large.nii.gz"
-    write_volume(source, like_a_scan(shape), Grid(shape, np.eye(4)), dtype="int16")
+    write_volume(source, like_a_scan(shape), Grid(FileShape(*shape), np.eye(4)), dtype="int16")
     command = [sys.executable, "-m", "benchmarks.enlarge", str(source), str(folder / "larger.nii.gz")]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return [{"volume": "x".join(map(str, shape)), **{key: round(value, 1) for key, value in found.items()}}]

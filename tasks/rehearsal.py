@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from configs.axes import NetworkShape
 from configs.schema import RunConfig
 from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, Restorer
@@ -195,7 +196,7 @@ class ShardRehearsal:
         InputError: The bytes are no model that safe mode admits.
     """
 
-    def __init__(self, name: str, content: bytes, threads: int, total_stride: tuple[int, int, int]) -> None:
+    def __init__(self, name: str, content: bytes, threads: int, total_stride: NetworkShape) -> None:
         self._restorer = Restorer(name, content, threads)
         # Traced, and so idle as workers are idle.
         self._restorer.restored(np.zeros(total_stride, np.float32), Intensity(0, 1))

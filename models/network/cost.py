@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from configs.axes import NetworkShape
 from models.network.graph import Graph, Node
 from models.network.layer_reach import ALONG_AXIS, POINTWISE
 from models.network.receptive_field import ReceptiveField
@@ -11,8 +12,6 @@ from models.network.receptive_field import ReceptiveField
 VALUE_BYTES = 4  # float32
 CONVOLUTIONS = ("Conv3D", "Conv3DTranspose")
 IN_PLACE = (POINTWISE | ALONG_AXIS) - {"InputLayer", "Concatenate", "Dense"}
-
-Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Cost:
     graph: Graph
     field: ReceptiveField
 
-    def peak_bytes(self, shape: Shape) -> int:
+    def peak_bytes(self, shape: NetworkShape) -> int:
         """The most bytes that tensors hold at one time.
 
         Layers compute in the order of the graph, a tensor goes after its last reader, input and output stay, and a
@@ -47,7 +46,7 @@ class Cost:
             alive -= freed_bytes
         return peak
 
-    def kept_bytes(self, shape: Shape) -> int:
+    def kept_bytes(self, shape: NetworkShape) -> int:
         """The bytes of tensors that training keeps for the way back.
 
         What every layer makes, and of one with an activation also what that was given.
@@ -75,7 +74,7 @@ class Cost:
             if layer.kind in CONVOLUTIONS
         )
 
-    def multiply_adds(self, shape: Shape) -> int:
+    def multiply_adds(self, shape: NetworkShape) -> int:
         """Multiply-adds of the convolutions for an input of `shape` voxels."""
         total = 0
         for node, layer in enumerate(self.graph.nodes):
@@ -87,7 +86,7 @@ class Cost:
                 total += voxels * prod(layer.config["kernel_size"]) * channels * layer.channels
         return total
 
-    def _voxels(self, node: int, shape: Shape) -> int:
+    def _voxels(self, node: int, shape: NetworkShape) -> int:
         return prod(
             int(size / axis.extents[node].step) - axis.extents[node].loss
             for size, axis in zip(shape, self.field.axes, strict=True)

@@ -7,8 +7,6 @@ from fractions import Fraction
 from configs.errors import ShapeError
 from models.network.graph import Node
 
-AXES = ("depth", "height", "width")
-
 # Layers and operations whose output at a voxel depends on their inputs at that voxel alone.
 POINTWISE = frozenset(
     [

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, floor, lcm
 
+from configs.axes import AXES, NetworkShape
 from configs.errors import ShapeError
 from models.network.graph import Graph
-from models.network.layer_reach import AXES, Extent, Reach, layer_reach
+from models.network.layer_reach import Extent, Reach, layer_reach
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,9 @@ class ReceptiveField:
     axes: tuple[AxisField, AxisField, AxisField]
 
     @property
-    def strides(self) -> tuple[int, int, int]:
+    def strides(self) -> NetworkShape:
         """The total stride of each axis."""
-        depth, height, width = self.axes
-        return depth.stride, height.stride, width.stride
+        return NetworkShape(*(axis.stride for axis in self.axes))
 
     @property
     def halo(self) -> tuple[tuple[int, int], ...]:

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 
 import keras
 
+from configs.axes import AXES
 from configs.errors import ShapeError
 from models.stages.stage import Stage
-
-AXES = ("depth", "height", "width")
 
 
 def build_restorer(

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from configs.axes import AXES, TENSOR_AXES, FileShape, NetworkShape
 from configs.errors import InputError
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.shape_contract import TensorContract
@@ -20,7 +21,6 @@ from tasks.volume.scan import Header, Scan
 
 # A corner of the field of view may move by this share of a voxel: NIfTI holds affines as float32.
 TOLERANCE = 0.01
-AXES = ("batch", "depth", "height", "width", "channels")
 MAGIC = {
     ".png": (b"\x89PNG\r\n\x1a\n", "PNG picture"),
     ".html": (b"<!doctype html>", "HTML page"),
@@ -56,7 +56,7 @@ class VolumeContract(Frozen):
     """
 
     kind: Literal["volume"] = "volume"
-    shape: tuple[int, int, int]
+    shape: FileShape
     affine: tuple[tuple[float, float, float, float], ...]
     dtype: str
     times: int = 1
@@ -127,13 +127,13 @@ class ModelContract(Frozen):
     """
 
     kind: Literal["model"] = "model"
-    total_stride: tuple[int, int, int] | None = None
+    total_stride: NetworkShape | None = None
     channels: int = 1
     dtype: str = "float32"
 
-    def tensor(self, shape: tuple[int, int, int] | None = None, batch: int | None = None) -> TensorContract:
+    def tensor(self, shape: NetworkShape | None = None, batch: int | None = None) -> TensorContract:
         """Return the contracts of input and output, for one volume shape or, without it, for all."""
-        return TensorContract(AXES, (batch, *(shape or (None, None, None)), self.channels), self.dtype)
+        return TensorContract(TENSOR_AXES, (batch, *(shape or (None, None, None)), self.channels), self.dtype)
 
     def violations(self, path: Path) -> list[str]:
         """Read the layers of a `.keras` file, without loading it, and say how it departs."""
@@ -151,7 +151,7 @@ class ModelContract(Frozen):
         strides = tuple(axis.stride for axis in cost.field.axes)
         return said + [
             f"total stride along {axis} must be {output_contract}, received {received}"
-            for axis, output_contract, received in zip(AXES[1:4], self.total_stride or strides, strides, strict=True)
+            for axis, output_contract, received in zip(AXES, self.total_stride or strides, strides, strict=True)
             if output_contract != received
         ]
 

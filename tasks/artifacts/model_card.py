@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from configs.axes import AXES
 from configs.data import Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -88,7 +89,7 @@ class ModelCard(BaseModel):
             spacing: Target mm per voxel along the same axes.
         """
         remarks = []
-        for axis, wanted, (low, high) in zip(("depth", "height", "width"), scale, self.scale_range, strict=True):
+        for axis, wanted, (low, high) in zip(AXES, scale, self.scale_range, strict=True):
             if not low / SCALE_LEEWAY <= wanted <= high * SCALE_LEEWAY:
                 trained = f"{low:g}" if low == high else f"{low:g} to {high:g}"
                 remarks.append(f"scale {wanted:.3g} along {axis}: the model was trained for {trained}")
@@ -103,15 +104,15 @@ class ModelCard(BaseModel):
 
     def markdown(self) -> str:
         """The card as a page for a person."""
-        data, axes = self.training_data, ("depth", "height", "width")
+        data = self.training_data
         recipe = ", ".join(
             f"{name} {axis.factor:g}x ({axis.profile}, blur {axis.blur_fwhm:g}, gap {axis.gap:g})"
-            for name, axis in zip(axes, self.degradation.axes, strict=True)
+            for name, axis in zip(AXES, self.degradation.axes, strict=True)
         )
         noise = self.degradation.noise
         ranges = ", ".join(
             f"{name} {low:g}" + (f" to {high:g}" if high > low else "")
-            for name, (low, high) in zip(axes, self.scale_range, strict=True)
+            for name, (low, high) in zip(AXES, self.scale_range, strict=True)
         )
         parts = ", ".join(f"{name} {share:g}" for name, share in data.mixture.parts.items() if share)
         spacing = f"{data.spacing[0]:.3g} to {data.spacing[1]:.3g} mm" if data.spacing else "none"

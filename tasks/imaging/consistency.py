@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 
+from configs.axes import AXES, NetworkShape
 from configs.degradation import AxisDegradation, Degradation
 from configs.errors import InputError
 from tasks.imaging.degrade import coarse_shape, degrade
@@ -34,7 +35,6 @@ MAX_UNERASED_RATIO = (
 )
 ANATOMY = 0.002  # what sharp anatomy without noise leaves in those coefficients, in normalised intensity
 
-Shape = tuple[int, int, int]
 Array = NDArray[np.float32]
 
 
@@ -105,25 +105,25 @@ class Correction:
     after: float
 
 
-def recipe_at(recipe: Degradation, fine: Shape, coarse: Shape) -> Degradation:
+def recipe_at(recipe: Degradation, fine: NetworkShape, coarse: NetworkShape) -> Degradation:
     """The recipe without its noise, stretched to lead from one shape to another.
 
     A scan that is super-resolved by another factor than the recipe's is taken to be blurred in proportion.
     """
     axes = {}
-    for name, axis, size, wanted in zip(("depth", "height", "width"), recipe.axes, fine, coarse, strict=True):
+    for name, axis, size, wanted in zip(AXES, recipe.axes, fine, coarse, strict=True):
         factor = size / wanted
         blur = axis.blur_fwhm * factor / axis.factor if factor > 1 else 0.0
         axes[name] = axis.model_copy(update={"factor": max(factor, 1.0), "blur_fwhm": blur})
     return Degradation(name=recipe.name, **axes)
 
 
-def axis_factors(shape: Shape, recipe: Degradation) -> tuple[AxisFactors | None, ...]:
+def axis_factors(shape: NetworkShape, recipe: Degradation) -> tuple[AxisFactors | None, ...]:
     """Decompose a degradation for a fine shape, network axes; None along an axis that it leaves alone."""
     return tuple(_factors(size, axis) for size, axis in zip(shape, recipe.axes, strict=True))
 
 
-def axis_matrices(shape: Shape, recipe: Degradation) -> tuple[Array | None, ...]:
+def axis_matrices(shape: NetworkShape, recipe: Degradation) -> tuple[Array | None, ...]:
     """The matrices, `[coarse, fine]`, of a degradation for a fine shape, network axes; None where an axis stays."""
     return tuple(_matrix(size, axis) for size, axis in zip(shape, recipe.axes, strict=True))
 
@@ -143,23 +143,23 @@ def correct(
     Raises:
         InputError: The recipe does not lead from the one shape to the other.
     """
-    depth, height, width = restored.shape
-    expected = coarse_shape((depth, height, width), recipe)
+    shape = NetworkShape(*restored.shape)
+    expected = coarse_shape(shape, recipe)
     if expected != coarse.shape:
         raise InputError(
-            f"Cannot correct a volume of {restored.shape} voxels: {recipe.name} makes {expected} of it, and the input"
-            f" has {coarse.shape}.",
+            f"Cannot correct a volume of {restored.shape} voxels: {recipe.name} makes {tuple(expected)} of it, and the"
+            f" input has {coarse.shape}.",
             "Use the degradation that belongs to this scale.",
         )
     missing = residual(restored, coarse, recipe)
-    change = solve_correction(missing, (depth, height, width), recipe, tolerance, noise)
+    change = solve_correction(missing, shape, recipe, tolerance, noise)
     if change is None:
         return Correction(np.asarray(restored, np.float32), _rms(missing), _rms(missing))
     corrected = restored + change.window(slice(None), slice(None), slice(None))
     return Correction(corrected, _rms(missing), _rms(residual(corrected, coarse, recipe)))
 
 
-def noise_level(coarse: Array, shape: Shape, recipe: Degradation) -> float:
+def noise_level(coarse: Array, shape: NetworkShape, recipe: Degradation) -> float:
     """Estimate the standard deviation of an input's noise from what no fine volume could have put there.
 
     Args:
@@ -179,7 +179,7 @@ def noise_level(coarse: Array, shape: Shape, recipe: Degradation) -> float:
 
 
 def solve_correction(
-    missing: Array, shape: Shape, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
+    missing: Array, shape: NetworkShape, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
 ) -> Change | None:
     """Find the smallest change of a fine volume that explains what its coarse version lacks.
 

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import NetworkShape
 from configs.degradation import AxisDegradation, Degradation, Noise
 from tasks.imaging.separable import AxisMap, apply_map
 from tasks.volume.grid import scaled_shape
@@ -23,7 +24,7 @@ def degrade(voxels: NDArray[np.float32], recipe: Degradation, seed: int = 0) -> 
         float32 `[depth, height, width]`, `coarse_shape(voxels.shape, recipe)`, over the same field of view. Edge values
         are extended (k-space truncation takes the volume as periodic instead). A constant stays that constant.
     """
-    shape = coarse_shape((voxels.shape[0], voxels.shape[1], voxels.shape[2]), recipe)
+    shape = coarse_shape(NetworkShape(*voxels.shape), recipe)
     coarse = np.ascontiguousarray(voxels, dtype=np.float32)
     for axis, (recipe_axis, wanted) in enumerate(zip(recipe.axes, shape, strict=True)):
         for mapping in axis_maps(coarse.shape[axis], wanted, recipe_axis):
@@ -33,12 +34,12 @@ def degrade(voxels: NDArray[np.float32], recipe: Degradation, seed: int = 0) -> 
     return _add_noise(coarse, recipe.noise, seed)
 
 
-def coarse_shape(shape: tuple[int, int, int], recipe: Degradation) -> tuple[int, int, int]:
+def coarse_shape(shape: NetworkShape, recipe: Degradation) -> NetworkShape:
     """Return the shape of `degrade` for a fine shape, network axes.
 
     >>> from configs.degradation import named_degradation
-    >>> coarse_shape((16, 112, 111), named_degradation("iso2x"))
-    (8, 56, 56)
+    >>> coarse_shape(NetworkShape(16, 112, 111), named_degradation("iso2x"))
+    NetworkShape(depth=8, height=56, width=56)
     """
     depth, height, width = (1 / factor for factor in recipe.scale)
     return scaled_shape(shape, (depth, height, width))

@@ -11,17 +11,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import Triple
 from tasks.imaging.separable import AxisMap, apply_map
 
 Order = Literal["cubic", "linear"]
-Shape = tuple[int, int, int]
 Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 POLE = np.sqrt(3.0) - 2.0
 REACH = 14  # |POLE| ** 14 < 1e-8
 
 
-def resample(voxels: NDArray[np.float32], shape: Shape, order: Order = "cubic") -> NDArray[np.float32]:
+def resample(voxels: NDArray[np.float32], shape: Triple, order: Order = "cubic") -> NDArray[np.float32]:
     """Interpolate a volume onto the grid of `shape` over the same field of view.
 
     Args:
@@ -33,12 +33,12 @@ def resample(voxels: NDArray[np.float32], shape: Shape, order: Order = "cubic") 
         float32 of `shape`. Edge values are extended beyond the field of view; a constant stays that constant, and a
         linear ramp stays a ramp away from the edge.
     """
-    rows, columns, planes = shape
-    return resample_window(voxels, shape, ((0, rows), (0, columns), (0, planes)), order)
+    first, second, third = shape
+    return resample_window(voxels, shape, ((0, first), (0, second), (0, third)), order)
 
 
 def resample_window(
-    voxels: NDArray[np.float32], shape: Shape, window: Window, order: Order = "cubic"
+    voxels: NDArray[np.float32], shape: Triple, window: Window, order: Order = "cubic"
 ) -> NDArray[np.float32]:
     """Interpolate one window of the grid of `shape`; the same numbers as that window of `resample`, to 1e-6.
 

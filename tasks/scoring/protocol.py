@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import FileShape
 from configs.data import HeldOut
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -148,19 +149,19 @@ def degraded_trial(volume: Volume, recipe: Degradation, seed: int = 0) -> Trial:
     intensity = find_intensity(volume.voxels)
     limit = np.float32(intensity.low + CLIP * (intensity.high - intensity.low))
     reference = Volume(np.clip(volume.voxels, np.float32(intensity.low), limit), volume.grid, volume.header)
-    i, j, k = (
+    whole_blocks = (
         -(-size // int(factor)) * int(factor) if factor == int(factor) else size
         for size, factor in zip(volume.grid.shape, axes.of_network(recipe.scale), strict=True)
     )
-    padded = Grid((i, j, k), volume.grid.affine)
+    padded = Grid(FileShape(*whole_blocks), volume.grid.affine)
     edges = [(0, whole - size) for whole, size in zip(padded.shape, volume.grid.shape, strict=True)]
     fine = axes.to_network(np.pad(reference.voxels, edges, mode="edge"))
     coarse = axes.to_file(degrade(fine, recipe, seed))
-    grid = covering_grid(padded, (coarse.shape[0], coarse.shape[1], coarse.shape[2]))
+    grid = covering_grid(padded, FileShape(*coarse.shape))
     return Trial(reference, padded, Volume(coarse, grid), axes, intensity)
 
 
-def held_out_slabs(shape: tuple[int, int, int], held_out: HeldOut | None) -> tuple[Slab, Slab]:
+def held_out_slabs(shape: FileShape, held_out: HeldOut | None) -> tuple[Slab, Slab]:
     """Cut a grid into what trains and what is scored, with the gap between them.
 
     Args:
@@ -170,7 +171,7 @@ def held_out_slabs(shape: tuple[int, int, int], held_out: HeldOut | None) -> tup
     Returns:
         The slab that trains, the larger of what remains on either side, and the slab that is scored.
 
-    >>> train, score = held_out_slabs((9, 90, 9), HeldOut(axis=1, start=0.5, stop=1, gap=5))
+    >>> train, score = held_out_slabs(FileShape(9, 90, 9), HeldOut(axis=1, start=0.5, stop=1, gap=5))
     >>> train[1], score[1]
     (slice(0, 40, None), slice(45, 90, None))
     """

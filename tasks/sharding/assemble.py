@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import FileShape
 from configs.degradation import Degradation
 from tasks.imaging.consistency import Change, axis_matrices, noise_level, solve_correction
 from tasks.imaging.separable import along
-from tasks.sharding.plan import Interval, Shape, Shard, ShardPlan
+from tasks.sharding.plan import Interval, Shard, ShardPlan
 from tasks.sharding.store import ShardStore
 from tasks.volume.grid import NetworkAxes
 from tasks.volume.intensity import Intensity
@@ -49,9 +50,9 @@ class Assembly:
     store: ShardStore
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> FileShape:
         """Voxels of the target grid along (i, j, k)."""
-        return self.axes.of_network(self.plan.target_shape)
+        return self.axes.file_shape(self.plan.target_shape)
 
     def box(self, shard: Shard) -> Box:
         """Place of a core in the file: `(start, stop)` along (i, j, k)."""
@@ -71,8 +72,7 @@ class Assembly:
 
     def load(self, shard: Shard) -> NDArray[np.float32]:
         """A core that is kept, `(i, j, k)`."""
-        i, j, k = (stop - start for start, stop in self.box(shard))
-        return self.store.load(shard, (i, j, k))
+        return self.store.load(shard, FileShape(*(stop - start for start, stop in self.box(shard))))
 
     def slabs(self, arrived: Callable[[Shard], None], slab_voxels: int = SLAB_VOXELS) -> Iterator[NDArray[np.float32]]:
         """Yield the volume from its first plane to its last, float32 `[i, j, planes]` each, in Fortran order.

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 
+from configs.axes import NetworkShape
 from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.receptive_field import AxisField
 
 Interval = tuple[int, int]
 Box = tuple[Interval, Interval, Interval]
-Shape = tuple[int, int, int]
 
 MIB = 2**20
 # Measured by benchmarks.sharding: what a worker takes beyond an idle one, by the live tensors of its network.
@@ -42,9 +42,9 @@ class Shard:
     read: Box
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> NetworkShape:
         """Voxels of the core along each axis."""
-        return _lengths(self.core)
+        return NetworkShape(*(stop - start for start, stop in self.core))
 
     @property
     def crop(self) -> tuple[slice, slice, slice]:
@@ -67,10 +67,10 @@ class ShardPlan:
         smallest_bytes: The least budget with which this grid can be sharded.
     """
 
-    target_shape: Shape
+    target_shape: NetworkShape
     shards: tuple[Shard, ...]
     halo: tuple[tuple[int, int], ...]
-    read_shape: Shape
+    read_shape: NetworkShape
     shard_bytes: int
     shard_multiply_adds: int
     smallest_bytes: int
@@ -86,10 +86,9 @@ class ShardPlan:
         return self.shard_multiply_adds / THREAD_SPEED
 
     @property
-    def core_shape(self) -> Shape:
+    def core_shape(self) -> NetworkShape:
         """Voxels of the largest core along each axis."""
-        depth, height, width = (max(sizes) for sizes in zip(*(shard.shape for shard in self.shards), strict=True))
-        return depth, height, width
+        return NetworkShape(*(max(sizes) for sizes in zip(*(shard.shape for shard in self.shards), strict=True)))
 
     def __str__(self) -> str:
         reads = "x".join(map(str, self.read_shape))
@@ -103,7 +102,7 @@ class ShardPlan:
 
 
 def plan_shards(
-    target_shape: Shape, cost: Cost, budget_mib: int, *, resident_bytes: int = 0, name: str = "the volume"
+    target_shape: NetworkShape, cost: Cost, budget_mib: int, *, resident_bytes: int = 0, name: str = "the volume"
 ) -> ShardPlan:
     """Cut a target grid into the shards that compute the fewest voxels within a memory budget.
 
@@ -119,14 +118,14 @@ def plan_shards(
     """
     axes = tuple(zip(target_shape, cost.field.axes, strict=True))
     depths, heights, widths = (_choices(size, axis) for size, axis in axes)
-    least = depths[-1][1], heights[-1][1], widths[-1][1]
+    least = NetworkShape(depths[-1][1], heights[-1][1], widths[-1][1])
     smallest_bytes = shard_bytes(cost, least) + resident_bytes
 
     def computed(option: tuple[tuple[int, int], ...]) -> tuple[int, object]:
         return prod(count * length for count, length in option), option
 
     for (_, depth), (_, height), (_, width) in sorted(product(depths, heights, widths), key=computed):
-        read_shape = depth, height, width
+        read_shape = NetworkShape(depth, height, width)
         needed = shard_bytes(cost, read_shape) + resident_bytes
         if needed <= budget_mib * MIB:
             break
@@ -150,7 +149,7 @@ def plan_shards(
     )
 
 
-def shard_bytes(cost: Cost, read_shape: Shape) -> int:
+def shard_bytes(cost: Cost, read_shape: NetworkShape) -> int:
     """Estimated memory of a worker for one shard, beyond an idle worker."""
     return int(LIVE_FACTOR * cost.peak_bytes(read_shape)) + VOXEL_BYTES * prod(read_shape) + FIXED_BYTES
 
@@ -179,8 +178,3 @@ def _overlap(axis: AxisField) -> int:
 
 def _aligned(size: int, stride: int) -> int:
     return -(-size // stride) * stride
-
-
-def _lengths(box: Box) -> Shape:
-    depth, height, width = (stop - start for start, stop in box)
-    return depth, height, width

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import NetworkShape
 from tasks.imaging.resample import resample_window
-from tasks.sharding.plan import MIB, Shape, Shard
+from tasks.sharding.plan import MIB, Shard
 from tasks.volume.intensity import CLIP, Intensity
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class CoarseVolume:
     """
 
     voxels: NDArray[Any]
-    target_shape: Shape
+    target_shape: NetworkShape
     intensity: Intensity
 
 

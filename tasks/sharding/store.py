@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import FileShape
 from tasks.files.atomic import replacing
 from tasks.machine.versions import installed_versions
 from tasks.sharding.plan import Shard
@@ -48,7 +49,7 @@ class ShardStore:
             file.write(in_file_order.data)
             file.write(hashlib.sha256(in_file_order.data).digest())
 
-    def load(self, shard: Shard, shape: tuple[int, int, int]) -> NDArray[np.float32]:
+    def load(self, shard: Shard, shape: FileShape) -> NDArray[np.float32]:
         """Map a core that is there, `(i, j, k)` of `shape`, without reading it."""
         return np.memmap(self._path(shard), np.float32, "r", shape=shape, order="F")
 

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from configs.axes import NetworkShape
 from tasks.imaging.resample import resample
 from tasks.training.template import template_path
 from tasks.volume.intensity import find_intensity, normalise
 from tasks.volume.nifti import read_volume
 
-Shape = tuple[int, int, int]
 Array = NDArray[np.float32]
 
 BRIGHTEST = 1.1  # of a tissue, before texture
@@ -30,7 +30,7 @@ COARSEST = 36.0
 class ShapesAnatomy:
     """Anatomy of random shapes."""
 
-    def draw(self, random: np.random.Generator, shape: Shape) -> Array:
+    def draw(self, random: np.random.Generator, shape: NetworkShape) -> Array:
         """Draw a piece of anatomy.
 
         Args:
@@ -55,7 +55,7 @@ class ShapesAnatomy:
 class TissueAnatomy:
     """Anatomy of the MNI152 template's tissues, each with an intensity of its own, cut out at a random place."""
 
-    def draw(self, random: np.random.Generator, shape: Shape) -> Array:
+    def draw(self, random: np.random.Generator, shape: NetworkShape) -> Array:
         """Draw a piece of anatomy; see `ShapesAnatomy.draw`."""
         maps = [_cut(tissue, *place) for place in [_place(random, shape)] for tissue in _template()]
         head, grey, white = maps
@@ -74,7 +74,7 @@ class TissueAnatomy:
         return _imaged(random, voxels)
 
 
-def _regions(random: np.random.Generator, shape: Shape) -> Array:
+def _regions(random: np.random.Generator, shape: NetworkShape) -> Array:
     """Either nested layers of one field or the regions where each of several is the largest."""
     if random.random() < 0.6:
         edges = np.sort(random.uniform(-1.8, 1.8, random.integers(1, 6)))
@@ -90,14 +90,16 @@ def _regions(random: np.random.Generator, shape: Shape) -> Array:
     return voxels
 
 
-def _rough_field(random: np.random.Generator, shape: Shape) -> Array:
+def _rough_field(random: np.random.Generator, shape: NetworkShape) -> Array:
     field = _field(random, shape, FINEST, COARSEST)
     if random.random() < 0.5:
         field = field + np.float32(random.uniform(0.1, 0.4)) * _field(random, shape, 2.5, FINEST)
     return field
 
 
-def _field(random: np.random.Generator, shape: Shape, finest: float, coarsest: float, stretch: float = 0.3) -> Array:
+def _field(
+    random: np.random.Generator, shape: NetworkShape, finest: float, coarsest: float, stretch: float = 0.3
+) -> Array:
     """Draw a smooth random field of about unit variance, float32 of `shape`.
 
     Args:
@@ -112,12 +114,12 @@ def _field(random: np.random.Generator, shape: Shape, finest: float, coarsest: f
     return resample(random.standard_normal((depth, height, width), dtype=np.float32), shape)
 
 
-def _vessel(random: np.random.Generator, shape: Shape) -> NDArray[np.bool_]:
+def _vessel(random: np.random.Generator, shape: NetworkShape) -> NDArray[np.bool_]:
     across, along = (_field(random, shape, 8, 24, stretch=0) for _ in range(2))
     return np.asarray(np.hypot(across, along) < random.uniform(0.05, 0.2))
 
 
-def _air(random: np.random.Generator, shape: Shape) -> NDArray[np.bool_]:
+def _air(random: np.random.Generator, shape: NetworkShape) -> NDArray[np.bool_]:
     """Mask of the outside of an uneven ellipsoid."""
     axes = np.meshgrid(*(np.linspace(-1, 1, size, dtype=np.float32) for size in shape), indexing="ij", sparse=True)
     radii, centre = random.uniform(0.7, 1.4, 3), random.uniform(-0.4, 0.4, 3)
@@ -133,14 +135,14 @@ def _imaged(random: np.random.Generator, voxels: Array) -> Array:
     return np.asarray(np.maximum(blurred, 0), np.float32)
 
 
-def _place(random: np.random.Generator, shape: Shape) -> tuple[tuple[int, ...], Shape]:
+def _place(random: np.random.Generator, shape: NetworkShape) -> tuple[tuple[int, ...], NetworkShape]:
     whole = _template()[0].shape
     return tuple(
         int(random.integers(0, max(1, size - wanted + 1))) for size, wanted in zip(whole, shape, strict=True)
     ), shape
 
 
-def _cut(volume: Array, start: tuple[int, ...], shape: Shape) -> Array:
+def _cut(volume: Array, start: tuple[int, ...], shape: NetworkShape) -> Array:
     piece = volume[tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))]
     return np.pad(piece, [(0, size - have) for size, have in zip(shape, piece.shape, strict=True)], mode="edge")
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from configs.axes import AXES, NetworkShape
 from configs.data import Augmentation, Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -19,7 +20,6 @@ from tasks.volume.grid import network_axes
 from tasks.volume.intensity import CLIP, find_intensity, normalise
 from tasks.volume.nifti import Volume
 
-Shape = tuple[int, int, int]
 Array = NDArray[np.float32]
 
 MARGIN = 32  # voxels by which a block is larger than a patch
@@ -79,7 +79,7 @@ class BlockSource:
     mixture: Mixture
     degradation: Degradation
     augmentation: Augmentation
-    shape: Shape
+    shape: NetworkShape
     seed: int
 
     def draw(self, number: int) -> Block:
@@ -132,26 +132,23 @@ def scan_to_learn_from(volume: Volume) -> TrainingVolume:
     return TrainingVolume.of(fine, axes.of_file(volume.grid.spacing))
 
 
-def block_shape(patch: Shape, degradation: Degradation) -> Shape:
+def block_shape(patch: NetworkShape, degradation: Degradation) -> NetworkShape:
     """The shape of blocks: a margin larger than patches, and whole coarse voxels where the factor is whole.
 
     >>> from configs.degradation import named_degradation
-    >>> block_shape((16, 64, 64), named_degradation("iso2x"))
-    (48, 96, 96)
+    >>> block_shape(NetworkShape(16, 64, 64), named_degradation("iso2x"))
+    NetworkShape(depth=48, height=96, width=96)
     """
-    depth, height, width = (
-        -(-(size + MARGIN) // step) * step for size, step in zip(patch, coarse_steps(degradation), strict=True)
-    )
-    return depth, height, width
+    steps = coarse_steps(degradation)
+    return NetworkShape(*(-(-(size + MARGIN) // step) * step for size, step in zip(patch, steps, strict=True)))
 
 
-def coarse_steps(degradation: Degradation) -> Shape:
+def coarse_steps(degradation: Degradation) -> NetworkShape:
     """Fine voxels from one coarse voxel to the next where that is a whole number, else 1."""
-    depth, height, width = (int(factor) if factor == int(factor) else 1 for factor in degradation.scale)
-    return depth, height, width
+    return NetworkShape(*(int(factor) if factor == int(factor) else 1 for factor in degradation.scale))
 
 
-def crop(random: np.random.Generator, volume: TrainingVolume, shape: Shape, order: NDArray[np.integer]) -> Array:
+def crop(random: np.random.Generator, volume: TrainingVolume, shape: NetworkShape, order: NDArray[np.integer]) -> Array:
     """Cut a block around a random voxel of the foreground.
 
     Args:
@@ -169,7 +166,7 @@ def crop(random: np.random.Generator, volume: TrainingVolume, shape: Shape, orde
     return np.ascontiguousarray(np.pad(piece, missing, mode="symmetric"))
 
 
-def rotated_slices(random: np.random.Generator, volume: TrainingVolume, shape: Shape, factor: float) -> Array:
+def rotated_slices(random: np.random.Generator, volume: TrainingVolume, shape: NetworkShape, factor: float) -> Array:
     """Cut a block with an in-plane axis of the slices as its depth; slices are interpolated along its width.
 
     Args:
@@ -181,11 +178,11 @@ def rotated_slices(random: np.random.Generator, volume: TrainingVolume, shape: S
     first, second = random.permutation((1, 2))
     depth, height, width = shape
     slices = -(-width // int(factor))
-    piece = crop(random, volume, (depth, height, slices), np.array((first, second, 0)))
+    piece = crop(random, volume, NetworkShape(depth, height, slices), np.array((first, second, 0)))
     return resample(piece, (depth, height, max(width, round(slices * factor))))[..., :width]
 
 
-def sheared_slice(random: np.random.Generator, volume: TrainingVolume, shape: Shape) -> Array:
+def sheared_slice(random: np.random.Generator, volume: TrainingVolume, shape: NetworkShape) -> Array:
     """Extend one slice into a block, shifted from plane to plane, so that its edges lie at a slant in three dimensions.
 
     Depth and height of the block are the in-plane axes of the slice, in random order; its width goes through the slice.
@@ -212,8 +209,7 @@ def augment(random: np.random.Generator, fine: Array, how: Augmentation) -> Arra
         fine = fine.max() - fine
     if how.bias:
         knots = random.uniform(1 - how.bias, 1 + how.bias, (3, 3, 3)).astype(np.float32)
-        depth, height, width = fine.shape
-        fine = fine * resample(knots, (depth, height, width), "linear")
+        fine = fine * resample(knots, NetworkShape(*fine.shape), "linear")
     return fine * np.float32(np.exp(random.normal(0, how.gain)))
 
 
@@ -224,7 +220,7 @@ def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmenta
     if how.blur == (1.0, 1.0) and thicker == 1 and sigma == 0:
         return recipe
     axes = {}
-    for name, axis in zip(("depth", "height", "width"), recipe.axes, strict=True):
+    for name, axis in zip(AXES, recipe.axes, strict=True):
         factor = max(1.0, axis.factor * thicker) if axis.factor > 1 else axis.factor
         blur = axis.blur_fwhm * stretch * factor / axis.factor
         axes[name] = axis.model_copy(update={"factor": factor, "blur_fwhm": blur})

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import NetworkShape
 from configs.schema import RunConfig
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask, psnr
@@ -114,8 +115,7 @@ def interpolation_psnr(volumes: Sequence[ValidationVolume]) -> dict[str, float]:
     """Score "cubic" and "trilinear" interpolation as validation scores the network: mean over the volumes, in dB."""
     scores: dict[str, list[float]] = {"cubic": [], "trilinear": []}
     for volume in volumes:
-        depth, height, width = volume.fine.shape
-        linear = resample(volume.coarse, (depth, height, width), "linear")
+        linear = resample(volume.coarse, NetworkShape(*volume.fine.shape), "linear")
         for name, estimate in (("cubic", volume.resampled), ("trilinear", linear)):
             scores[name].append(psnr(volume.fine, estimate, foreground_mask(volume.fine)))
     return {name: float(np.mean(found)) for name, found in scores.items()}

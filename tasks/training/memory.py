@@ -1,7 +1,8 @@
 """Memory of a training, estimated by the layers of the network alone."""
 
+from configs.axes import NetworkShape
 from models.network.cost import Cost
-from tasks.sharding.plan import MIB, Shape
+from tasks.sharding.plan import MIB
 
 # Measured on two CPU cores: what a training takes beyond its idle process, over patches of 16x64x64 to 32x96x96, one
 # to eight of them, skips concatenated and added, none to two convolutions a level: estimated 0.84 to 1.13 of it.
@@ -10,7 +11,7 @@ WEIGHT_BYTES = 40  # of each weight: gradients, their clipped and reduced likes,
 FIXED_BYTES = 30 * MIB  # the traced graph
 
 
-def replica_bytes(cost: Cost, patch: Shape, batch: int) -> int:
+def replica_bytes(cost: Cost, patch: NetworkShape, batch: int) -> int:
     """Estimated memory of a model replica while it takes a step, beyond the idle process.
 
     Args:

@@ -12,9 +12,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import FileShape, NetworkShape, Triple
 from configs.errors import InputError
 
 T = TypeVar("T")
+Shape = TypeVar("Shape", FileShape, NetworkShape)
 
 MAX_AXIS_VOXELS = 1_000_000  # voxels along an axis: beyond is a slip of the unit
 MAX_GRID_VOXELS = 1_000_000_000_000  # voxels of a grid: four times a human brain at 0.02 mm
@@ -35,14 +37,14 @@ class Grid:
         InputError: A size below 1, or an affine that is not 4x4, not finite or not invertible.
     """
 
-    shape: tuple[int, int, int]
+    shape: FileShape
     affine: NDArray[np.float64]
 
     def __post_init__(self) -> None:
         affine = np.array(self.affine, dtype=np.float64)
         shape = tuple(int(size) for size in self.shape)
         if len(shape) != 3 or min(shape) < 1:
-            raise InputError(f"Cannot place a grid: three sizes of at least 1 are needed, received {self.shape}.")
+            raise InputError(f"Cannot place a grid: three sizes of at least 1 are needed, received {shape}.")
         if affine.shape != (4, 4) or not (np.abs(affine) < MAX_COORDINATE_MM).all():
             raise InputError(f"Cannot place a grid: the affine must be 4x4 and finite, received {affine.tolist()}.")
         # The determinant of the directions, not of the affine: spacings of 1e-6 mm are odd but not flat.
@@ -50,7 +52,7 @@ class Grid:
         if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
             raise InputError(f"Cannot place a grid: the affine is flat, its axes span no volume: {affine.tolist()}.")
         affine.setflags(write=False)
-        object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "shape", FileShape(*shape))
         object.__setattr__(self, "affine", affine)
 
     @property
@@ -74,18 +76,18 @@ class Grid:
         return self.world(np.array(list(product(*((-0.5, size - 0.5) for size in self.shape)))))
 
 
-def covering_grid(grid: Grid, shape: tuple[int, int, int]) -> Grid:
+def covering_grid(grid: Grid, shape: FileShape) -> Grid:
     """Return the grid of another shape over the same field of view.
 
     With n voxels becoming N, `A' = A·diag(n/N)` and `t' = t + A·((n/N − 1)/2)`: the outer edges stay where they are.
 
-    >>> covering_grid(Grid((4, 4, 4), np.eye(4)), (8, 4, 2)).affine[:3, 3].tolist()
+    >>> covering_grid(Grid(FileShape(4, 4, 4), np.eye(4)), FileShape(8, 4, 2)).affine[:3, 3].tolist()
     [-0.25, 0.0, 0.5]
     """
     return Grid(shape, grid.affine @ covering_transform(grid.shape, shape))
 
 
-def covering_transform(shape: tuple[int, int, int], covering: tuple[int, int, int]) -> NDArray[np.float64]:
+def covering_transform(shape: FileShape, covering: FileShape) -> NDArray[np.float64]:
     """Return the 4x4 that takes voxel indices of the `covering` shape to indices of `shape`, same field of view."""
     step = np.divide(shape, covering)
     transform = np.diag([*step, 1.0])
@@ -103,17 +105,17 @@ def scaled_grid(grid: Grid, scale: tuple[float, float, float]) -> Grid:
     Raises:
         InputError: A scale that is not a positive finite number, or asks for more voxels than any volume has.
 
-    >>> scaled_grid(Grid((5, 5, 5), np.eye(4)), (2, 1, 0.5)).shape
-    (10, 5, 3)
+    >>> scaled_grid(Grid(FileShape(5, 5, 5), np.eye(4)), (2, 1, 0.5)).shape
+    FileShape(i=10, j=5, k=3)
     """
     return covering_grid(grid, scaled_shape(grid.shape, scale))
 
 
-def scaled_shape(shape: tuple[int, int, int], scale: tuple[float, float, float]) -> tuple[int, int, int]:
+def scaled_shape(shape: Shape, scale: tuple[float, float, float]) -> Shape:
     """Return `shape` times `scale`, rounded half up, at least 1 along every axis.
 
-    >>> scaled_shape((5, 7, 1), (0.5, 1.5, 0.25))
-    (3, 11, 1)
+    >>> scaled_shape(FileShape(5, 7, 1), (0.5, 1.5, 0.25))
+    FileShape(i=3, j=11, k=1)
     """
     if len(scale) != 3 or not np.isfinite(scale).all() or min(scale) <= 0:
         raise InputError(f"Cannot scale a grid: three positive numbers are needed, received {_numbers(scale)}.")
@@ -125,8 +127,7 @@ def scaled_shape(shape: tuple[int, int, int], scale: tuple[float, float, float])
             "Choose a smaller scale or a wider spacing.",
         )
     # Rounding half up with a tolerance: a third of 9 voxels is 3 whatever the last bit says.
-    i, j, k = (max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted)
-    return i, j, k
+    return type(shape)(*(max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted))
 
 
 def spaced_grid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
@@ -135,8 +136,8 @@ def spaced_grid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
     Raises:
         InputError: A spacing that is not a positive finite number.
 
-    >>> spaced_grid(Grid((10, 10, 10), np.diag([1, 1, 3, 1])), (1, 0.5, 1)).shape
-    (10, 20, 30)
+    >>> spaced_grid(Grid(FileShape(10, 10, 10), np.diag([1, 1, 3, 1])), (1, 0.5, 1)).shape
+    FileShape(i=10, j=20, k=30)
     """
     if len(spacing) != 3 or not np.isfinite(spacing).all() or min(spacing) <= 0:
         raise InputError(f"Cannot space a grid: three positive millimetres are needed, received {_numbers(spacing)}.")
@@ -144,7 +145,7 @@ def spaced_grid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
     return scaled_grid(grid, (i, j, k))
 
 
-def orientation(grid: Grid) -> tuple[tuple[int, int, int], tuple[bool, bool, bool]]:
+def orientation(grid: Grid) -> tuple[Triple, tuple[bool, bool, bool]]:
     """Find which world axis each file axis follows most nearly.
 
     Of the six assignments the one with the largest sum of direction cosines wins, after the shear is taken out by the
@@ -165,7 +166,7 @@ def orientation(grid: Grid) -> tuple[tuple[int, int, int], tuple[bool, bool, boo
 def axis_codes(grid: Grid) -> str:
     """Name the directions in which i, j and k grow, such as `RAS` or `LPI`.
 
-    >>> axis_codes(Grid((2, 2, 2), np.diag([-1, 1, 1, 1])))
+    >>> axis_codes(Grid(FileShape(2, 2, 2), np.diag([-1, 1, 1, 1])))
     'LAS'
     """
     worlds, against = orientation(grid)
@@ -177,7 +178,7 @@ def slice_axis(grid: Grid) -> int:
 
     A scan of equal spacings has the same slice axis in the world in whatever axis order it is stored.
 
-    >>> slice_axis(Grid((9, 9, 9), np.diag([1, 3, 1, 1]))), slice_axis(Grid((9, 9, 9), np.eye(4)))
+    >>> slice_axis(Grid(FileShape(9, 9, 9), np.diag([1, 3, 1, 1]))), slice_axis(Grid(FileShape(9, 9, 9), np.eye(4)))
     (1, 2)
     """
     widest = max(grid.spacing)
@@ -198,7 +199,7 @@ class NetworkAxes:
         flipped: Whether depth, height and width run against their file axis.
     """
 
-    order: tuple[int, int, int]
+    order: Triple
     flipped: tuple[bool, bool, bool]
 
     def to_network(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -209,8 +210,16 @@ class NetworkAxes:
         """View `[depth, height, width]` voxels as `[i, j, k]`."""
         return voxels[self._directions()].transpose(np.argsort(self.order))
 
+    def network_shape(self, shape: FileShape) -> NetworkShape:
+        """Reorder a shape along file axes to network axes."""
+        return NetworkShape(*(shape[axis] for axis in self.order))
+
+    def file_shape(self, shape: NetworkShape) -> FileShape:
+        """Reorder a shape along network axes to file axes."""
+        return FileShape(*(shape[self.order.index(axis)] for axis in range(3)))
+
     def of_file(self, per_axis: tuple[T, T, T]) -> tuple[T, T, T]:
-        """Reorder one value per file axis (a shape, a scale, a spacing) to network axes."""
+        """Reorder one value per file axis (a scale, a spacing) to network axes."""
         depth, height, width = (per_axis[axis] for axis in self.order)
         return depth, height, width
 

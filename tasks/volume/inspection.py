@@ -7,6 +7,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from configs.axes import FileShape
 from configs.errors import InputError
 from tasks.files.compression import decompressed_size
 from tasks.volume.grid import Grid, axis_codes, orientation, slice_axis
@@ -60,7 +61,7 @@ class Findings:
 
     file: str
     format: str
-    shape: tuple[int, int, int]
+    shape: FileShape
     times: int
     dtype: str
     spacing: tuple[float, float, float]
@@ -199,7 +200,7 @@ def _voxel_warnings(header: Header, extent: Extent) -> list[str]:
 def shear(grid: Grid) -> float:
     """Return by how many degrees the angle between two axes differs from a right one, at most.
 
-    >>> round(shear(Grid((2, 2, 2), np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))))
+    >>> round(shear(Grid(FileShape(2, 2, 2), np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))))
     45
     """
     axes = grid.affine[:3, :3] / grid.spacing

@@ -14,6 +14,7 @@ from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike, NDArray
 
+from configs.axes import FileShape
 from configs.errors import InputError
 from tasks.files.atomic import replacing
 from tasks.files.compression import check_packing, open_to_write
@@ -271,7 +272,7 @@ def _form(
         return None, 1
     try:
         affine, code = getattr(native, f"get_{name}")(coded=True)
-        return (None, 0) if affine is None else (Grid((1, 1, 1), in_mm @ affine).affine, int(code))
+        return (None, 0) if affine is None else (Grid(FileShape(1, 1, 1), in_mm @ affine).affine, int(code))
     except (HeaderDataError, ValueError) as error:
         remarks.append(f"the {name} is not valid and is left out ({error})")
         return None, 0

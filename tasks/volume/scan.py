@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import FileShape
 from configs.errors import InputError
 from tasks.files.compression import is_compressed
 from tasks.volume.grid import Grid
@@ -124,7 +125,7 @@ class Scan:
         return Volume(voxels, self.grid, self.header)
 
 
-def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> tuple[tuple[int, int, int], int]:
+def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> tuple[FileShape, int]:
     """Split the sizes of an image's axes into those of space and the number of time points.
 
     Raises:
@@ -140,8 +141,7 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
             "Correct its header, or cut it.",
         )
     times = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
-    i, j, k = sizes[-3:] if time_first else sizes[:3]
-    return (i, j, k), times
+    return FileShape(*(sizes[-3:] if time_first else sizes[:3])), times
 
 
 @contextmanager

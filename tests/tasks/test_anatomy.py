@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from configs.axes import NetworkShape
 from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
 
 KINDS = pytest.mark.parametrize("kind", [ShapesAnatomy(), TissueAnatomy()], ids=["shapes", "tissues"])
@@ -37,5 +38,5 @@ def test_anatomy_has_faces_sharper_than_the_template(kind):
 
 
 def test_contrasts_differ_from_piece_to_piece():
-    brightest = [ShapesAnatomy().draw(np.random.default_rng(seed), SHAPE).mean() for seed in range(12)]
+    brightest = [ShapesAnatomy().draw(np.random.default_rng(seed), NetworkShape(*SHAPE)).mean() for seed in range(12)]
     assert np.ptp(brightest) > 0.3

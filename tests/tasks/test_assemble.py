@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.axes import NetworkShape
 from configs.degradation import AxisDegradation, Degradation
 from models.network.cost import Cost
 from models.network.graph import read_graph
@@ -95,7 +96,7 @@ def test_a_change_by_planes_is_the_whole_change(tmp_path, flipped):
     assembly = Assembly(plan_of((40, 48, 32)), axes, ShardStore(tmp_path))
     recipe = Degradation(name="mean", depth=AxisDegradation(factor=2), width=AxisDegradation(factor=2))
     missing = np.random.default_rng(1).normal(0, 0.1, (20, 48, 16)).astype(np.float32)
-    change = solve_correction(missing, (40, 48, 32), recipe)
+    change = solve_correction(missing, NetworkShape(40, 48, 32), recipe)
     assert change is not None
     whole = axes.to_file(change.window(slice(None), slice(None), slice(None)))
     parts = [assembly.change(change, start, start + 10) for start in (0, 10, 20, 30)]

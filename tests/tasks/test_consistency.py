@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from configs.axes import NetworkShape
 from configs.degradation import AxisDegradation, Degradation, Noise, named_degradation
 from configs.errors import InputError
 from tasks.imaging.consistency import (
@@ -79,7 +80,7 @@ def test_a_change_by_windows_is_the_whole_change():
     missing = np.random.default_rng(0).normal(0, 0.1, (10, 12, 11)).astype(np.float32)
     for recipe in (RECIPES["iso2x"], RECIPES["thick4x"].model_copy(update={"depth": AxisDegradation(factor=2)})):
         shape = tuple(round(size * factor) for size, factor in zip(missing.shape, recipe.scale, strict=True))
-        change = solve_correction(missing, shape, recipe)
+        change = solve_correction(missing, NetworkShape(*shape), recipe)
         assert change is not None
         whole = change.window(slice(None), slice(None), slice(None))
         window = slice(3, 9), slice(0, 5), slice(4, 11)
@@ -97,10 +98,10 @@ def test_noise_within_the_tolerance_is_not_explained():
 
 
 def test_a_recipe_is_stretched_to_another_scale():
-    recipe = recipe_at(RECIPES["iso2x"], (30, 20, 10), (10, 10, 10))
+    recipe = recipe_at(RECIPES["iso2x"], NetworkShape(30, 20, 10), NetworkShape(10, 10, 10))
     assert recipe.scale == (3.0, 2.0, 1.0)
     assert [axis.blur_fwhm for axis in recipe.axes] == [3.0, 2.0, 0.0]
-    assert coarse_shape((30, 20, 10), recipe) == (10, 10, 10)
+    assert coarse_shape(NetworkShape(30, 20, 10), recipe) == (10, 10, 10)
 
 
 def test_an_input_of_another_shape_is_refused():
@@ -117,7 +118,7 @@ def anatomy(shape=(48, 48, 48)):
 
 def test_sharp_anatomy_is_no_noise():
     coarse = degrade(anatomy(), RECIPES["iso2x"])
-    assert noise_level(coarse, (48, 48, 48), RECIPES["iso2x"]) < 0.004
+    assert noise_level(coarse, NetworkShape(48, 48, 48), RECIPES["iso2x"]) < 0.004
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.03, 0.1])
@@ -141,4 +142,4 @@ def test_noise_is_measured_and_not_blown_up(sigma):
 
 def test_a_degradation_that_erases_nothing_tells_no_noise():
     noisy = np.random.default_rng(0).normal(0.5, 0.1, (12, 48, 48)).astype(np.float32)
-    assert noise_level(noisy, (48, 48, 48), RECIPES["thick4x"]) == 0
+    assert noise_level(noisy, NetworkShape(48, 48, 48), RECIPES["thick4x"]) == 0

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from configs.axes import NetworkShape
 from configs.degradation import DEGRADATIONS, AxisDegradation, Degradation, Noise, named_degradation
 from configs.errors import ConfigError
 from tasks.imaging.degrade import coarse_shape, degrade
@@ -62,7 +63,7 @@ def test_kspace_keeps_what_is_below_the_limit_and_nothing_above():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_a_constant_stays(recipe):
     found = degrade(np.full((21, 17, 23), 7.5, np.float32), recipe)
-    assert found.shape == coarse_shape((21, 17, 23), recipe)
+    assert found.shape == coarse_shape(NetworkShape(21, 17, 23), recipe)
     np.testing.assert_allclose(found, 7.5, rtol=1e-5)
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from configs.axes import FileShape
 from configs.errors import InputError
 from tasks.volume.grid import (
     Grid,
@@ -103,7 +104,7 @@ def test_one_head_gives_one_network_input_in_all_48_storages(spacing):
     [((1, 1, 1), 2), ((1, 1, 3), 2), ((3, 1, 1), 0), ((1, 3, 1), 1), ((1.001, 1, 1), 2), ((3, 3, 1), 1)],
 )
 def test_slice_axis_is_the_largest_spacing_and_among_equals_nearest_to_head_foot(spacing, expected):
-    assert slice_axis(Grid((3, 3, 3), np.diag([*spacing, 1.0]))) == expected
+    assert slice_axis(Grid(FileShape(3, 3, 3), np.diag([*spacing, 1.0]))) == expected
 
 
 @given(grids())
@@ -130,7 +131,7 @@ def test_a_grid_that_cannot_be_is_refused(shape, affine):
 
 @pytest.mark.parametrize("values", [(0, 1, 1), (-1, 1, 1), (np.nan, 1, 1), (np.inf, 1, 1), (1, 1)])
 def test_scales_and_spacings_are_positive_numbers(values):
-    grid = Grid((3, 3, 3), np.eye(4))
+    grid = Grid(FileShape(3, 3, 3), np.eye(4))
     with pytest.raises(InputError, match="three positive"):
         scaled_grid(grid, values)
     with pytest.raises(InputError, match="three positive"):
@@ -139,4 +140,4 @@ def test_scales_and_spacings_are_positive_numbers(values):
 
 def test_a_grid_cannot_be_changed():
     with pytest.raises(ValueError, match="read-only"):
-        Grid((3, 3, 3), np.eye(4)).affine[0, 0] = 2
+        Grid(FileShape(3, 3, 3), np.eye(4)).affine[0, 0] = 2

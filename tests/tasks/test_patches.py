@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.axes import NetworkShape
 from configs.errors import InputError
 from configs.load import load_config
 from tasks.artifacts.model_card import make_card
@@ -91,7 +92,7 @@ def test_a_patch_depends_on_seed_and_index_alone():
 
 def test_a_volume_smaller_than_a_block_is_continued_by_its_mirror_image():
     volume = numbered((3, 40, 5))
-    piece = crop(np.random.default_rng(0), volume, (8, 40, 8), np.arange(3))
+    piece = crop(np.random.default_rng(0), volume, NetworkShape(8, 40, 8), np.arange(3))
     np.testing.assert_array_equal(piece[:3, :, :5], volume.fine)
     np.testing.assert_array_equal(piece[3:6], piece[2::-1])
 
@@ -110,7 +111,7 @@ def test_a_volume_without_a_head_is_refused():
 
 def test_a_slanted_slice_shows_the_slice_in_its_middle_plane():
     volume = numbered((9, 60, 70))
-    block = sheared_slice(np.random.default_rng(3), volume, (12, 14, 16))
+    block = sheared_slice(np.random.default_rng(3), volume, NetworkShape(12, 14, 16))
     middle = block[:, :, 8]
     assert any(
         np.abs(plane[row : row + 12, column : column + 14] - middle).max() < 1e-4

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from configs.axes import FileShape
 from configs.degradation import named_degradation
 from configs.errors import InputError
 from tasks.scoring.protocol import degraded_trial
@@ -11,7 +12,7 @@ from tasks.volume.nifti import read_volume, write_volume
 @pytest.fixture
 def trial(tmp_path):
     voxels = np.random.default_rng(0).gamma(2.0, 100.0, (21, 18, 19)).astype(np.float32)
-    write_volume(tmp_path / "head.nii", voxels, Grid(voxels.shape, np.eye(4)))
+    write_volume(tmp_path / "head.nii", voxels, Grid(FileShape(*voxels.shape), np.eye(4)))
     return degraded_trial(read_volume(tmp_path / "head.nii"), named_degradation("iso2x"))
 
 

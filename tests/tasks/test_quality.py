@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from configs.axes import FileShape, NetworkShape
 from tasks.scoring.quality import PERIODIC, SEAM, quality_warnings, seams, shard_borders, spectrum
 from tasks.sharding.plan import Shard, ShardPlan
 from tasks.training.template import template_path
@@ -71,9 +72,11 @@ def test_a_flat_or_tiny_volume_has_no_spectrum():
 
 @pytest.mark.parametrize("codes", [(1, 1, 1), (-1, 1, -1)])
 def test_borders_are_where_shards_meet_in_the_file(codes):
-    axes = network_axes(Grid((4, 6, 8), np.diag([*codes, 1.0])))
+    axes = network_axes(Grid(FileShape(4, 6, 8), np.diag([*codes, 1.0])))
     cores = [((0, 5), (0, 6), (0, 4)), ((5, 8), (0, 6), (0, 4))]
-    plan = ShardPlan((8, 6, 4), tuple(Shard(core, core) for core in cores), (), (8, 6, 4), 0, 0, 0)
+    plan = ShardPlan(
+        NetworkShape(8, 6, 4), tuple(Shard(core, core) for core in cores), (), NetworkShape(8, 6, 4), 0, 0, 0
+    )
     owner = np.empty((8, 6, 4), np.float32)
     for number, core in enumerate(cores):
         owner[tuple(slice(*side) for side in core)] = number

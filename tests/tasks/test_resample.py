@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from configs.axes import FileShape
 from tasks.imaging.resample import resample, resample_window
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import open_volume, write_volume
@@ -115,7 +116,7 @@ def test_it_is_much_faster_than_scipy():
 def test_a_large_volume_stays_within_its_memory(tmp_path):
     shape = (300, 370, 316)
     voxels = np.random.default_rng(6).integers(0, 900, shape).astype(np.float32)
-    write_volume(tmp_path / "a.nii.gz", voxels, Grid(shape, np.eye(4)), dtype="int16")
+    write_volume(tmp_path / "a.nii.gz", voxels, Grid(FileShape(*shape), np.eye(4)), dtype="int16")
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.enlarge", str(tmp_path / "a.nii.gz"), str(tmp_path / "b.nii.gz")],
         cwd=Path(__file__).parents[2],

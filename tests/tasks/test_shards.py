@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from configs.axes import NetworkShape
 from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.graph import read_graph
@@ -74,9 +75,9 @@ def test_no_plan_within_the_budget_computes_fewer_voxels():
                 counts.append(1)
             else:
                 counts.append(math.ceil((padded - overlap) / (length - overlap)) if length > overlap else math.inf)
-        if shard_bytes(cost, (depth, height, width)) <= budget * MIB:
+        if shard_bytes(cost, NetworkShape(depth, height, width)) <= budget * MIB:
             fewest = min(fewest, prod(counts) * depth * height * width)
-    plan = plan_shards(shape, cost, budget)
+    plan = plan_shards(NetworkShape(*shape), cost, budget)
     assert len(plan.shards) * prod(plan.read_shape) == fewest
     assert len(plan.shards) > 1
 
@@ -84,13 +85,13 @@ def test_no_plan_within_the_budget_computes_fewer_voxels():
 def test_a_budget_that_holds_no_shard_is_refused_with_the_least_that_does():
     cost = COSTS["four stages"]
     smallest, _ = budgets((64, 96, 96), cost)
-    assert plan_shards((64, 96, 96), cost, smallest).smallest_bytes <= smallest * MIB
+    assert plan_shards(NetworkShape(64, 96, 96), cost, smallest).smallest_bytes <= smallest * MIB
     message = (
         rf"Cannot shard head\.nii\.gz: the memory budget of {smallest - 1} MiB holds no shard of this network"
         rf" \(smallest: {smallest} MiB for a core of \d+x\d+x\d+\)\. Raise --memory-budget to {smallest} or more\."
     )
     with pytest.raises(InputError, match=message):
-        plan_shards((64, 96, 96), cost, smallest - 1, name="head.nii.gz")
+        plan_shards(NetworkShape(64, 96, 96), cost, smallest - 1, name="head.nii.gz")
 
 
 @pytest.mark.parametrize("route", ROUTES)

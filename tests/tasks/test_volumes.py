@@ -11,6 +11,7 @@ import pytest
 from nibabel.testing import data_path
 from scipy import ndimage
 
+from configs.axes import FileShape
 from configs.errors import InputError
 from tasks.imaging.resample import resample
 from tasks.training.template import template_path
@@ -29,20 +30,20 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path):
         raise RuntimeError("the network failed")
 
     with pytest.raises(RuntimeError, match="the network failed"):
-        write_slabs(tmp_path / "a.nii.gz", slabs(), Grid((4, 4, 4), np.eye(4)))
+        write_slabs(tmp_path / "a.nii.gz", slabs(), Grid(FileShape(4, 4, 4), np.eye(4)))
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("slab", [(4, 4, 3), (4, 4, 5), (4, 3, 4)])
 def test_slabs_that_do_not_fill_the_grid_are_not_a_volume(slab, tmp_path):
     with pytest.raises(ValueError, match="grid of"):
-        write_slabs(tmp_path / "a.nii", [head(slab)], Grid((4, 4, 4), np.eye(4)))
+        write_slabs(tmp_path / "a.nii", [head(slab)], Grid(FileShape(4, 4, 4), np.eye(4)))
     assert not list(tmp_path.iterdir())
 
 
 def test_only_nifti_is_written(tmp_path):
     with pytest.raises(InputError, match="written as NIfTI"):
-        write_volume(tmp_path / "a.mgz", head(), Grid((12, 13, 14), np.eye(4)))
+        write_volume(tmp_path / "a.mgz", head(), Grid(FileShape(12, 13, 14), np.eye(4)))
 
 
 def test_equal_voxels_give_equal_files(tmp_path):
@@ -56,7 +57,7 @@ def test_equal_voxels_give_equal_files(tmp_path):
 
 
 def test_a_volume_of_no_file_opens_where_it_was_placed(tmp_path):
-    grid = Grid((12, 13, 14), affine(angles=(10, 20, 30)))
+    grid = Grid(FileShape(12, 13, 14), affine(angles=(10, 20, 30)))
     write_volume(tmp_path / "a.nii.gz", head(), grid)
     image = nibabel.load(tmp_path / "a.nii.gz")
     np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), head())

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.axes import FileShape
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from tests.networks import small_restorer
@@ -35,7 +36,7 @@ class SmallUpscaling:
         small_restorer(filters=6).save(self.folder / "small.keras")
         for number in range(self.volumes):
             voxels = np.random.default_rng(number).gamma(2.0, 300.0, size=self.shape).astype(np.float32)
-            grid = Grid(voxels.shape, np.diag([-1.0, 1.2, 2.0, 1.0]))
+            grid = Grid(FileShape(*voxels.shape), np.diag([-1.0, 1.2, 2.0, 1.0]))
             write_volume(self.folder / f"scan-{number}.nii.gz", voxels, grid, dtype="int16")
         return self
 

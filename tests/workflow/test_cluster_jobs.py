@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from configs.axes import FileShape
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from tests.processes import until
@@ -94,7 +95,7 @@ def training(tmp_path_factory):
     """A training in small, done here."""
     folder = tmp_path_factory.mktemp("training")
     scan = folder / "scan.nii.gz"
-    write_volume(scan, volume(), Grid((48, 48, 48), np.eye(4)))
+    write_volume(scan, volume(), Grid(FileShape(48, 48, 48), np.eye(4)))
     rules = [*SMALL, f"data.volumes=[{scan}]", "data.held_out=null", "resources.workers=1", f"training.steps={STEPS}"]
     # No checkpoint on the way: what a stopped training goes on from is what it left when it was told to stop.
     rules.append(f"training.checkpoints.every={2 * STEPS}")

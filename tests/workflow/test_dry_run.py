@@ -16,6 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+from configs.axes import FileShape, NetworkShape
 from configs.errors import RunError
 from configs.load import load_config
 from models.network.cost import Cost
@@ -254,7 +255,7 @@ def test_much_to_read_is_read_by_processes_and_every_bad_volume_named(place, mon
 def test_times_add_up():
     network = small_restorer()
     graph = read_graph(network.get_config())
-    plan = plan_shards((96, 128, 128), Cost(graph, receptive_field(graph)), 44)
+    plan = plan_shards(NetworkShape(96, 128, 128), Cost(graph, receptive_field(graph)), 44)
     volume = PlannedVolume("scan.nii", plan, coarse=list)  # type: ignore[arg-type] # never read
     shard = RehearsedShard(first_seconds=3.0, seconds=2.0, shard_bytes=0)
     one, two = (restoring_seconds([volume], shard, volume, workers) for workers in (1, 2))
@@ -281,7 +282,7 @@ def test_estimates_are_within_half_of_what_the_run_then_takes(tmp_path):
     brain = write(tmp_path / "brain.nii.gz", (44, 46, 48))
     small = read_volume(brain)
     voxels = np.kron(small.voxels, np.ones((2, 2, 2), np.float32))
-    write_volume(tmp_path / "scan.nii.gz", voxels, Grid(voxels.shape, small.grid.affine), dtype="int16")
+    write_volume(tmp_path / "scan.nii.gz", voxels, Grid(FileShape(*voxels.shape), small.grid.affine), dtype="int16")
     before = everything_in(tmp_path)
     rules = [argument for rule in (*RULES, f"data.volumes=[{brain}]") for argument in ("--set", rule)]
     inputs = ["--input", "scan.nii.gz", "--scale", "2,2,2"]

@@ -8,6 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 import workflow.evaluate.promotion as promotion
 import workflow.tracking as tracking
+from configs.axes import NetworkShape
 from configs.degradation import named_degradation
 from configs.errors import InputError
 from configs.schema import Resources
@@ -50,7 +51,7 @@ def trained(folder, detail):
     path = folder / f"{detail}.keras"
     network.save(path)
     with tracking.recorded_run("trained", f"{detail}") as recorder:
-        (uri,) = tracking.logged_model(recorder.address, path, [(2, 4, 4)])
+        (uri,) = tracking.logged_model(recorder.address, path, [NetworkShape(2, 4, 4)])
         return path, tracking.register_model(recorder.address, uri, "heads")
 
 

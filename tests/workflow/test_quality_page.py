@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from configs.axes import FileShape
 from tasks.volume.grid import Grid, covering_grid
 from tests.browser import acted_on, chromium
 from workflow.pages.quality import QualityCase, on_finer_grid, write_quality_page
 from workflow.pages.slices import plane_sprites
 
-RAS = Grid((20, 24, 16), np.diag([1, 1, 1.5, 1]))
+RAS = Grid(FileShape(20, 24, 16), np.diag([1, 1, 1.5, 1]))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def head():
 def case(head, **changes):
     known = {
         "title": "a volume <of> somebody",
-        "input_grid": covering_grid(RAS, (10, 12, 8)),
+        "input_grid": covering_grid(RAS, FileShape(10, 12, 8)),
         "grid": RAS,
         "before": gaussian_filter(head, 1),
         "restored": head,
@@ -58,7 +59,7 @@ def test_every_order_of_the_file_shows_the_same_upright_head(head, order, flip):
     stored = head.transpose(order)[tuple(slice(None, None, step) for step in flip)]
     affine = np.eye(4)
     affine[:3, :3] = np.diag([1, 1, 1.5])[:, list(order)] * flip
-    grid = Grid((stored.shape[0], stored.shape[1], stored.shape[2]), affine)
+    grid = Grid(FileShape(stored.shape[0], stored.shape[1], stored.shape[2]), affine)
     for plane, expected in zip(plane_sprites(grid, {"restored": stored}, frozenset()), upright, strict=True):
         assert plane == expected
 
@@ -107,8 +108,8 @@ def test_without_truth_and_shards_there_is_a_page_too(head, tmp_path):
 
 def test_a_map_of_the_input_lies_on_the_voxels_that_its_own_came_from():
     """Also where the input covers more than the output: 21 fine voxels of 6 coarse ones of 4."""
-    grid = Grid((21, 20, 16), np.eye(4))
-    coarse = Grid((6, 5, 4), np.diag([4, 4, 4, 1]))
+    grid = Grid(FileShape(21, 20, 16), np.eye(4))
+    coarse = Grid(FileShape(6, 5, 4), np.diag([4, 4, 4, 1]))
     consistency = np.zeros(coarse.shape, np.float32)
     consistency[4] = 0.15
     spread = on_finer_grid(consistency, coarse, grid)
@@ -119,7 +120,7 @@ def test_noise_of_the_stride_is_told_on_the_page(tmp_path):
     head = gaussian_filter(np.random.default_rng(0).normal(size=(64, 64, 64)), 3) > 0
     noisy = gaussian_filter(head.astype(np.float32), 1)
     noisy[::4] += 0.05
-    grid = Grid((64, 64, 64), np.eye(4))
+    grid = Grid(FileShape(64, 64, 64), np.eye(4))
     odd = case(noisy, grid=grid, before=gaussian_filter(noisy, 1), truth=None, consistency=None, strides=(4, 4, 4))
     (said,) = (line for line in write_quality_page(tmp_path / "quality.html", odd) if "periodic" in line)
     assert "along i" in said

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from configs.axes import FileShape
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from tests.networks import small_restorer
@@ -30,7 +31,7 @@ class Job:
         self.model, self.volume = folder / "small.keras", folder / "head.nii.gz"
         small_restorer(filters=6).save(self.model)
         voxels = np.random.default_rng(0).gamma(2.0, 300.0, size=(70, 80, 66)).astype(np.float32)
-        write_volume(self.volume, voxels, Grid(voxels.shape, np.diag([-1.0, 1.2, 2.0, 1.0])), dtype="int16")
+        write_volume(self.volume, voxels, Grid(FileShape(*voxels.shape), np.diag([-1.0, 1.2, 2.0, 1.0])), dtype="int16")
         self.whole = self.finish(self.start("whole", "--workers", "1"))
 
     def start(self, out, *options, environment=None):

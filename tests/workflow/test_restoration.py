@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 
+from configs.axes import FileShape
 from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
@@ -33,7 +34,7 @@ def saved(tmp_path_factory):
 def volume(tmp_path_factory):
     voxels = np.random.default_rng(3).gamma(2.0, 40.0, size=(41, 50, 23)).astype(np.float32)
     path = tmp_path_factory.mktemp("volume") / "head.nii"
-    write_volume(path, voxels, Grid((41, 50, 23), LAS))
+    write_volume(path, voxels, Grid(FileShape(41, 50, 23), LAS))
     return read_volume(path)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import workflow.tracking as tracking
+from configs.axes import NetworkShape
 from models.network.restorer import build_restorer
 from models.stages.stage import Stage
 from tests.conftest import unused_port
@@ -29,7 +30,7 @@ def restorer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def served(store, restorer, tmp_path_factory):
     with tracking.recorded_run("served", "model") as recorder:
-        (uri,) = tracking.logged_model(recorder.address, restorer[1], [(2, 4, 4)])
+        (uri,) = tracking.logged_model(recorder.address, restorer[1], [NetworkShape(2, 4, 4)])
     folder = tracking.resolve_model(uri).parents[1]
     port = unused_port()
     place = tmp_path_factory.mktemp("serve")

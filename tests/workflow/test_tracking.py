@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 import workflow.tracking as tracking
+from configs.axes import FileShape, NetworkShape
 from configs.errors import ContractError, InputError
 from configs.load import load_config
 from models.network.restorer import build_restorer
@@ -149,7 +150,7 @@ def test_a_run_that_was_deleted_gives_way_to_a_new_one(client):
 
 def test_inputs_are_known_by_digest_and_geometry_and_not_by_name(client, tmp_path):
     path = tmp_path / "jane_doe.nii.gz"
-    write_volume(path, np.ones((3, 4, 5), np.float32), Grid((3, 4, 5), np.diag([1, 1, 2.5, 1])))
+    write_volume(path, np.ones((3, 4, 5), np.float32), Grid(FileShape(3, 4, 5), np.diag([1, 1, 2.5, 1])))
     with tracking.recorded_run("things", "inputs") as recorder:
         recorder.inputs([tracking.input_volume(path, "reference", record_paths=False)])
     (found,) = client.get_run(recorder.address.run_id).inputs.dataset_inputs
@@ -177,8 +178,8 @@ def test_paths_are_recorded_only_if_they_may(client, tmp_path, allowed):
 
 def test_a_volume_that_departs_from_its_grid_fails_the_run(client, tmp_path):
     path = tmp_path / "restored.nii.gz"
-    write_volume(path, np.ones((3, 4, 5), np.float32), Grid((3, 4, 5), np.eye(4)))
-    output_contract = volume_contract(Grid((3, 4, 6), np.eye(4)), "float32")
+    write_volume(path, np.ones((3, 4, 5), np.float32), Grid(FileShape(3, 4, 5), np.eye(4)))
+    output_contract = volume_contract(Grid(FileShape(3, 4, 6), np.eye(4)), "float32")
     with pytest.raises(ContractError, match="k must be 6, received 5"), tracking.recorded_run("things", "bad") as r:
         r.artifact(path, "volumes", output_contract)
     run = client.get_run(r.address.run_id)
@@ -209,7 +210,7 @@ def test_four_processes_record_at_once_and_lose_nothing(crowded, tmp_path):
         "    for step in range(1, 301): r.metrics({'loss': step * float(sys.argv[1]), 'other': 1.0}, step)\n"
         "    r.text(sys.argv[1], 'who.txt')\n    print(r.address.run_id)\n"
     )
-    write_volume(tmp_path / "all.nii", np.ones((4, 4, 4), np.float32), Grid((4, 4, 4), np.eye(4)))
+    write_volume(tmp_path / "all.nii", np.ones((4, 4, 4), np.float32), Grid(FileShape(4, 4, 4), np.eye(4)))
     start = [[sys.executable, "-c", script, str(number), str(tmp_path / "all.nii")] for number in range(1, 5)]
     processes = [subprocess.Popen(one, cwd=ROOT, stdout=subprocess.PIPE, text=True) for one in start]
     run_ids = [process.communicate(timeout=120)[0].strip() for process in processes]
@@ -250,7 +251,9 @@ def restorer(tmp_path_factory):
 def logged(store, restorer):
     with tracking.recorded_run("things", "model") as recorder:
         contract = ModelContract(total_stride=(2, 4, 4))
-        (uri,) = tracking.logged_model(recorder.address, restorer[1], [(2, 4, 4), (4, 8, 4)], contract)
+        (uri,) = tracking.logged_model(
+            recorder.address, restorer[1], [NetworkShape(2, 4, 4), NetworkShape(4, 8, 4)], contract
+        )
     return recorder.address.run_id, uri
 
 
@@ -299,7 +302,7 @@ def test_a_resumed_run_logs_and_registers_the_same_network_once(client, logged, 
     with tracking.recorded_run("things", "model", logged[0]) as recorder:
         address = recorder.address
         first = tracking.register_model(address, logged[1], "once")
-        assert list(tracking.logged_model(address, again, [(2, 4, 4)])) == [logged[1]]
+        assert list(tracking.logged_model(address, again, [NetworkShape(2, 4, 4)])) == [logged[1]]
         second = tracking.register_model(address, logged[1], "once")
     assert second == first
     assert (first.version, first.alias) == ("1", "champion")
@@ -340,7 +343,7 @@ def test_a_model_that_departs_from_its_signature_fails_the_run(client, tmp_path,
     given = keras.Input((None, None, None, 1))
     network(given).save(tmp_path / "departs.keras")
     with pytest.raises(ContractError, match=message), tracking.recorded_run("things", "bad") as r:
-        list(tracking.logged_model(r.address, tmp_path / "departs.keras", [(4, 4, 4)]))
+        list(tracking.logged_model(r.address, tmp_path / "departs.keras", [NetworkShape(4, 4, 4)]))
     run = client.get_run(r.address.run_id)
     assert run.info.status == "FAILED"
     assert not run.outputs or not run.outputs.model_outputs
@@ -349,7 +352,7 @@ def test_a_model_that_departs_from_its_signature_fails_the_run(client, tmp_path,
 def test_a_model_of_another_stage_table_is_refused(store, restorer):
     wrong = ModelContract(total_stride=(4, 4, 4))
     with pytest.raises(ContractError, match="depth must be 4, received 2"), tracking.recorded_run("things", "bad") as r:
-        list(tracking.logged_model(r.address, restorer[1], [(4, 4, 4)], wrong))
+        list(tracking.logged_model(r.address, restorer[1], [NetworkShape(4, 4, 4)], wrong))
 
 
 @pytest.mark.slow

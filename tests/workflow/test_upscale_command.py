@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
+from configs.axes import FileShape
 from configs.errors import InputError, ShapeError
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_slabs, write_volume
@@ -39,7 +40,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     for name in ("sub-01_T1w.nii.gz", "other.nii"):
         write_volume(
-            tmp_path / name, np.random.default_rng(0).random((9, 10, 11), np.float32), Grid((9, 10, 11), np.eye(4))
+            tmp_path / name,
+            np.random.default_rng(0).random((9, 10, 11), np.float32),
+            Grid(FileShape(9, 10, 11), np.eye(4)),
         )
     (tmp_path / "text.nii").write_text("hello")
     return tmp_path
@@ -104,7 +107,9 @@ def test_an_output_that_departs_from_its_grid_fails(place, model, monkeypatch, c
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_first_failure_ends_a_fail_fast_run_in_one_message(place, model, monkeypatch, capfd):
     write_volume(
-        place / "bright.nii", np.linspace(0, 2e6, 512, dtype=np.float32).reshape(8, 8, 8), Grid((8, 8, 8), np.eye(4))
+        place / "bright.nii",
+        np.linspace(0, 2e6, 512, dtype=np.float32).reshape(8, 8, 8),
+        Grid(FileShape(8, 8, 8), np.eye(4)),
     )
     command = ["upscale", place / "bright.nii", place / "other.nii", "--scale", "2,2,2", "--model", model, "--json"]
     command += ["--out", place / "out", "--fail-fast", "--workers", "1", "--retries", "0"]
@@ -153,7 +158,7 @@ def test_bad_input_is_refused_before_any_work(name, model, voxlift, tmp_path):
 @pytest.mark.usefixtures("ray_cluster")
 def test_if_no_volume_can_be_used_each_is_named_and_the_status_is_2(place, model, voxlift):
     flat = place / "flat.nii"
-    write_volume(flat, np.ones((9, 9, 9), np.float32), Grid((9, 9, 9), np.eye(4)))
+    write_volume(flat, np.ones((9, 9, 9), np.float32), Grid(FileShape(9, 9, 9), np.eye(4)))
     aim = ["--out", str(place / "out"), "--model", str(model), "--scale", "2,2,2"]
     status, _, err = voxlift("upscale", str(flat), str(place / "text.nii"), *aim)
     assert status == 2

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from configs.axes import FileShape
 from configs.errors import ConfigError, InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
@@ -54,7 +55,7 @@ def head(tmp_path):
     path = tmp_path / "head.nii"
     affine = np.array([[0, 0, 1.5, -20], [-1, 0, 0, 9], [0, 2, 0, -30], [0, 0, 0, 1]])
     voxels = np.random.default_rng(0).gamma(2.0, 300.0, size=(48, 41, 52)).astype(np.float32)
-    write_volume(path, voxels, Grid(voxels.shape, affine))
+    write_volume(path, voxels, Grid(FileShape(*voxels.shape), affine))
     return path
 
 
@@ -125,7 +126,7 @@ def test_inputs_of_the_same_bytes_do_not_meet(network, head, tmp_path):
 def test_time_points_are_restored_one_by_one(network, tmp_path):
     voxels = np.random.default_rng(1).gamma(2.0, 300.0, size=(3, 30, 20, 12)).astype(np.float32)
     voxels[1] = 5
-    write_slabs(tmp_path / "series.nii.gz", list(voxels), Grid((30, 20, 12), np.eye(4)), times=3)
+    write_slabs(tmp_path / "series.nii.gz", list(voxels), Grid(FileShape(30, 20, 12), np.eye(4)), times=3)
     (volume,) = run(order(network, tmp_path / "out", tmp_path / "series.nii.gz")).volumes
     assert volume.output_shape == (60, 40, 24, 3)
     scan = open_volume(volume.output)
@@ -149,7 +150,7 @@ def bright_and_bad(tmp_path):
 
 
 def grid(size):
-    return Grid((size,) * 3, np.eye(4))
+    return Grid(FileShape(*(size,) * 3), np.eye(4))
 
 
 def test_one_volume_fails_alone(network, tmp_path):

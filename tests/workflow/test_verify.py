@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 import workflow.tracking as tracking
+from configs.axes import FileShape, NetworkShape
 from models.network.restorer import build_restorer
 from models.stages.stage import Stage
 from tasks.artifacts.contracts import ModelContract, volume_contract
@@ -22,7 +23,7 @@ from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from workflow.cli import app
 
-GRID = Grid((6, 8, 10), np.array([[-0.9, 0, 0, 30], [0, 1.1, 0, -20], [0, 0, 2.5, 3], [0, 0, 0, 1]]))
+GRID = Grid(FileShape(6, 8, 10), np.array([[-0.9, 0, 0, 30], [0, 1.1, 0, -20], [0, 0, 2.5, 3], [0, 0, 0, 1]]))
 VOLUME = "volumes/restored.nii.gz"
 MODEL = "model/data/model.keras"
 
@@ -44,7 +45,7 @@ def record(store, folder, seed):
         recorder.artifact(folder / "comparison.png", "pictures")
         recorder.artifact(folder / "restored.nii.gz", "volumes", volume_contract(GRID, "float32"))
         contract = ModelContract(total_stride=(2, 4, 4))
-        (uri,) = tracking.logged_model(recorder.address, model, [(2, 4, 4)], contract)
+        (uri,) = tracking.logged_model(recorder.address, model, [NetworkShape(2, 4, 4)], contract)
     run = MlflowClient(tracking.tracking_uri()).get_run(recorder.address.run_id)
     model = MlflowClient(tracking.tracking_uri()).get_logged_model(uri.removeprefix("models:/"))
     return run.info.run_id, store.local(run.info.artifact_uri), store.local(model.artifact_location)

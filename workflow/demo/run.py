@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import NetworkShape
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.manifest import manifest_entry, write_contracts
@@ -98,7 +99,7 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: "C
         recorder.volume(output_path, "volumes", promised_output, with_header=keep)
         write_contracts(folder, seals, recorder.address.run_id)
         stride = config.network.total_stride
-        probes = [stride, tuple(2 * size for size in stride), config.training.patch]
+        probes = [stride, NetworkShape(*(2 * size for size in stride)), config.training.patch]
         with recorder.phase("model check"):
             (model_uri,) = stream(
                 logged_model, recorder.address, trained.path, probes, promised_model, request=training_request(config)

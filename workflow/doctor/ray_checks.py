@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import FileShape
 from configs.errors import ConfigError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
@@ -33,7 +34,7 @@ SMALL_STORE = GIB // 2
 SENT_BYTES = 8 * MIB
 TOLERANCE = 1e-6
 PLENTY_MIB = 10_000
-COARSE, SCALE = (23, 30, 32), (2, 2, 2)
+COARSE, SCALE = FileShape(23, 30, 32), (2, 2, 2)
 
 START = "Ray", "starting it here, or joining RAY_ADDRESS"
 ACTOR = "Ray actor", f"sending {SENT_BYTES // MIB} MiB through the object store"

@@ -112,7 +112,7 @@ def plan_restoration(
     Raises:
         InputError: The budget holds no shard.
     """
-    target_shape = (axes or network_axes(volume.grid)).of_file(target.shape)
+    target_shape = (axes or network_axes(volume.grid)).network_shape(target.shape)
     return plan_shards(target_shape, network.cost, budget_mib, resident_bytes=volume.voxels.nbytes, name=name)
 
 

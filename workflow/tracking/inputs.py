@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.axes import FileShape
 from tasks.artifacts.manifest import file_digest
 from tasks.volume.grid import axis_codes
 from tasks.volume.nifti import open_volume
@@ -33,7 +34,7 @@ class InputVolume:
 
     role: str
     sha256: str
-    shape: tuple[int, int, int]
+    shape: FileShape
     spacing: tuple[float, float, float]
     axes: str
     dtype: str

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from configs.axes import NetworkShape
 from configs.errors import ContractError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry
@@ -37,7 +38,7 @@ def network_of(path: Path) -> set[tuple[str, int]]:
         return {(entry.filename, entry.CRC) for entry in archive.infolist() if entry.filename != "metadata.json"}
 
 
-def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: tuple[int, int, int]) -> None:
+def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: NetworkShape) -> None:
     """Write all that MLflow wants to load a model: weights, the code that answers, an example, packages, card."""
     (folder / "data").mkdir(parents=True)
     (folder / "code").mkdir()
@@ -91,7 +92,7 @@ def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, 
     model.save(str(folder / "MLmodel"))
 
 
-def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequence[tuple[int, int, int]]) -> None:
+def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequence[NetworkShape]) -> None:
     """Ask the model, loaded by MLflow, and check that what it returns has the shape in the contract.
 
     Raises:

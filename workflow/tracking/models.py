@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.axes import NetworkShape
 from configs.errors import InputError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def logged_model(
     address: RunAddress,
     model_path: Path,
-    probe_shapes: Sequence[tuple[int, int, int]],
+    probe_shapes: Sequence[NetworkShape],
     contract: ModelContract | None = None,
 ) -> Iterator[str]:
     """Check a trained model against its contract, through MLflow's own loader, and log it.

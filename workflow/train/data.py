@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import FileShape, NetworkShape
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from tasks.imaging.resample import resample
@@ -125,10 +126,9 @@ def validation_volume(config: RunConfig, path: Path) -> ValidationVolume:
         trial.axes.to_network(normalise(volume, found, clip=CLIP))
         for volume in (_padded(trial.reference.voxels, trial.padded.shape), trial.coarse.voxels)
     )
-    depth, height, width = fine.shape
-    resampled = np.clip(resample(coarse, (depth, height, width)), 0, np.float32(CLIP))
+    resampled = np.clip(resample(coarse, NetworkShape(*fine.shape)), 0, np.float32(CLIP))
     return ValidationVolume(coarse, resampled, fine)
 
 
-def _padded(voxels: NDArray[np.float32], shape: tuple[int, int, int]) -> NDArray[np.float32]:
+def _padded(voxels: NDArray[np.float32], shape: FileShape) -> NDArray[np.float32]:
     return np.pad(voxels, [(0, whole - size) for whole, size in zip(shape, voxels.shape, strict=True)], mode="edge")

@@ -146,7 +146,7 @@ def _recipe_across(source: Path, recipe: Degradation, scale: Three | None, spaci
     grid = open_volume(source).grid
     axes = network_axes(grid)
     target = target_grid(grid, scale, spacing, trained_for=recipe.scale)
-    fine, coarse = axes.of_file(target.shape), axes.of_file(grid.shape)
+    fine, coarse = axes.network_shape(target.shape), axes.network_shape(grid.shape)
     if fine[1:] != coarse[1:] or fine[0] <= coarse[0]:
         wanted = ",".join(f"{size / have:.3g}" for size, have in zip(target.shape, grid.shape, strict=True))
         raise InputError(

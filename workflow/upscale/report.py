@@ -6,6 +6,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from configs.axes import NetworkShape
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import axis_codes
 from tasks.volume.sidecar import Sidecar
@@ -76,7 +77,7 @@ class PlanReport:
 
     overhead: float
     halo: tuple[tuple[int, int], ...]
-    core_shape: tuple[int, int, int]
+    core_shape: NetworkShape
     budget_mib: int
     least_budget_mib: int
 

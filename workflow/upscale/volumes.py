@@ -128,9 +128,9 @@ def plan_volume(order: UpscaleRequest, source: Path, output: Path) -> VolumeWork
     budget = order.resources.memory_budget_mib
     resident = prod(scan.grid.shape) * 4
     plan = plan_shards(
-        axes.of_file(target.shape), order.network.cost, budget, resident_bytes=resident, name=source.name
+        axes.network_shape(target.shape), order.network.cost, budget, resident_bytes=resident, name=source.name
     )
-    fine, coarse = plan.target_shape, axes.of_file(scan.grid.shape)
+    fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
     finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
     recipe = recipe_at(card.degradation if card else Degradation(name="mean"), fine, coarse) if finer else None
     return VolumeWork(
