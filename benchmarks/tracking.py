@@ -61,8 +61,7 @@ def train() -> None:
     from rich.console import Console
 
     import workflow.train.run as training_run
-    from workflow.tracking.recorder import Recorder, recorded_run
-    from workflow.tracking.system import SystemSampler
+    from workflow.tracking.recorder import Recorder, SystemSampler, recorded_run
 
     meter = Meter()
     started = time.perf_counter()

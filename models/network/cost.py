@@ -6,8 +6,7 @@ from math import prod
 
 from configs.axes import NetworkShape
 from models.network.graph import Graph, Node
-from models.network.layer_reach import ALONG_AXIS, POINTWISE
-from models.network.receptive_field import ReceptiveField
+from models.network.receptive_field import ALONG_AXIS, POINTWISE, ReceptiveField
 
 VALUE_BYTES = 4  # float32
 CONVOLUTIONS = ("Conv3D", "Conv3DTranspose")
@@ -88,7 +87,7 @@ class Cost:
 
     def _voxels(self, node: int, shape: NetworkShape) -> int:
         return prod(
-            int(size / axis.extents[node].step) - axis.extents[node].loss
+            int(size / axis.sizes[node].step) - axis.sizes[node].loss
             for size, axis in zip(shape, self.field.axes, strict=True)
         )
 

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from configs.axes import AXES, total_stride
-from models.stages.composition import accumulated_shift
-from models.stages.stage import LARGEST, Axis, Stage
+from models.stages.stage import LARGEST, Axis, Stage, accumulated_shift
 from models.stages.wording import by, grouped, shape_text
 
 

@@ -6,11 +6,10 @@ from math import prod
 
 from configs.axes import NetworkShape, TensorShape, Triple, total_stride
 from configs.errors import ShapeError
-from models.stages.composition import receptive_field
 from models.stages.diagnostics import warnings_about
 from models.stages.forward_check import ForwardCheck, check_shape, forward_check, output_shape
 from models.stages.frameworks import Elsewhere, caffe_equivalent, torch_equivalent
-from models.stages.stage import Stage
+from models.stages.stage import Stage, latent_receptive_field
 
 MOST_VALUES = 2**27  # of latent, weights and outputs: 512 MiB in float32, and running them holds them several times
 
@@ -96,7 +95,7 @@ def describe(latent_shape: Sequence[int], stages: Sequence[Stage]) -> Report:
         stages=tuple(reports),
         output_shape=shape,
         total_stride=total_stride(stage.strides for stage in stages),
-        receptive_field=receptive_field(stages),
+        receptive_field=latent_receptive_field(stages),
         warnings=tuple(warnings_about(stages)),
     )
 

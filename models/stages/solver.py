@@ -11,10 +11,9 @@ from math import prod
 
 from configs.axes import AXES, TensorShape, Triple
 from configs.errors import ShapeError
-from models.stages.composition import accumulated_shift
 from models.stages.diagnostics import blocks, clean_kernel
 from models.stages.forward_check import check_shape
-from models.stages.stage import Stage
+from models.stages.stage import Stage, accumulated_shift
 from models.stages.wording import grouped, options, shape_text
 
 LARGEST_STRIDE = 16  # of one stage: its clean kernel has 32 taps along the axis

@@ -1,14 +1,20 @@
 """The upsampler: a chain of stages as a Keras model, on any latent, and its twin on `tf.nn.conv3d_transpose`.
 
-The layer makes its weights and derives its output shape; the operation is handed both. They compute the same numbers.
+The layer makes its weights and derives its output shape; the operation is handed both. They compute the same numbers,
+in the shapes that `models.stages.report` predicts.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
 import keras
+import numpy as np
+import numpy.typing as npt
 import tensorflow as tf
 
+from configs.axes import TensorShape
+from models.stages.report import describe
 from models.stages.stage import Axis, Stage
 
 
@@ -115,3 +121,45 @@ class ConvTransposeOperation(keras.layers.Layer):  # type: ignore[misc]  # Keras
         """Make the operation again, with a layer of its own."""
         source = keras.saving.deserialize_keras_object(config.pop("source"))
         return cls(source, **config)
+
+
+@dataclass(frozen=True)
+class ImplementationComparison:
+    """Comparison of layer and operation.
+
+    Args:
+        shapes: Whether every stage of both made the shape that was predicted.
+        max_abs_difference: Between their outputs, over all stages.
+    """
+
+    shapes: bool
+    max_abs_difference: float
+
+
+def compare_implementations(latent_shape: TensorShape, stages: Sequence[Stage]) -> ImplementationComparison:
+    """Run stages on a random latent with random weights and biases, each stage as layer and as operation.
+
+    Args:
+        latent_shape: (batch, depth, height, width, channels).
+        stages: From the latent to the output.
+    """
+    predicted = [stage.output_shape for stage in describe(latent_shape, stages).stages]
+    upsampler = build_upsampler(latent_shape[1:], stages)
+    random = np.random.default_rng(0)
+    upsampler.set_weights([random.normal(size=weights.shape, scale=0.1) for weights in upsampler.get_weights()])
+    latent = random.normal(size=latent_shape).astype(np.float32)
+    by_layer, by_operation = (_outputs(model, latent) for model in (upsampler, build_twin(upsampler)))
+    pairs = zip(by_layer, by_operation, strict=True)
+    return ImplementationComparison(
+        shapes=all([output.shape for output in outputs] == predicted for outputs in (by_layer, by_operation)),
+        max_abs_difference=max(float(np.abs(layer - operation).max()) for layer, operation in pairs),
+    )
+
+
+def _outputs(model: keras.Model, latent: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+    """Output of every stage."""
+    tensor, outputs = latent, []
+    for stage in model.layers[1:]:
+        tensor = stage(tensor)
+        outputs.append(np.asarray(tensor))
+    return outputs

@@ -7,11 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.stages.composition import accumulated_shift, receptive_field
 from models.stages.diagnostics import is_clean, remedy
 from models.stages.presets import LATENT, PRESETS
 from models.stages.report import describe
-from models.stages.stage import Stage
+from models.stages.stage import Stage, accumulated_shift, latent_receptive_field
 from models.stages.upsampler import build_upsampler
 from tests.models.sweep import stages
 
@@ -148,7 +147,7 @@ def any_stage(draw):
 @settings(max_examples=25, deadline=None)
 @given(st.lists(any_stage(), min_size=1, max_size=3))
 def test_the_receptive_field_is_what_impulses_reach(chain):
-    for i, (before, after) in enumerate(receptive_field(chain)):
+    for i, (before, after) in enumerate(latent_receptive_field(chain)):
         narrow = [along_width(stage, i) for stage in chain]
         size = 2 * (before + after) + 9
         reached = through_ones(narrow, np.eye(size).reshape(size, 1, 1, size, 1))[:, 0, 0, :, 0].T > 0

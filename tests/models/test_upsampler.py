@@ -5,8 +5,7 @@ import pytest
 from models.stages.presets import LATENT, PRESETS
 from models.stages.report import describe
 from models.stages.stage import Stage
-from models.stages.upsampler import build_twin, build_upsampler
-from models.stages.verification import verify
+from models.stages.upsampler import build_twin, build_upsampler, compare_implementations
 from tests.models.scatter import as_tensorflow, as_torch
 
 LOPSIDED = (
@@ -102,6 +101,6 @@ def build_image_of_delta(stage, theirs, pad):
 
 
 def test_verification_runs_every_stage_both_ways():
-    verified = verify((1, 3, 2, 4, 6), LOPSIDED)
+    verified = compare_implementations((1, 3, 2, 4, 6), LOPSIDED)
     assert verified.shapes
     assert verified.max_abs_difference <= 1e-5

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import models.stages.verification
+import models.stages.upsampler
 from models.stages.presets import PRESETS
 from models.stages.stage import Stage
-from models.stages.verification import Verification
+from models.stages.upsampler import ImplementationComparison
 from workflow.cli import app
-from workflow.shapes.notation import read_stage, stage_text
+from workflow.shapes import read_stage, stage_text
 
 ROOT = Path(__file__).parents[2]
 LATENT = ("--latent", "2,2,7,7,64")
@@ -175,9 +175,9 @@ def test_verify_runs_layer_and_operation(capfd):
     assert result["verified"]["max_abs_difference"] <= 1e-5
 
 
-@pytest.mark.parametrize("found", [Verification(False, 0.0), Verification(True, 1e-3)])
+@pytest.mark.parametrize("found", [ImplementationComparison(False, 0.0), ImplementationComparison(True, 1e-3)])
 def test_a_failed_verification_is_said_and_is_status_1(found, monkeypatch):
-    monkeypatch.setattr(models.stages.verification, "verify", lambda *_: found)
+    monkeypatch.setattr(models.stages.upsampler, "compare_implementations", lambda *_: found)
     done = CliRunner().invoke(app, ["shapes", *FORMS["stages"], "--verify"])
     assert done.exit_code == 1
     assert "NOT verified" in done.output

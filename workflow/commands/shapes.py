@@ -13,7 +13,7 @@ from models.stages.presets import LATENT, PRESETS
 from models.stages.report import check_runnable, describe
 from models.stages.solver import solve
 from models.stages.stage import Stage
-from workflow.shapes.notation import read_numbers, read_stage
+from workflow.shapes import read_numbers, read_stage, route_tables, solutions_table, verdict
 from workflow.terminal.console import JsonOption, screen
 
 TOLERANCE = 1e-5
@@ -65,8 +65,6 @@ def shapes(
                 "--stages and --channels say which stages to find: they go with --latent and --target alone."
             )
 
-        from workflow.shapes.tables import route_tables, solutions_table, verdict
-
         report = describe(start, chain)
         result: dict[str, Any] = asdict(report)
         tables = route_tables(report, chain)
@@ -76,9 +74,9 @@ def shapes(
         if verify:
             check_runnable(report)
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own remarks, not a warning
-            from models.stages.verification import verify as run
+            from models.stages.upsampler import compare_implementations
 
-            verified = run(start, chain)
+            verified = compare_implementations(start, chain)
             agrees = verified.shapes and verified.max_abs_difference <= TOLERANCE
             result["verified"] = asdict(verified)
             tables.append(verdict(verified.max_abs_difference, agrees=agrees))

@@ -1,24 +1,27 @@
-"""Trained models in the store: checked before they are logged and on loading, found by every name they go by."""
+"""Trained models in the store: checked before they are logged and on loading, found by every name they go by.
+
+A model is a folder that MLflow loads and serves without a pickle.
+"""
 
 import atexit
+import json
 import shutil
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from configs.axes import NetworkShape
-from configs.errors import InputError
+from configs.errors import ContractError, InputError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
-from workflow.tracking.model_folder import (
-    MODEL_FILE,
-    logged_entry,
-    network_of,
-    require_answers,
-    write_folder,
-    write_mlmodel,
-)
+from tasks.artifacts.network_file import read_network
+from tasks.machine.versions import installed_versions
+from workflow.tracking import serving
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
 
 if TYPE_CHECKING:
@@ -201,3 +204,102 @@ def _fetched(uri: str) -> Path:
             f"Cannot load the model {uri}: {said}.",
             f"Look at the models of {tracking_uri()}, or set MLFLOW_TRACKING_URI to another store.",
         ) from error
+
+
+MODEL_FILE = "data/model.keras"
+SERVING_MODULE = "voxlift_serving"
+CONTRACT_KEY = "voxlift"
+
+
+def logged_entry(folder: Path) -> ManifestEntry | None:
+    """Return the manifest entry of the `.keras` file that stands in an `MLmodel`, None if voxlift did not write it."""
+    try:
+        metadata = yaml.safe_load((folder / "MLmodel").read_text())["metadata"]
+        return ManifestEntry.model_validate_json(metadata[CONTRACT_KEY])
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None
+
+
+def network_of(path: Path) -> set[tuple[str, int]]:
+    """Identity of a network: checksums of architecture, weights and card, not the date in the file."""
+    with zipfile.ZipFile(path) as archive:
+        return {(entry.filename, entry.CRC) for entry in archive.infolist() if entry.filename != "metadata.json"}
+
+
+def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: NetworkShape) -> None:
+    """Write all that MLflow wants to load a model: weights, the code that answers, an example, packages, card."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "code").mkdir()
+    shutil.copyfile(model_path, folder / MODEL_FILE)
+    shutil.copyfile(serving.__file__, folder / "code" / f"{SERVING_MODULE}.py")
+    volume = [[[[0.0]] * example[2]] * example[1]] * example[0]
+    (folder / "input_example.json").write_text(json.dumps([volume]))
+    (folder / "serving_input_example.json").write_text(json.dumps({"inputs": [volume]}))
+    (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n")
+    python = {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "build_dependencies": ["pip"],
+        "dependencies": ["-r requirements.txt"],
+    }
+    (folder / "python_env.yaml").write_text(yaml.safe_dump(python))
+    if card := read_network(model_path).card:
+        (folder / "README.md").write_text(card.markdown())
+    write_mlmodel(folder, seal)
+
+
+def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, model_id: str | None = None) -> None:
+    """Write the `MLmodel`: signature with the true free axes, both flavours, and the manifest entry of the weights."""
+    import numpy as np
+    from mlflow import pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    output_contract = seal.contract
+    assert isinstance(output_contract, ModelContract)  # noqa: S101 - what `manifest_entry` was given
+    tensor = output_contract.tensor()
+    # Unnamed: Keras gives the input another name when it is loaded again.
+    spec = Schema([TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))])
+    known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
+    model = Model(
+        run_id=run_id,
+        signature=ModelSignature(inputs=spec, outputs=spec),
+        saved_input_example_info={
+            "artifact_path": "input_example.json",
+            "serving_input_path": "serving_input_example.json",
+            "type": "ndarray",
+        },
+        metadata={CONTRACT_KEY: seal.model_dump_json()},
+        **known,
+    )
+    model.add_flavor(
+        "keras", data="data", keras_version=installed_versions("keras")["keras"], save_exported_model=False
+    )
+    pyfunc.add_to_model(
+        model, loader_module=SERVING_MODULE, data="data", code="code", python_env="python_env.yaml", conda_env=None
+    )
+    model.save(str(folder / "MLmodel"))
+
+
+def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequence[NetworkShape]) -> None:
+    """Ask the model, loaded by MLflow, and check that what it returns has the shape in the contract.
+
+    Raises:
+        ContractError: It has not.
+    """
+    import numpy as np
+    from mlflow import pyfunc
+
+    loaded = pyfunc.load_model(str(folder))
+    for shape in shapes:
+        probe = np.zeros((1, *shape, output_contract.channels), output_contract.dtype)
+        try:
+            answer = loaded.predict(probe)
+        except ValueError as error:
+            raise ContractError(f"The model departs from its contract: {error}") from None
+        output_contract.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
+
+
+def _requirements() -> list[str]:
+    """List the packages that a clean process needs to load the model, pinned to the versions that saved it."""
+    found = installed_versions("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy")
+    return [f"{package}=={number}" for package, number in found.items()]

@@ -1,12 +1,16 @@
 """One run and its only writer: what it records, under which contracts, and how it ends."""
 
+import logging
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
 from tasks.artifacts.contracts import Contract, VolumeContract
@@ -21,11 +25,9 @@ from tasks.artifacts.manifest import (
     read_contracts,
 )
 from tasks.volume.anonymous import anonymous_copy
-from workflow.tracking.ending import exit_on_sigterm, uninterrupted
 from workflow.tracking.inputs import InputVolume, dataset_input
 from workflow.tracking.models import model_entries
 from workflow.tracking.store import RunAddress, experiment_id, opened_store, tracking_uri
-from workflow.tracking.system import SYSTEM_PREFIX, SystemSampler
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -270,3 +272,97 @@ def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> 
                 seals = read_contracts(Path(scratch)).seals
     client.update_run(run_id, status="RUNNING")
     return Recorder(client, RunAddress(uri, experiment, run_id), steps, seals)
+
+
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exit, so that the run is ended as KILLED; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    status = 128 + signal.SIGTERM
+    reported = False
+
+    def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a handler is called with
+        nonlocal reported
+        if not reported:  # batch systems tell more than once: what is being saved goes on
+            reported = True
+            sys.exit(status)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    except SystemExit as left:
+        if reported:  # Ray, waiting for its workers, makes another status of it
+            left.code = status
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM back until the block has ended: a run that is being ended is ended."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in INTERRUPTS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+SYSTEM_PREFIX = "system/"
+SAMPLE_SECONDS = 5.0
+
+
+class SystemSampler:
+    """Samples the machine in a thread, and once more at the end, and hands the figures to the run's only writer.
+
+    Args:
+        write: Takes metrics by name and their step.
+        first_step: Number of the first sample.
+    """
+
+    def __init__(self, write: Callable[[Mapping[str, float], int], None], first_step: int = 0) -> None:
+        self._write = write
+        self._step = first_step
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample_until_ended, name="system-metrics", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _sample_until_ended(self) -> None:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of GPUs that are not there
+        monitors = SystemMetricsMonitor("not written by it").monitors
+        for monitor in monitors:
+            monitor.collect_metrics()  # the first share of CPU time is of no interval
+            monitor.clear_metrics()
+        ended = False
+        while not ended:
+            ended = self._ended.wait(SAMPLE_SECONDS)
+            found: dict[str, float] = {}
+            for monitor in monitors:
+                monitor.collect_metrics()
+                found |= monitor.aggregate_metrics()
+                monitor.clear_metrics()
+            self._write({SYSTEM_PREFIX + name: float(value) for name, value in found.items()}, self._step)
+            self._step += 1

@@ -1,1 +1,0 @@
-"""Stage tables and the notation of stages for the command line."""
