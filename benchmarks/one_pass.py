@@ -7,14 +7,14 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from tasks.scoring.protocol import Trial
+from tasks.scoring.protocol import DegradedReference
 from tasks.volume.intensity import CLIP, find_intensity, normalise
 
 Voxels = NDArray[np.float32]
 
 
-def one_pass(model: keras.Model, stride: Sequence[int]) -> Callable[[Trial], Voxels]:
-    """Return what restores a trial onto its padded grid, `(i, j, k)` in the unit of the file, without correction.
+def one_pass(model: keras.Model, stride: Sequence[int]) -> Callable[[DegradedReference], Voxels]:
+    """Return what restores a degraded reference on its padded grid, `(i, j, k)` in the unit of the file, uncorrected.
 
     Args:
         model: A restorer.
@@ -23,13 +23,13 @@ def one_pass(model: keras.Model, stride: Sequence[int]) -> Callable[[Trial], Vox
     signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32)]
     network = tf.function(lambda volume: model(volume, training=False), signature, jit_compile=False)
 
-    def restore(trial: Trial) -> Voxels:
-        found = find_intensity(trial.coarse.voxels)
-        resampled = trial.axes.to_network(trial.padded_baseline("cubic"))
+    def restore(degraded: DegradedReference) -> Voxels:
+        found = find_intensity(degraded.coarse.voxels)
+        resampled = degraded.axes.to_network(degraded.padded_baseline("cubic"))
         seen = normalise(resampled, found, clip=CLIP)
         padding = [(0, -size % step) for size, step in zip(seen.shape, stride, strict=True)]
         whole = network(tf.constant(np.pad(seen, padding, mode="edge")[None, ..., None])).numpy()[0, ..., 0]
         added = (whole[tuple(map(slice, seen.shape))] - seen) * np.float32(found.high - found.low)
-        return trial.axes.to_file(resampled + added)
+        return degraded.axes.to_file(resampled + added)
 
     return restore

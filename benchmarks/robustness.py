@@ -24,7 +24,7 @@ from configs.load import load_config
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.saved_models import load_model
 from tasks.imaging.resample import resample
-from tasks.scoring.protocol import degraded_trial
+from tasks.scoring.protocol import degraded_reference
 from tasks.training.job import TrainingJob
 from tasks.training.start import run_training
 from tasks.training.template import template_path
@@ -85,10 +85,10 @@ def scored(path: Path) -> list[dict[str, Any]]:
     recipe, restore = card.degradation, one_pass(load_model(path), card.network.total_stride)
     rows = []
     for name, volume in (*phantoms(), *scans()):
-        trial = degraded_trial(volume, recipe)
-        restored = trial.cropped(trial.corrected(restore(trial), recipe).voxels)
-        scores = trial.scores(restored)
-        remarks = card.remarks(recipe.scale, trial.axes.of_file(volume.grid.spacing))
+        degraded = degraded_reference(volume, recipe)
+        restored = degraded.cropped(degraded.corrected(restore(degraded), recipe).voxels)
+        scores = degraded.scores(restored)
+        remarks = card.remarks(recipe.scale, degraded.axes.of_file(volume.grid.spacing))
         rows.append(
             {
                 "degradation": recipe.name,

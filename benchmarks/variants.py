@@ -58,7 +58,7 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
     from configs.load import load_config
     from tasks.artifacts.network_file import read_network
     from tasks.artifacts.saved_models import load_model
-    from tasks.scoring.protocol import WHOLE, degraded_trial, held_out_slabs
+    from tasks.scoring.protocol import WHOLE, degraded_reference, held_out_slabs
     from tasks.training.job import TrainedModel, TrainingJob
     from tasks.training.start import run_training
     from tasks.training.template import template_path
@@ -87,12 +87,12 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
     }
     for path in unseen or [template_path()]:
         reference = read_volume(path)
-        trial = degraded_trial(reference, config.degradation)
+        degraded = degraded_reference(reference, config.degradation)
         slab = WHOLE if unseen else held_out_slabs(reference.grid.shape, config.data.held_out)[1]
-        restored = restore(trial)
-        corrected = trial.corrected(restored, config.degradation).voxels
+        restored = restore(degraded)
+        corrected = degraded.corrected(restored, config.degradation).voxels
         for title, volume in (("network", restored), ("corrected", corrected)):
-            score = trial.scores(trial.cropped(volume), slab).psnr
+            score = degraded.scores(degraded.cropped(volume), slab).psnr
             row[f"{path.name.split('.')[0]} {title}"] = round(score.restored - score.cubic, 2)
     return row
 

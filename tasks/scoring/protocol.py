@@ -41,7 +41,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Trial:
+class DegradedReference:
     """A reference and what the degradation left of it.
 
     Args:
@@ -128,7 +128,7 @@ class Trial:
         return Scores(*by_measure)
 
 
-def degraded_trial(volume: Volume, recipe: Degradation, seed: int = 0) -> Trial:
+def degraded_reference(volume: Volume, recipe: Degradation, seed: int = 0) -> DegradedReference:
     """Degrade a reference for training or scoring.
 
     A size that a whole factor does not divide is continued by edge values to whole blocks, so that every coarse voxel
@@ -158,7 +158,7 @@ def degraded_trial(volume: Volume, recipe: Degradation, seed: int = 0) -> Trial:
     fine = axes.to_network(np.pad(reference.voxels, edges, mode="edge"))
     coarse = axes.to_file(degrade(fine, recipe, seed))
     grid = covering_grid(padded, FileShape(*coarse.shape))
-    return Trial(reference, padded, Volume(coarse, grid), axes, intensity)
+    return DegradedReference(reference, padded, Volume(coarse, grid), axes, intensity)
 
 
 def held_out_slabs(shape: FileShape, held_out: HeldOut | None) -> tuple[Slab, Slab]:

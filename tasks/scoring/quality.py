@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from tasks.sharding.plan import ShardPlan
 from tasks.volume.grid import NetworkAxes
+from tasks.volume.scan import Voxels
 
-Volume = NDArray[np.float32]
 LINE_VOXELS = 4_000_000  # as many lines as these voxels hold are enough for a mean
 NEIGHBOURS = 8  # planes on either side that a border is measured against
 BATCH_VOXELS = 500_000
@@ -63,7 +63,7 @@ class Seam:
         return self.ratio / self.before
 
 
-def spectrum(voxels: Volume, axis: int, stride: int) -> Spectrum:
+def spectrum(voxels: Voxels, axis: int, stride: int) -> Spectrum:
     """Find stride-periodic noise, the checkerboard of transposed convolutions.
 
     The amplitude spectrum of second differences along the axis, root mean square over all lines. Anatomy, whose
@@ -89,7 +89,7 @@ def spectrum(voxels: Volume, axis: int, stride: int) -> Spectrum:
     return Spectrum(axis, stride, frequencies, amplitudes, peak)
 
 
-def seams(voxels: Volume, before: Volume, borders: Iterable[tuple[int, int]]) -> list[Seam]:
+def seams(voxels: Voxels, before: Voxels, borders: Iterable[tuple[int, int]]) -> list[Seam]:
     """Measure the step across borders of shards.
 
     The step between two planes is the mean, over the foreground, of how much their difference departs from the
@@ -114,14 +114,14 @@ def seams(voxels: Volume, before: Volume, borders: Iterable[tuple[int, int]]) ->
     return found
 
 
-def _step_ratio(planes: Volume, place: int, near: Sequence[int]) -> float | None:
+def _step_ratio(planes: Voxels, place: int, near: Sequence[int]) -> float | None:
     step, others = _step(planes, place), [_step(planes, plane) for plane in near]
     around = [other for other in others if other is not None]
     background = float(np.median(around)) if around else 0.0
     return None if step is None or background == 0 else step / background
 
 
-def _step(planes: Volume, place: int) -> float | None:
+def _step(planes: Voxels, place: int) -> float | None:
     """Return the step before a plane, None where there is too little of the foreground, or no plane on both sides."""
     if not 2 <= place < len(planes) - 1:
         return None
@@ -164,7 +164,7 @@ def _peak(amplitudes: NDArray[np.floating], at: int) -> float:
     return float(line.max() / background) if line.size and background > 0 else 0.0
 
 
-def _lines(voxels: Volume, axis: int) -> Volume:
+def _lines(voxels: Voxels, axis: int) -> Voxels:
     """Return lines along an axis, `[line, voxel]`, thinned out evenly to a bounded number."""
     step = ceil((voxels.size / LINE_VOXELS) ** 0.5)
     thinned = np.moveaxis(voxels, axis, 2)[::step, ::step]

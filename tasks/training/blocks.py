@@ -14,7 +14,7 @@ from configs.errors import InputError
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask
-from tasks.scoring.protocol import Slab, Trial
+from tasks.scoring.protocol import DegradedReference, Slab
 from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
 from tasks.volume.grid import network_axes
 from tasks.volume.intensity import CLIP, find_intensity, normalise
@@ -106,19 +106,19 @@ class BlockSource:
         return Block(np.clip(resample(coarse, self.shape), 0, np.float32(CLIP)), fine)
 
 
-def training_volume(trial: Trial, slab: Slab) -> TrainingVolume:
-    """Cut what trains out of a trial, normalised by what the coarse volume alone shows, as the network sees it.
+def training_volume(degraded: DegradedReference, slab: Slab) -> TrainingVolume:
+    """Cut what trains out of a reference, normalised by what the coarse volume alone shows, as the network sees it.
 
     Args:
-        trial: A reference and its coarse volume.
+        degraded: A reference and its coarse volume.
         slab: The part of the reference's grid that trains.
 
     Raises:
         InputError: The slab shows no foreground.
     """
-    intensity = find_intensity(trial.coarse.voxels)
-    fine = trial.axes.to_network(normalise(trial.reference.voxels[slab], intensity, clip=CLIP))
-    return TrainingVolume.of(fine, trial.axes.of_file(trial.reference.grid.spacing))
+    intensity = find_intensity(degraded.coarse.voxels)
+    fine = degraded.axes.to_network(normalise(degraded.reference.voxels[slab], intensity, clip=CLIP))
+    return TrainingVolume.of(fine, degraded.axes.of_file(degraded.reference.grid.spacing))
 
 
 def scan_to_learn_from(volume: Volume) -> TrainingVolume:

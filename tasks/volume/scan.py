@@ -17,6 +17,8 @@ from configs.errors import InputError
 from tasks.files.compression import is_compressed
 from tasks.volume.grid import Grid
 
+Voxels = NDArray[np.float32]
+
 SLAB_VOXELS = 1 << 22
 # Warnings and the reader's log are the process's: two threads that listen at once would mix them up.
 ONE_READER = RLock()

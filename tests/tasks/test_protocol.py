@@ -4,30 +4,30 @@ import pytest
 from configs.axes import FileShape
 from configs.degradation import named_degradation
 from configs.errors import InputError
-from tasks.scoring.protocol import degraded_trial
+from tasks.scoring.protocol import degraded_reference
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import read_volume, write_volume
 
 
 @pytest.fixture
-def trial(tmp_path):
+def degraded(tmp_path):
     voxels = np.random.default_rng(0).gamma(2.0, 100.0, (21, 18, 19)).astype(np.float32)
     write_volume(tmp_path / "head.nii", voxels, Grid(FileShape(*voxels.shape), np.eye(4)))
-    return degraded_trial(read_volume(tmp_path / "head.nii"), named_degradation("iso2x"))
+    return degraded_reference(read_volume(tmp_path / "head.nii"), named_degradation("iso2x"))
 
 
-def test_only_what_is_in_the_mask_is_scored(trial):
-    mask = np.zeros(trial.reference.grid.shape, bool)
+def test_only_what_is_in_the_mask_is_scored(degraded):
+    mask = np.zeros(degraded.reference.grid.shape, bool)
     mask[:10] = True
-    spoilt = trial.reference.voxels.copy()
+    spoilt = degraded.reference.voxels.copy()
     spoilt[10:] = 0
-    scores = trial.scores(spoilt, mask=mask)
+    scores = degraded.scores(spoilt, mask=mask)
     assert scores.psnr.restored == np.inf
     assert scores.nmse.restored == 0
-    assert scores.psnr.cubic != trial.scores(spoilt).psnr.cubic
-    assert np.isfinite(trial.scores(spoilt).psnr.restored)
+    assert scores.psnr.cubic != degraded.scores(spoilt).psnr.cubic
+    assert np.isfinite(degraded.scores(spoilt).psnr.restored)
 
 
-def test_an_empty_mask_is_refused(trial):
+def test_an_empty_mask_is_refused(degraded):
     with pytest.raises(InputError, match="no voxel of the part to score is in the mask"):
-        trial.scores(trial.reference.voxels, mask=np.zeros(trial.reference.grid.shape, bool))
+        degraded.scores(degraded.reference.voxels, mask=np.zeros(degraded.reference.grid.shape, bool))

@@ -14,7 +14,7 @@ from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.manifest import manifest_entry, write_contracts
 from tasks.artifacts.network_file import read_network
 from tasks.scoring.metrics import foreground_mask
-from tasks.scoring.protocol import Slab, Trial, degraded_trial, held_out_slabs
+from tasks.scoring.protocol import DegradedReference, Slab, degraded_reference, held_out_slabs
 from tasks.sharding.plan import ShardPlan
 from tasks.training.blocks import TrainingVolume, training_volume
 from tasks.training.job import TrainedModel, TrainingJob, TrainingStep
@@ -27,7 +27,7 @@ from workflow.cluster.resources import training_request
 from workflow.demo.report import DemoReport, InferenceReport, TrainingReport, description
 from workflow.pages.picture import comparison_picture
 from workflow.pages.quality import write_quality_page
-from workflow.pages.quality_cases import trial_case
+from workflow.pages.quality_cases import reference_case
 from workflow.restore.restoration import plan_restoration, restore_volume
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import ModelAddress, Recorder, input_volume, logged_model, recorded_run, register_model
@@ -56,14 +56,16 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: "C
     started = time.perf_counter()
     reference_path = volume_path or template_path()
     reference = read_volume(reference_path)
-    trial = degraded_trial(reference, config.degradation, config.training.seed)
+    degraded = degraded_reference(reference, config.degradation, config.training.seed)
     train_slab, score_slab = held_out_slabs(reference.grid.shape, config.data.held_out)
-    volume = training_volume(trial, train_slab)
+    volume = training_volume(degraded, train_slab)
     folder = out.resolve()
     coarse_path = folder / "input.nii.gz"
-    write_volume(coarse_path, trial.coarse.voxels, trial.coarse.grid)
+    write_volume(coarse_path, degraded.coarse.voxels, degraded.coarse.grid)
     # What each artifact must be, before any of them is made.
-    promised_input, promised_output = (volume_contract(grid, "float32") for grid in (trial.coarse.grid, reference.grid))
+    promised_input, promised_output = (
+        volume_contract(grid, "float32") for grid in (degraded.coarse.grid, reference.grid)
+    )
     promised_model = ModelContract(total_stride=config.network.total_stride)
 
     with recorded_run(config.tracking.experiment, "demo") as recorder, cluster():
@@ -73,18 +75,20 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: "C
         with recorder.phase("training"):
             trained, training = _train(config, volume, folder / "model.keras", recorder, console)
         with recorder.phase("inference"):
-            restored, plan, inference = _restore(config, trial, trained.path, console)
+            restored, plan, inference = _restore(config, degraded, trained.path, console)
         output_path = folder / "restored.nii.gz"
         write_volume(output_path, restored, reference.grid, like=reference, dtype="float32")
         console.print("Scoring and recording …")
         with recorder.phase("scoring"):
-            scores = trial.scores(restored, score_slab)
+            scores = degraded.scores(restored, score_slab)
             psnr, ssim = scores.psnr, scores.ssim
             picture_path = folder / "comparison.png"
-            _draw(picture_path, trial, restored, score_slab)
+            _draw(picture_path, degraded, restored, score_slab)
             page_path = folder / "quality.html"
             title, network = "restored volume of the demo", read_network(trained.path)
-            write_quality_page(page_path, trial_case(title, trial, restored, plan, network, config.degradation, scores))
+            write_quality_page(
+                page_path, reference_case(title, degraded, restored, plan, network, config.degradation, scores)
+            )
         recorder.metrics({f"psnr/{name}": value for name, value in asdict(psnr).items()})
         recorder.metrics({f"ssim/{name}": value for name, value in asdict(ssim).items()})
         recorder.metrics({"shards/count": inference.shards, "shards/overhead": inference.overhead})
@@ -153,23 +157,23 @@ def _train(
 
 
 def _restore(
-    config: RunConfig, trial: Trial, model_path: Path, console: "Console"
+    config: RunConfig, degraded: DegradedReference, model_path: Path, console: "Console"
 ) -> tuple[NDArray[np.float32], ShardPlan, InferenceReport]:
     """Super-resolve the whole coarse volume through Ray workers."""
     network = read_network(model_path)
     name, budget = "the degraded volume", config.resources.memory_budget_mib
-    plan = plan_restoration(trial.coarse, trial.padded, network, budget, axes=trial.axes, name=name)
+    plan = plan_restoration(degraded.coarse, degraded.padded, network, budget, axes=degraded.axes, name=name)
     with progress_bar(console, "Restoring", len(plan.shards)) as advance:
         restored = restore_volume(
-            trial.coarse,
-            trial.padded,
+            degraded.coarse,
+            degraded.padded,
             network,
             config.resources,
             name=name,
-            axes=trial.axes,
+            axes=degraded.axes,
             on_progress=lambda progress: advance(f"{progress.workers} workers"),
         )
-    corrected = trial.corrected(restored.voxels, config.degradation)
+    corrected = degraded.corrected(restored.voxels, config.degradation)
     report = InferenceReport(
         shards=len(plan.shards),
         workers=config.resources.workers,
@@ -177,23 +181,23 @@ def _restore(
         voxels_per_second=restored.voxels_per_second,
         overhead=plan.overhead,
     )
-    return trial.cropped(corrected.voxels), plan, report
+    return degraded.cropped(corrected.voxels), plan, report
 
 
-def _draw(path: Path, trial: Trial, restored: NDArray[np.float32], slab: Slab) -> None:
+def _draw(path: Path, degraded: DegradedReference, restored: NDArray[np.float32], slab: Slab) -> None:
     """Draw planes through the foreground in the part that was scored, off the middle, where hemispheres meet."""
-    truth = normalise(trial.reference.voxels, trial.intensity)
+    truth = normalise(degraded.reference.voxels, degraded.intensity)
     scored = np.zeros(truth.shape, bool)
     scored[slab] = foreground_mask(truth[slab])
     i, j, k = (int(np.quantile(places, 0.35)) for places in np.nonzero(scored))
     nearest = [
         np.minimum(np.arange(size) * coarse // padded, coarse - 1)
-        for size, coarse, padded in zip(truth.shape, trial.coarse.grid.shape, trial.padded.shape, strict=True)
+        for size, coarse, padded in zip(truth.shape, degraded.coarse.grid.shape, degraded.padded.shape, strict=True)
     ]
     volumes = {
-        "input": trial.coarse.voxels[np.ix_(*nearest)],
-        "cubic": trial.baseline("cubic"),
+        "input": degraded.coarse.voxels[np.ix_(*nearest)],
+        "cubic": degraded.baseline("cubic"),
         "restored": restored,
     }
-    shown = {title: normalise(volume, trial.intensity) for title, volume in volumes.items()}
+    shown = {title: normalise(volume, degraded.intensity) for title, volume in volumes.items()}
     comparison_picture(path, shown, truth, (i, j, k))

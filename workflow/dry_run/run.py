@@ -86,20 +86,20 @@ def dry_run(asked: DryRunOptions, console: "Console") -> DryRunReport:
         attempt.ok(f"{training.steps} steps of {training.batch_size} patches of {'x'.join(map(str, training.patch))}")
         if (asked.scale or asked.spacing) and not asked.inputs:
             attempt.warning("--scale and --spacing go unused: no volume is given", "Name volumes with --input.")
-    trial = _Trial(asked, config, console, checks) if config is not None else None
-    if trial is not None:
-        trial.run()
+    dry_run = _DryRun(asked, config, console, checks) if config is not None else None
+    if dry_run is not None:
+        dry_run.run()
     return DryRunReport(
         checks=in_order(checks.checks),
         ok=not checks.faults,
         faults=tuple(checks.faults),
-        estimates=trial.estimates if trial is not None else Estimates(),
-        cluster=cluster_report(trial.nodes) if trial is not None and trial.nodes else None,
+        estimates=dry_run.estimates if dry_run is not None else Estimates(),
+        cluster=cluster_report(dry_run.nodes) if dry_run is not None and dry_run.nodes else None,
         seconds=time.perf_counter() - began,
     )
 
 
-class _Trial:
+class _DryRun:
     """A dry run of a configuration that could be read.
 
     Attributes:

@@ -14,11 +14,11 @@ from configs.degradation import Degradation
 from configs.load import flatten
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
-from tasks.scoring.protocol import Scores, Trial
+from tasks.scoring.protocol import DegradedReference, Scores
 from tasks.sharding.plan import ShardPlan
 from workflow.evaluate.scoring import Evaluation, evaluate
 from workflow.pages.quality import write_quality_page
-from workflow.pages.quality_cases import trial_case
+from workflow.pages.quality_cases import reference_case
 from workflow.tracking import Recorder, input_volume, recorded_run
 from workflow.tracking.provenance import record_environment, record_network
 
@@ -45,9 +45,9 @@ def recorded_evaluation(
         record_network(recorder, network)
         recorder.parameters(flatten(recipe, "degradation"))
 
-        def page(trial: Trial, restored: NDArray[np.float32], plan: ShardPlan, scores: Scores) -> None:
+        def page(degraded: DegradedReference, restored: NDArray[np.float32], plan: ShardPlan, scores: Scores) -> None:
             number = next(numbers)
-            case = trial_case(f"volume {number}", trial, restored, plan, network, recipe, scores)
+            case = reference_case(f"volume {number}", degraded, restored, plan, network, recipe, scores)
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"{number}.html"
                 write_quality_page(path, case)

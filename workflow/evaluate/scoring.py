@@ -12,7 +12,7 @@ from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
-from tasks.scoring.protocol import Score, Scores, Trial, degraded_trial
+from tasks.scoring.protocol import DegradedReference, Score, Scores, degraded_reference
 from tasks.sharding.plan import ShardPlan
 from tasks.volume.nifti import open_volume, read_volume
 from workflow.cluster import cluster
@@ -22,7 +22,7 @@ from workflow.terminal.progress import progress_bar
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-OnScored = Callable[[Trial, NDArray[np.float32], ShardPlan, Scores], None]
+OnScored = Callable[[DegradedReference, NDArray[np.float32], ShardPlan, Scores], None]
 
 
 @dataclass(frozen=True)
@@ -134,37 +134,37 @@ def _scored(
     console: "Console",
     on_scored: OnScored | None,
 ) -> VolumeScores:
-    trial = degraded_trial(read_volume(path), recipe)
-    remarks = _remarks(trial, network)
+    degraded = degraded_reference(read_volume(path), recipe)
+    remarks = _remarks(degraded, network)
     for remark in remarks:
         console.print(f"{path.name}: out of the model's range: {remark}.")
     plan = plan_restoration(
-        trial.coarse, trial.padded, network, resources.memory_budget_mib, axes=trial.axes, name=path.name
+        degraded.coarse, degraded.padded, network, resources.memory_budget_mib, axes=degraded.axes, name=path.name
     )
     with progress_bar(console, f"Restoring {path.name}", len(plan.shards)) as advance:
         restored = restore_volume(
-            trial.coarse,
-            trial.padded,
+            degraded.coarse,
+            degraded.padded,
             network,
             resources,
             name=path.name,
-            axes=trial.axes,
+            axes=degraded.axes,
             on_progress=lambda progress: advance(f"{progress.workers} workers"),
         )
-    corrected = trial.corrected(restored.voxels, recipe)
-    cropped = trial.cropped(corrected.voxels)
-    scores = trial.scores(cropped, mask=inside)
+    corrected = degraded.corrected(restored.voxels, recipe)
+    cropped = degraded.cropped(corrected.voxels)
+    scores = degraded.scores(cropped, mask=inside)
     if on_scored is not None:
-        on_scored(trial, cropped, plan, scores)
+        on_scored(degraded, cropped, plan, scores)
     return VolumeScores(path, scores.psnr, scores.ssim, scores.nmse, corrected.after, corrected.before, tuple(remarks))
 
 
-def _remarks(trial: Trial, network: NetworkFile) -> list[str]:
+def _remarks(degraded: DegradedReference, network: NetworkFile) -> list[str]:
     if network.card is None:
         return []
-    scale = tuple(fine / size for fine, size in zip(trial.padded.shape, trial.coarse.grid.shape, strict=True))
-    depth, height, width = trial.axes.of_file((scale[0], scale[1], scale[2]))
-    return network.card.remarks((depth, height, width), trial.axes.of_file(trial.reference.grid.spacing))
+    scale = tuple(fine / size for fine, size in zip(degraded.padded.shape, degraded.coarse.grid.shape, strict=True))
+    depth, height, width = degraded.axes.of_file((scale[0], scale[1], scale[2]))
+    return network.card.remarks((depth, height, width), degraded.axes.of_file(degraded.reference.grid.spacing))
 
 
 def _means(volumes: Sequence[VolumeScores]) -> Overall:

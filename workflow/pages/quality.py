@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.files.atomic import replacing
 from tasks.scoring.quality import Seam, Spectrum, quality_warnings, seams, spectrum
 from tasks.volume.grid import Grid, axis_codes
+from tasks.volume.scan import Voxels
 from workflow.pages.slices import SPREAD, plane_sprites
 from workflow.pages.template import rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Volume = NDArray[np.float32]
 BINS = 128
 
 
@@ -44,12 +43,12 @@ class QualityCase:
     title: str
     input_grid: Grid
     grid: Grid
-    before: Volume = field(repr=False)
-    restored: Volume = field(repr=False)
+    before: Voxels = field(repr=False)
+    restored: Voxels = field(repr=False)
     strides: tuple[int, int, int]
     borders: Sequence[tuple[int, int]] = ()
-    truth: Volume | None = field(default=None, repr=False)
-    consistency: Volume | None = field(default=None, repr=False)
+    truth: Voxels | None = field(default=None, repr=False)
+    consistency: Voxels | None = field(default=None, repr=False)
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
@@ -86,7 +85,7 @@ def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
     return warnings
 
 
-def _layers(case: QualityCase) -> tuple[dict[str, Volume], frozenset[str]]:
+def _layers(case: QualityCase) -> tuple[dict[str, Voxels], frozenset[str]]:
     layers = {"before": case.before, "restored": case.restored}
     differences = {}
     if case.truth is not None:
@@ -98,7 +97,7 @@ def _layers(case: QualityCase) -> tuple[dict[str, Volume], frozenset[str]]:
     return layers | differences, frozenset(differences)
 
 
-def on_finer_grid(coarse: Volume, coarse_grid: Grid, grid: Grid) -> Volume:
+def on_finer_grid(coarse: Voxels, coarse_grid: Grid, grid: Grid) -> Voxels:
     """Spread a coarse volume over a finer grid, without interpolation; the first corner of both grids is the same."""
     indices = [
         np.minimum((np.arange(size) + 0.5) * fine // step, have - 1).astype(int)

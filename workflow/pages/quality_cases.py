@@ -7,7 +7,7 @@ from configs.degradation import Degradation
 from tasks.artifacts.network_file import NetworkFile
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
-from tasks.scoring.protocol import Scores, Trial
+from tasks.scoring.protocol import DegradedReference, Scores
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.plan import ShardPlan
 from tasks.volume.intensity import find_intensity, normalise
@@ -16,9 +16,9 @@ from workflow.pages.quality import QualityCase
 from workflow.upscale.volume_work import VolumeWork
 
 
-def trial_case(
+def reference_case(
     title: str,
-    trial: Trial,
+    degraded: DegradedReference,
     restored: NDArray[np.float32],
     plan: ShardPlan,
     network: NetworkFile,
@@ -29,7 +29,7 @@ def trial_case(
 
     Args:
         title: Of the page; no name of a file.
-        trial: The reference and what the degradation left of it.
+        degraded: The reference and what the degradation left of it.
         restored: On the grid of the reference, `(i, j, k)`, in the unit of the file.
         plan: How it was cut into shards.
         network: What restored it.
@@ -37,26 +37,26 @@ def trial_case(
         scores: Of the part that was scored.
     """
     before, shown, truth, coarse = (
-        normalise(volume, trial.intensity)
-        for volume in (trial.baseline("cubic"), restored, trial.reference.voxels, trial.coarse.voxels)
+        normalise(volume, degraded.intensity)
+        for volume in (degraded.baseline("cubic"), restored, degraded.reference.voxels, degraded.coarse.voxels)
     )
-    edges = [(0, whole - size) for whole, size in zip(trial.padded.shape, restored.shape, strict=True)]
-    fine = trial.axes.to_network(np.pad(shown, edges, mode="edge"))
-    missing = residual(fine, trial.axes.to_network(coarse), recipe)
+    edges = [(0, whole - size) for whole, size in zip(degraded.padded.shape, restored.shape, strict=True)]
+    fine = degraded.axes.to_network(np.pad(shown, edges, mode="edge"))
+    missing = residual(fine, degraded.axes.to_network(coarse), recipe)
     measured = {
         f"{measure}, part that was scored": f"{one.restored:.4g} (cubic {one.cubic:.4g}, trilinear {one.trilinear:.4g})"
         for measure, one in (("PSNR [dB]", scores.psnr), ("SSIM", scores.ssim))
     }
     return QualityCase(
         title=title,
-        input_grid=trial.coarse.grid,
-        grid=trial.reference.grid,
+        input_grid=degraded.coarse.grid,
+        grid=degraded.reference.grid,
         before=before,
         restored=shown,
-        strides=trial.axes.of_network(_total_stride(network)),
-        borders=shard_borders(plan, trial.axes),
+        strides=degraded.axes.of_network(_total_stride(network)),
+        borders=shard_borders(plan, degraded.axes),
         truth=truth,
-        consistency=-trial.axes.to_file(missing),
+        consistency=-degraded.axes.to_file(missing),
         facts={"degradation": recipe.name, "shards": str(len(plan.shards)), **measured},
     )
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tasks.volume.grid import Grid, NetworkAxes, network_axes, orientation
+from tasks.volume.scan import Voxels
 
-Volume = NDArray[np.float32]
 PIXELS = 8_000_000  # over all sprites of a page: about as many bytes
 MIN_SLICES, MAX_SLICES = 5, 24
 SPREAD = 0.15  # normalised difference that is drawn in full colour
@@ -47,7 +46,7 @@ def upright_axes(grid: Grid) -> NetworkAxes:
     return network_axes(grid, depth=worlds.index(2))
 
 
-def plane_sprites(grid: Grid, layers: Mapping[str, Volume], differences: frozenset[str]) -> list[Plane]:
+def plane_sprites(grid: Grid, layers: Mapping[str, Voxels], differences: frozenset[str]) -> list[Plane]:
     """Cut layers into slices through the foreground.
 
     Args:
@@ -82,7 +81,7 @@ def plane_sprites(grid: Grid, layers: Mapping[str, Volume], differences: frozens
     return planes
 
 
-def _places(volume: Volume, axis: int, count: int) -> list[int]:
+def _places(volume: Voxels, axis: int, count: int) -> list[int]:
     """Spread slices over the part of an axis that holds the foreground."""
     filled = np.nonzero((volume > 0.05).any(axis=tuple(other for other in range(3) if other != axis)))[0]
     low, high = (int(filled[0]), int(filled[-1])) if filled.size else (0, volume.shape[axis] - 1)
@@ -90,7 +89,7 @@ def _places(volume: Volume, axis: int, count: int) -> list[int]:
     return sorted({round(place) for place in np.linspace(low + margin, high - margin, count).tolist()})
 
 
-def _sprite(slices: Volume, across: int, *, signed: bool) -> str:
+def _sprite(slices: Voxels, across: int, *, signed: bool) -> str:
     """Draw slices above each other, rows upwards, as a PNG with 256 shades."""
     from matplotlib import colormaps
     from PIL import Image

@@ -10,7 +10,7 @@ from configs.axes import FileShape, NetworkShape
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from tasks.imaging.resample import resample
-from tasks.scoring.protocol import degraded_trial, held_out_slabs
+from tasks.scoring.protocol import degraded_reference, held_out_slabs
 from tasks.training.blocks import TrainingVolume, scan_to_learn_from, training_volume
 from tasks.training.job import ValidationVolume
 from tasks.training.template import template_path
@@ -97,9 +97,9 @@ def lesson(config: RunConfig, path: Path) -> TrainingSource:
             target_grid(volume.grid, axes.of_network(config.degradation.scale)),
             axes,
         )
-    trial = degraded_trial(volume, config.degradation, config.training.seed)
+    degraded = degraded_reference(volume, config.degradation, config.training.seed)
     slab, _ = held_out_slabs(volume.grid.shape, config.data.held_out)
-    return TrainingSource(training_volume(trial, slab), trial.coarse, trial.padded, trial.axes)
+    return TrainingSource(training_volume(degraded, slab), degraded.coarse, degraded.padded, degraded.axes)
 
 
 def validation_volumes(config: RunConfig) -> list[ValidationVolume]:
@@ -120,11 +120,11 @@ def validation_volume(config: RunConfig, path: Path) -> ValidationVolume:
     Raises:
         InputError: It cannot be used.
     """
-    trial = degraded_trial(read_volume(path), config.degradation, config.training.seed)
-    found = find_intensity(trial.coarse.voxels)
+    degraded = degraded_reference(read_volume(path), config.degradation, config.training.seed)
+    found = find_intensity(degraded.coarse.voxels)
     fine, coarse = (
-        trial.axes.to_network(normalise(volume, found, clip=CLIP))
-        for volume in (_padded(trial.reference.voxels, trial.padded.shape), trial.coarse.voxels)
+        degraded.axes.to_network(normalise(volume, found, clip=CLIP))
+        for volume in (_padded(degraded.reference.voxels, degraded.padded.shape), degraded.coarse.voxels)
     )
     resampled = np.clip(resample(coarse, NetworkShape(*fine.shape)), 0, np.float32(CLIP))
     return ValidationVolume(coarse, resampled, fine)
