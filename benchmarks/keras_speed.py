@@ -30,7 +30,7 @@ def make(path: Path) -> None:
     from configs.schema import Network
     from models.network.graph import read_graph
     from models.network.restorer import build_restorer
-    from tasks.training.networks import network_stages
+    from models.stages.stage import network_stages
 
     keras.utils.set_random_seed(0)
     network = Network()

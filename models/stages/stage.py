@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from configs.axes import AXES, Triple
 from configs.errors import ShapeError
+from configs.schema import Network
 from models.stages.wording import by, options
 
 LARGEST = 1024  # of kernel, stride and dilation: every phase and every tap is counted
@@ -194,6 +195,11 @@ class Stage:
     def weights_shape(self, channels: int) -> tuple[int, int, int, int, int]:
         """Shape of the weights in TensorFlow's layout, (depth, height, width, out, in), for so many input channels."""
         return (*self.kernel_size, self.filters, channels)
+
+
+def network_stages(network: Network) -> tuple[Stage, ...]:
+    """Return the stages of a configured network, whose padding is "same" and whose output padding is Keras' own."""
+    return tuple(Stage(stage.filters, stage.kernel_size, stage.strides) for stage in network.stages)
 
 
 def latent_receptive_field(stages: Sequence[Stage]) -> tuple[tuple[int, int], ...]:

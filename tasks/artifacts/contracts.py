@@ -148,7 +148,7 @@ class ModelContract(Frozen):
             for place, node in (("input", entry), ("output", graph.nodes[graph.output]))
             if node.channels != self.channels
         ]
-        strides = tuple(axis.stride for axis in cost.field.axes)
+        strides = cost.field.strides
         return said + [
             f"total stride along {axis} must be {output_contract}, received {received}"
             for axis, output_contract, received in zip(AXES, self.total_stride or strides, strides, strict=True)

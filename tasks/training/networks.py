@@ -4,12 +4,7 @@ import keras
 
 from configs.schema import Network
 from models.network.restorer import build_restorer
-from models.stages.stage import Stage
-
-
-def network_stages(network: Network) -> tuple[Stage, ...]:
-    """The stages of a configured network as the models know them."""
-    return tuple(Stage(stage.filters, stage.kernel_size, stage.strides) for stage in network.stages)
+from models.stages.stage import network_stages
 
 
 def build_network(network: Network, precision: str = "float32") -> keras.Model:

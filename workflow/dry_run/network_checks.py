@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from configs.schema import RunConfig
 from models.stages.report import describe
-from models.stages.stage import Stage
+from models.stages.stage import network_stages
 from tasks.artifacts.model_card import make_card
 from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.rehearsal import BuiltNetwork
@@ -22,7 +22,7 @@ def check_stages(checks: Checklist, config: RunConfig, stand: TrainingRehearsalW
         The network; None if it cannot be built.
     """
     network, training = config.network, config.training
-    stages = [Stage(stage.filters, stage.kernel_size, stage.strides) for stage in network.stages]
+    stages = network_stages(network)
     built = None
     with checks.trying("stages", "shape arithmetic against the network built by TensorFlow", REMEDY) as attempt:
         built = stand.network()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from configs.axes import FileShape
 from tasks.files.atomic import replacing
 from tasks.scoring.quality import Seam, Spectrum, quality_warnings, seams, spectrum
 from tasks.volume.grid import Grid, axis_codes
@@ -45,7 +46,7 @@ class QualityCase:
     grid: Grid
     before: Voxels = field(repr=False)
     restored: Voxels = field(repr=False)
-    strides: tuple[int, int, int]
+    strides: FileShape
     borders: Sequence[tuple[int, int]] = ()
     truth: Voxels | None = field(default=None, repr=False)
     consistency: Voxels | None = field(default=None, repr=False)

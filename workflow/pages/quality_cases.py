@@ -53,7 +53,7 @@ def reference_case(
         grid=degraded.reference.grid,
         before=before,
         restored=shown,
-        strides=degraded.axes.of_network(_total_stride(network)),
+        strides=degraded.axes.file_shape(network.cost.field.strides),
         borders=shard_borders(plan, degraded.axes),
         truth=truth,
         consistency=-degraded.axes.to_file(missing),
@@ -84,14 +84,9 @@ def upscaled_case(title: str, work: VolumeWork) -> QualityCase:
         grid=work.target,
         before=before,
         restored=restored,
-        strides=work.axes.of_network(_total_stride(work.network)),
+        strides=work.axes.file_shape(work.network.cost.field.strides),
         borders=shard_borders(work.plan, work.axes),
         consistency=consistency,
         facts={"shards": str(work.shards), "corrected": "yes" if work.corrects else "no", **times},
         warnings=(*found, *work.remarks),
     )
-
-
-def _total_stride(network: NetworkFile) -> tuple[int, int, int]:
-    depth, height, width = (axis.stride for axis in network.cost.field.axes)
-    return depth, height, width
