@@ -11,13 +11,11 @@ from configs.axes import FileShape
 from configs.degradation import Degradation
 from tasks.imaging.consistency import Change, axis_matrices, noise_level, solve_correction
 from tasks.imaging.separable import along
-from tasks.sharding.plan import Interval, Shard, ShardPlan
+from tasks.sharding.plan import Box, Shard, ShardPlan
 from tasks.sharding.store import ShardStore
 from tasks.volume.grid import NetworkAxes
 from tasks.volume.intensity import Intensity
 from tasks.volume.scan import SLAB_VOXELS
-
-Box = tuple[Interval, Interval, Interval]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tasks.scoring.protocol import Score
 from workflow.evaluate.scoring import evaluate
 from workflow.tracking import input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment
-from workflow.tracking.registry import CHALLENGER, CHAMPION, Version, aliased_version, crown, leave
+from workflow.tracking.registry import CHALLENGER, CHAMPION, Version, aliased_version, conclude
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -105,7 +105,7 @@ def promote(
                 recorder.metrics({f"{measure}/{alias}": score.restored for alias, score in figures.items()}, step)
         numbers = f"Challenger {versions[CHALLENGER].version} against champion {versions[CHAMPION].version}"
         recorder.describe(f"{numbers}: {reason}")
-        (crown if promoted else leave)(versions[CHALLENGER], reason)
+        conclude(versions[CHALLENGER], reason, promoted=promoted)
     return Promotion(promoted, reason, versions[CHAMPION], versions[CHALLENGER], scores, recorder.address.run_id)
 
 

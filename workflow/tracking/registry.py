@@ -8,7 +8,6 @@ from configs.errors import InputError
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -92,24 +91,16 @@ def aliased_version(name: str, alias: str) -> Version:
         return _version(found, alias)
 
 
-def crown(version: Version, reason: str) -> None:
-    """Make a version the champion of its name and record why."""
-    with opened_store("promote the model") as client:
-        client.set_registered_model_alias(version.name, CHAMPION, version.version)
-        if str(client.get_registered_model(version.name).aliases.get(CHALLENGER)) == version.version:
-            client.delete_registered_model_alias(version.name, CHALLENGER)
-        _explain(client, version, "promoted", reason)
-
-
-def leave(version: Version, reason: str) -> None:
-    """Record why a version was not made the champion."""
-    with opened_store("record the comparison") as client:
-        _explain(client, version, "not promoted", reason)
-
-
-def _explain(client: "MlflowClient", version: Version, verdict: str, reason: str) -> None:
-    client.set_model_version_tag(version.name, version.version, "promotion", verdict)
-    client.update_model_version(version.name, version.version, description=f"{verdict}: {reason}")
+def conclude(version: Version, reason: str, *, promoted: bool) -> None:
+    """Record why a version was promoted or not, and make one that was promoted the champion of its name."""
+    verdict = "promoted" if promoted else "not promoted"
+    with opened_store("record the promotion") as client:
+        if promoted:
+            client.set_registered_model_alias(version.name, CHAMPION, version.version)
+            if str(client.get_registered_model(version.name).aliases.get(CHALLENGER)) == version.version:
+                client.delete_registered_model_alias(version.name, CHALLENGER)
+        client.set_model_version_tag(version.name, version.version, "promotion", verdict)
+        client.update_model_version(version.name, version.version, description=f"{verdict}: {reason}")
 
 
 def _version(found: "ModelVersion", alias: str | None) -> Version:

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-AXES = ("batch", "depth", "height", "width", "channels")
+# As `configs.axes` names them; this file stands alone in the folder of a model.
+TENSOR_AXES = ("batch", "depth", "height", "width", "channels")
 
 
 class ServedRestorer:
@@ -31,8 +32,8 @@ class ServedRestorer:
             ValueError: The tensor does not fit: the message says which axis, what is wanted and what was received.
         """
         tensor = np.asarray(data)
-        wanted = f"a float32 tensor with the axes {', '.join(AXES)}"
-        if tensor.dtype != np.float32 or tensor.ndim != len(AXES):
+        wanted = f"a float32 tensor with the axes {', '.join(TENSOR_AXES)}"
+        if tensor.dtype != np.float32 or tensor.ndim != len(TENSOR_AXES):
             raise ValueError(
                 f"Cannot restore: {wanted} is needed, received {tensor.dtype} of shape {tuple(tensor.shape)}."
             )

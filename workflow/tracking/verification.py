@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,8 +62,9 @@ def verify(run_or_folder: str) -> Verification:
         return _verified(run_or_folder, folder)
     if "/" in run_or_folder.removeprefix("runs:/"):
         raise InputError(f"Cannot verify {run_or_folder}: there is no such folder.", "Name a folder or a run id.")
-    with fetched_run(run_or_folder.removeprefix("runs:/")) as run:
-        return _verified(run_or_folder, run.folder, run.run_id, run.contracts_digest)
+    run_id = run_or_folder.removeprefix("runs:/")
+    with tempfile.TemporaryDirectory() as scratch:
+        return _verified(run_or_folder, Path(scratch), run_id, _fetch(run_id, Path(scratch)))
 
 
 def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | None = None) -> Verification:
@@ -97,47 +97,30 @@ def verdict(verification: Verification) -> "RenderableType":
     return Text("\n".join([*lines, *(f"  {damage}" for damage in verification.damages)]))
 
 
-@dataclass(frozen=True)
-class FetchedRun:
-    """A run's artifacts on disk.
+def _fetch(run_id: str, folder: Path) -> str | None:
+    """Fetch all artifacts of a run, and its models as `model`, into a folder.
 
-    Args:
-        folder: Holds the run's artifacts, and its models as `model`.
-        run_id: Of the run.
-        contracts_digest: SHA-256 of the `contracts.json` that the run logged when it ended; None if it logged none.
-    """
-
-    folder: Path
-    run_id: str
-    contracts_digest: str | None
-
-
-@contextmanager
-def fetched_run(run_id: str) -> Iterator[FetchedRun]:
-    """Fetch all artifacts of a run into a folder that goes with the block.
-
-    Raises:
-        InputError: There is no such run, or its artifacts cannot be fetched.
+    Returns:
+        SHA-256 of the `contracts.json` that the run logged when it ended; None if it logged none.
     """
     from mlflow.exceptions import MlflowException
 
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        with opened_store(f"find the run {run_id}") as client:
-            try:
-                run = client.get_run(run_id)
-            except MlflowException as error:
-                raise InputError(
-                    f"Cannot find the run {run_id} in the tracking store {tracking_uri()}: name a run id or a folder, "
-                    "or set MLFLOW_TRACKING_URI to the store that has it."
-                ) from error
-            for path in _files(client, run_id):
-                with tempfile.TemporaryDirectory(dir=folder) as partial:
-                    fetched = Path(client.download_artifacts(run_id, path, partial))
-                    (folder / path).parent.mkdir(parents=True, exist_ok=True)
-                    fetched.rename(folder / path)
-            fetch_models(client, run, folder)
-        yield FetchedRun(folder, run_id, run.data.tags.get(CONTRACTS_TAG))
+    with opened_store(f"find the run {run_id}") as client:
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            raise InputError(
+                f"Cannot find the run {run_id} in the tracking store {tracking_uri()}: name a run id or a folder, "
+                "or set MLFLOW_TRACKING_URI to the store that has it."
+            ) from error
+        for path in _files(client, run_id):
+            with tempfile.TemporaryDirectory(dir=folder) as partial:
+                fetched = Path(client.download_artifacts(run_id, path, partial))
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                fetched.rename(folder / path)
+        fetch_models(client, run, folder)
+    digest: str | None = run.data.tags.get(CONTRACTS_TAG)
+    return digest
 
 
 def _files(client: "MlflowClient", run_id: str, folder: str | None = None) -> Iterator[str]:
