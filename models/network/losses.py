@@ -7,8 +7,6 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from configs.errors import ShapeError
-
 Matrix = NDArray[np.float32] | None
 SPACE = (1, 2, 3)
 SMOOTH = 1e-3  # of the Charbonnier error, where it turns from square to absolute
@@ -44,32 +42,32 @@ class PatchDegradation:
         return (plain - _along(self.fine_bases, shown * self.seen))[..., None]
 
 
-Loss = Callable[[tf.Tensor, tf.Tensor, PatchDegradation | None], tf.Tensor]
+Loss = Callable[[tf.Tensor, tf.Tensor, PatchDegradation], tf.Tensor]
 
 
-def l1(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+def l1(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation) -> tf.Tensor:
     """Mean absolute error."""
     return tf.reduce_mean(tf.abs(output - target), axis=(*SPACE, 4))
 
 
-def l2(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+def l2(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation) -> tf.Tensor:
     """Mean squared error, what PSNR measures."""
     return tf.reduce_mean(tf.square(output - target), axis=(*SPACE, 4))
 
 
-def charbonnier(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+def charbonnier(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation) -> tf.Tensor:
     """Absolute error with a round bottom (Charbonnier et al., Proc. ICIP, 1994)."""
     return tf.reduce_mean(tf.sqrt(tf.square(output - target) + SMOOTH**2) - SMOOTH, axis=(*SPACE, 4))
 
 
-def gradient(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+def gradient(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation) -> tf.Tensor:
     """Mean absolute error of the differences between neighbours, over the three axes."""
     error = output - target
     steps = (error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1], error[:, :, :, 1:] - error[:, :, :, :-1])
     return tf.add_n([tf.reduce_mean(tf.abs(step), axis=(*SPACE, 4)) for step in steps]) / 3.0
 
 
-def ssim(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf.Tensor:
+def ssim(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation) -> tf.Tensor:
     """One less the structural similarity, data range 1, in uniform windows of 7 voxels inside the patch.
 
     Source: Wang et al., IEEE Trans. Image Process. 13, 2004.
@@ -85,37 +83,29 @@ def ssim(target: tf.Tensor, output: tf.Tensor, _: PatchDegradation | None) -> tf
     return 1.0 - tf.reduce_mean(similarity, axis=(*SPACE, 4))
 
 
-def consistency(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation | None) -> tf.Tensor:
+def consistency(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation) -> tf.Tensor:
     """Mean squared error of the degraded output against the degraded target."""
-    return tf.reduce_mean(tf.square(_known(degradation).degrade(output - target)), axis=SPACE)
+    return tf.reduce_mean(tf.square(degradation.degrade(output - target)), axis=SPACE)
 
 
-def unseen(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation | None) -> tf.Tensor:
+def unseen(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation) -> tf.Tensor:
     """Mean squared error that the data consistency correction leaves."""
-    return tf.reduce_mean(tf.square(_known(degradation).unseen(output - target)), axis=(*SPACE, 4))
+    return tf.reduce_mean(tf.square(degradation.unseen(output - target)), axis=(*SPACE, 4))
 
 
 LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (l1, l2, charbonnier, gradient, ssim, consistency, unseen)}
 
 
-def weighted(weights: Mapping[str, float], degradation: PatchDegradation | None = None) -> Callable[..., tf.Tensor]:
+def weighted(weights: Mapping[str, float], degradation: PatchDegradation) -> Callable[..., tf.Tensor]:
     """Make the loss that training minimises.
 
     Args:
         weights: By name of a loss.
-        degradation: For `consistency` and `unseen`.
+        degradation: Of the patches.
 
     Returns:
         A function of targets and outputs, float32 `(batch, depth, height, width, 1)`, to float32 `(batch,)`.
-
-    Raises:
-        ShapeError: No loss has such a name.
     """
-    unknown = sorted(set(weights) - set(LOSSES))
-    if unknown or not weights:
-        raise ShapeError(
-            f"Cannot train on the loss {', '.join(unknown) or '(none)'}.", f"Choose among {', '.join(LOSSES)}."
-        )
 
     def loss(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
         return tf.add_n([weight * LOSSES[name](target, output, degradation) for name, weight in weights.items()])
@@ -134,9 +124,3 @@ def _along(matrices: Sequence[Matrix], voxels: tf.Tensor) -> tf.Tensor:
 def _window(voxels: tf.Tensor) -> tf.Tensor:
     size = [min(WINDOW, extent) for extent in voxels.shape[1:4]]
     return tf.nn.avg_pool3d(voxels, (1, *size, 1), (1, 1, 1, 1, 1), "VALID")
-
-
-def _known(degradation: PatchDegradation | None) -> PatchDegradation:
-    if degradation is None:
-        raise ShapeError("Cannot compute this loss: it needs the degradation.")
-    return degradation
