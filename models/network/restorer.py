@@ -16,7 +16,6 @@ def build_restorer(
     convolutions: Sequence[int] | int = 1,
     skip: str = "concatenate",
     activation: str = "leaky_relu",
-    name: str = "restorer",
 ) -> keras.Model:
     """Build the network that restores what resampling could not.
 
@@ -30,7 +29,6 @@ def build_restorer(
             level from the latent to the one below the target grid.
         skip: "concatenate" or "add": how a stage joins the encoder's tensor of the same shape.
         activation: Name of a Keras activation.
-        name: Name of the model.
 
     Returns:
         A model from `(batch, depth, height, width, 1)`, float32, the volume resampled onto the target grid and
@@ -81,7 +79,7 @@ def build_restorer(
         dtype="float32",
         name=f"stage_{len(stages) - 1}",
     )(tensor)
-    return keras.Model(inputs, keras.layers.Add(name="restored", dtype="float32")([inputs, detail]), name=name)
+    return keras.Model(inputs, keras.layers.Add(name="restored", dtype="float32")([inputs, detail]), name="restorer")
 
 
 def _convolve(tensor: keras.KerasTensor, filters: int, times: int, activation: str, name: str) -> keras.KerasTensor:
