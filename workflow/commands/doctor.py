@@ -16,6 +16,7 @@ def doctor(
 ) -> None:
     """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to fix it."""
     with screen(as_json) as opened:
+        # Not at the top: `--help` needs none of what a run loads.
         from workflow.doctor.run import CONSTRAINTS, diagnosis_table, run_doctor
 
         with opened.console.status("Trying everything, about 20 s"):

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from configs.errors import InputError
+from tasks.files.selection import expand_inputs
+from workflow.commands.options import MemoryBudget, Workers
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -15,18 +18,15 @@ def evaluate(
     mask: Annotated[
         Path | None, typer.Option(help="Volume whose voxels that are not 0 count, not the foreground.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
-    memory_budget: Annotated[
-        int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
-    ] = 2000,
+    workers: Workers = 2,
+    memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
     with screen(as_json) as opened:
+        # Not at the top: `--help` needs none of what a run loads.
         from configs.degradation import named_degradation
-        from configs.errors import InputError
         from configs.schema import Resources
-        from tasks.files.selection import expand_inputs
         from workflow.evaluate.run import recorded_evaluation
         from workflow.evaluate.scoring import summary
         from workflow.upscale.run import saved_network

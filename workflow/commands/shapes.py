@@ -63,6 +63,7 @@ def shapes(
                 "--stages and --channels say which stages to find: they go with --latent and --target alone."
             )
 
+        # Not at the top: `--help` needs no tables.
         from workflow.shapes.tables import route_tables, solutions_table, verdict
 
         report = describe(start, chain)
@@ -74,7 +75,7 @@ def shapes(
         if verify:
             check_runnable(report)
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own remarks, not a warning
-            from models.stages.verification import verify as run
+            from models.stages.verification import verify as run  # TensorFlow, which no other option needs
 
             verified = run(start, chain)
             agrees = verified.shapes and verified.max_abs_difference <= TOLERANCE

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.demo import Overrides
+from workflow.commands.options import Overrides
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -19,6 +19,7 @@ def sweep(
 ) -> None:
     """Train every combination of what the section sweep varies, and compare the trainings."""
     with screen(as_json) as opened:
+        # Not at the top: `--help` needs none of what a run loads.
         from configs.load import load_sweep
         from workflow.pages.comparison import comparison_table
         from workflow.train.sweep import run_sweep

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.demo import Overrides
+from workflow.commands.options import Overrides
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -25,6 +25,7 @@ def train(
 ) -> None:
     """Train a restorer under MirroredStrategy and record it in MLflow."""
     with screen(as_json) as opened:
+        # Not at the top: `--help` needs none of what a run loads.
         from configs.load import load_config
         from workflow.tracking import resolve_model
         from workflow.train.report import summary

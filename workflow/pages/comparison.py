@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.files.atomic import replacing
-from workflow.evaluate.comparison import Comparison, Row, as_csv
+from workflow.evaluate.comparison import Comparison, Row, as_csv, compare
 from workflow.pages.template import rendered
+from workflow.tracking.reading import read_curves, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,21 +17,33 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 BASELINES = {"cubic": "--", "trilinear": ":"}
+CURVE = "train/loss"
+MAX_CURVES = 12
 
 
-def write_comparison(folder: Path, comparison: Comparison, curves: Curves, curve_name: str) -> list[Path]:
+def compare_runs(
+    experiment: str, runs: Sequence[str], sort: str | None, folder: Path | None
+) -> tuple[Comparison, list[Path]]:
+    """Compare runs of an experiment, as `compare`; with a folder, write the comparison too and return its files."""
+    found = compare(read_runs(experiment, runs), sort)
+    if folder is None:
+        return found, []
+    curves = read_curves([row.run_id for row in found.rows[:MAX_CURVES]], CURVE)
+    return found, write_comparison(folder, found, curves)
+
+
+def write_comparison(folder: Path, comparison: Comparison, curves: Curves) -> list[Path]:
     """Write a comparison as CSV, picture and HTML page.
 
     Args:
         folder: Made if it is missing.
         comparison: What to write.
-        curves: Of some of its runs, (step, value) by run id.
-        curve_name: The metric of the curves.
+        curves: The metric `CURVE` of some of its runs, (step, value) by run id.
 
     Returns:
         The files.
     """
-    picture = draw_comparison(comparison, curves, curve_name)
+    picture = draw_comparison(comparison, curves)
     page = rendered(
         "comparison.html",
         comparison=comparison,
@@ -48,7 +61,7 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves, curve
     return [folder / name for name in contents]
 
 
-def draw_comparison(comparison: Comparison, curves: Curves, curve_name: str) -> bytes:
+def draw_comparison(comparison: Comparison, curves: Curves) -> bytes:
     """Draw quality against time, and the curves: a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -60,7 +73,7 @@ def draw_comparison(comparison: Comparison, curves: Curves, curve_name: str) -> 
     names = {row.run_id: row.name for row in comparison.rows}
     for run_id, curve in curves.items():
         progress.plot(*zip(*curve, strict=True), linewidth=1, label=f"{names[run_id]} {run_id[:6]}")
-    progress.set(xlabel="step", ylabel=curve_name)
+    progress.set(xlabel="step", ylabel=CURVE)
     if curves:
         progress.set_yscale("log")
         progress.legend(fontsize=7)

@@ -14,7 +14,7 @@ from configs.schema import RunConfig
 from tasks.files.atomic import replacing
 from workflow.cluster import cluster
 from workflow.evaluate.comparison import Comparison, compare
-from workflow.pages.comparison import write_comparison
+from workflow.pages.comparison import CURVE, write_comparison
 from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import record_environment, without_paths
 from workflow.tracking.reading import RunRecord, read_curves, read_runs
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SWEEP = "sweep.json"
-CURVE = "train/loss"
 # The best comes first by the first of these that a training has recorded.
 MEASURES = ("validation/psnr", CURVE)
 
@@ -169,7 +168,7 @@ def _compared(
     runs = read_runs(run_ids=done)
     measure = next((name for name in MEASURES if any(name in run.metrics for run in runs)), None)
     comparison = compare(runs, measure)
-    files = write_comparison(folder, comparison, read_curves(done, CURVE), CURVE)
+    files = write_comparison(folder, comparison, read_curves(done, CURVE))
     for file in files:
         recorder.artifact(file, "comparison")
     best = comparison.rows[0]

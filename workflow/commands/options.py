@@ -1,0 +1,38 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+from configs.errors import InputError
+
+Three = tuple[float, float, float]
+Volumes = Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
+]
+Spacing = Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")]
+Workers = Annotated[int, typer.Option(min=1, help="Ray workers.")]
+MemoryBudget = Annotated[int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")]
+
+
+def three_numbers(text: str | None, option: str) -> Three | None:
+    """Read `I,J,K`: three positive numbers, along the file's own voxel axes; None where the option is not given.
+
+    Raises:
+        InputError: It is anything else.
+
+    >>> three_numbers("2,2,1.5", "--scale")
+    (2.0, 2.0, 1.5)
+    """
+    if not text:
+        return None
+    try:
+        i, j, k = (float(part) for part in text.split(","))
+    except ValueError:
+        i = j = k = float("nan")
+    if not all(0 < value < float("inf") for value in (i, j, k)):
+        raise InputError(
+            f"Cannot use {option} {text}: three positive numbers I,J,K are needed, such as {option} 2,2,2."
+        )
+    return i, j, k
