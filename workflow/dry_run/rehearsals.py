@@ -7,7 +7,8 @@ from typing import Any
 
 from configs.schema import Resources, RunConfig
 from tasks.artifacts.network_file import NetworkFile
-from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep, ShardRehearsal, TrainingRehearsal
+from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
+from tasks.training.start import shard_rehearsal, training_rehearsal
 from workflow.cluster import RemoteWorker, WorkerError, fetch, first_answers, require_room, share
 from workflow.cluster.resources import restoring_request, training_request
 from workflow.dry_run.planned_volumes import PlannedVolume
@@ -67,7 +68,7 @@ def training_stand(config: RunConfig) -> Iterator["TrainingRehearsalWorker"]:
     """
     request = training_request(config)
     require_room(1, request)
-    worker = RemoteWorker(TrainingRehearsal, (config,), request)
+    worker = RemoteWorker(training_rehearsal, (config,), request)
     try:
         yield TrainingRehearsalWorker(worker, config.resources.patience_seconds)
     finally:
@@ -100,7 +101,7 @@ def rehearse_shard(volume: PlannedVolume, network: NetworkFile, resources: Resou
     request = restoring_request(resources)
     require_room(1, request)
     arguments = (network.name, share(network.content), request.cpus, network.cost.field.strides)
-    worker = RemoteWorker(ShardRehearsal, arguments, request)
+    worker = RemoteWorker(shard_rehearsal, arguments, request)
     try:
         stand = RehearsalWorker(worker, resources.patience_seconds)
         coarse = volume.coarse()
