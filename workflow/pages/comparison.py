@@ -1,13 +1,13 @@
 """A comparison for a person: a table for the terminal, a picture, a page that opens offline."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.files.atomic import replacing
 from workflow.evaluate.comparison import Comparison, Row, as_csv, compare
+from workflow.pages.picture import new_figure, png
 from workflow.pages.template import rendered
 from workflow.tracking.reading import read_curves, read_runs
 
@@ -63,11 +63,7 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves) -> li
 
 def draw_comparison(comparison: Comparison, curves: Curves) -> bytes:
     """Draw quality against time, and the curves: a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(11, 4.5), dpi=110, layout="constrained")
     quality, progress = figure.subplots(1, 2)
     _draw_quality(quality, comparison)
     names = {row.run_id: row.name for row in comparison.rows}
@@ -77,9 +73,7 @@ def draw_comparison(comparison: Comparison, curves: Curves) -> bytes:
     if curves:
         progress.set_yscale("log")
         progress.legend(fontsize=7)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return png(figure)
 
 
 def _draw_quality(axes: "Axes", comparison: Comparison) -> None:

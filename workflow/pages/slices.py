@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from tasks.volume.grid import Grid, NetworkAxes, network_axes, orientation
 
@@ -92,8 +93,7 @@ def _places(volume: Volume, axis: int, count: int) -> list[int]:
 
 def _sprite(slices: Volume, across: int, *, signed: bool) -> str:
     """Draw slices above each other, rows upwards, as a PNG with 256 shades."""
-    from matplotlib import colormaps
-    from PIL import Image
+    from matplotlib import colormaps  # not before a page is drawn, as in `workflow.pages.picture`
 
     upwards = np.moveaxis(slices, across, 0)[:, ::-1]
     scaled = upwards / (2 * SPREAD) + 0.5 if signed else upwards
