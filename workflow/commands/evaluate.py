@@ -7,7 +7,7 @@ import typer
 
 from configs.errors import InputError
 from tasks.files.selection import expand_inputs
-from workflow.commands.options import MemoryBudget, Workers
+from workflow.commands.options import MemoryBudget, Workers, resources_of
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -26,7 +26,6 @@ def evaluate(
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
         from configs.degradation import named_degradation
-        from configs.schema import Resources
         from workflow.evaluate.run import recorded_evaluation
         from workflow.evaluate.scoring import summary
         from workflow.upscale.run import saved_network
@@ -38,6 +37,6 @@ def evaluate(
             recipe = network.card.degradation
         else:
             raise InputError(f"Cannot tell how to degrade: {network.name} carries no card.", "Give --degradation NAME.")
-        resources = Resources(workers=workers, memory_budget_mib=memory_budget)
+        resources = resources_of(workers, memory_budget)
         report = recorded_evaluation(expand_inputs(references), network, recipe, resources, mask, opened.console)
         opened.show(report, *summary(report))

@@ -1,10 +1,13 @@
 """Options that several commands share."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from configs.errors import InputError
+
+if TYPE_CHECKING:
+    from configs.schema import Resources
 
 Three = tuple[float, float, float]
 Volumes = Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")]
@@ -14,6 +17,13 @@ Overrides = Annotated[
 Spacing = Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")]
 Workers = Annotated[int, typer.Option(min=1, help="Ray workers.")]
 MemoryBudget = Annotated[int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")]
+
+
+def resources_of(workers: int, memory_budget: int, **others: float) -> "Resources":
+    """Make the resources of a run from its options: Ray workers, MiB of a shard, and fields of `Resources`."""
+    from configs.schema import Resources  # Pydantic, which `--help` does not need
+
+    return Resources.model_validate({"workers": workers, "memory_budget_mib": memory_budget, **others})
 
 
 def three_numbers(text: str | None, option: str) -> Three | None:

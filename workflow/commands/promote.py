@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tasks.files.selection import expand_inputs
-from workflow.commands.options import MemoryBudget, Workers
+from workflow.commands.options import MemoryBudget, Workers, resources_of
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -24,10 +24,9 @@ def promote(
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
         from configs.degradation import named_degradation
-        from configs.schema import Resources
         from workflow.evaluate import promotion
 
-        resources = Resources(workers=workers, memory_budget_mib=memory_budget)
+        resources = resources_of(workers, memory_budget)
         recipe = named_degradation(degradation)
         done = promotion.promote(name, expand_inputs(references), recipe, resources, experiment, opened.console)
         opened.show(done, *promotion.promotion_table(done))

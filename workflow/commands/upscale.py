@@ -8,7 +8,7 @@ import typer
 
 from configs.errors import InputError
 from tasks.files.selection import expand_inputs
-from workflow.commands.options import MemoryBudget, Spacing, Volumes, Workers, three_numbers
+from workflow.commands.options import MemoryBudget, Spacing, Volumes, Workers, resources_of, three_numbers
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -52,7 +52,6 @@ def upscale(
     """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
-        from configs.schema import Resources
         from workflow.upscale.adaptation import run_adaptation
         from workflow.upscale.report import summary
         from workflow.upscale.run import run_upscaling, saved_network
@@ -70,11 +69,11 @@ def upscale(
                 "Leave one of the two out.",
             )
         sources = expand_inputs(volumes)
-        resources = Resources(
-            workers=workers,
+        resources = resources_of(
+            workers,
+            memory_budget,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
-            memory_budget_mib=memory_budget,
             retries=retries,
             patience_seconds=patience,
         )

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.errors import ConfigError
-from configs.load import resolved_yaml
+from configs.load import load_config, resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
@@ -27,6 +28,7 @@ from workflow.tracking import (
     logged_model,
     recorded_run,
     register_model,
+    resolve_model,
     tracking_uri,
 )
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
@@ -38,6 +40,15 @@ if TYPE_CHECKING:
 
 MODEL, CONFIG, ADDRESS, CHECKPOINTS = "model.keras", "config.yaml", "run.json", "checkpoints"
 STOP_SECONDS = 12.0  # for a last checkpoint: batch systems leave 20 to 30 s between their warning and the end
+
+
+def train(
+    name: str, settings: Sequence[str], folder: Path, *, resume: bool, start_from: str | None, console: "Console"
+) -> TrainReport:
+    """Train the configuration of a YAML file or preset, from a model if one is named, as `run_train`."""
+    config = load_config(name, settings)
+    given = resolve_model(start_from) if start_from else None
+    return run_train(config, folder, resume=resume, start_from=given, console=console)
 
 
 def run_train(
