@@ -20,10 +20,9 @@ from tasks.machine.memory_growth import MemoryGrowth
 from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
 from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, Restorer
-from tasks.training.blocks import TrainingVolume
+from tasks.training.blocks import LANES, PATCHES, PatchSource, TrainingVolume, block_number
 from tasks.training.loop import Trainer
 from tasks.training.networks import build_network
-from tasks.training.patches import LANES, PATCHES, PatchSource, block_number
 from tasks.volume.intensity import Intensity
 
 REPEATS = 3  # of what is timed, once it is warm

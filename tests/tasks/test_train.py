@@ -15,8 +15,7 @@ from tasks.imaging.consistency import correct
 from tasks.training.checkpoints import last_checkpoint
 from tasks.training.job import TrainingStep
 from tasks.training.loop import train
-from tasks.training.networks import build_network
-from tasks.training.optimizers import learning_rate_schedule
+from tasks.training.networks import build_network, learning_rate_schedule
 from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
 
 ROOT = Path(__file__).parents[2]
