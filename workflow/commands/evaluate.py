@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from configs.errors import InputError
 from tasks.files.selection import expand_inputs
 from workflow.commands.options import MemoryBudget, Workers, resources_of
 from workflow.terminal.console import JsonOption, screen
@@ -25,18 +24,9 @@ def evaluate(
     """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
-        from configs.degradation import named_degradation
-        from workflow.evaluate.run import recorded_evaluation
-        from workflow.evaluate.scoring import summary
-        from workflow.upscale.run import saved_network
+        from workflow.evaluate import run, scoring
 
-        network = saved_network(model)
-        if degradation is not None:
-            recipe = named_degradation(degradation)
-        elif network.card is not None:
-            recipe = network.card.degradation
-        else:
-            raise InputError(f"Cannot tell how to degrade: {network.name} carries no card.", "Give --degradation NAME.")
+        network, recipe = run.network_and_recipe(model, degradation)
         resources = resources_of(workers, memory_budget)
-        report = recorded_evaluation(expand_inputs(references), network, recipe, resources, mask, opened.console)
-        opened.show(report, *summary(report))
+        report = run.recorded_evaluation(expand_inputs(references), network, recipe, resources, mask, opened.console)
+        opened.show(report, *scoring.summary(report))

@@ -21,7 +21,7 @@ MemoryBudget = Annotated[int, typer.Option(min=1, metavar="MIB", help="What a wo
 
 def resources_of(workers: int, memory_budget: int, **others: float) -> "Resources":
     """Make the resources of a run from its options: Ray workers, MiB of a shard, and fields of `Resources`."""
-    from configs.schema import Resources  # Pydantic, which `--help` does not need
+    from configs.schema import Resources  # its models take time to build, which `--help` need not wait for
 
     return Resources.model_validate({"workers": workers, "memory_budget_mib": memory_budget, **others})
 

@@ -10,22 +10,37 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.degradation import Degradation
+from configs.degradation import Degradation, named_degradation
+from configs.errors import InputError
 from configs.load import flatten
 from configs.schema import Resources
-from tasks.artifacts.network_file import NetworkFile
+from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.scoring.protocol import Scores, Trial
 from tasks.sharding.plan import ShardPlan
 from workflow.evaluate.scoring import Evaluation, evaluate
 from workflow.pages.quality import write_quality_page
 from workflow.pages.quality_cases import trial_case
-from workflow.tracking import Recorder, input_volume, recorded_run
+from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 EXPERIMENT = "voxlift"
+
+
+def network_and_recipe(model: str, degradation: str | None) -> tuple[NetworkFile, Degradation]:
+    """Read a model, and find how to degrade for it: as is named, or as it was trained for.
+
+    Raises:
+        InputError: There is no such model or degradation, or none is named and the model carries no card.
+    """
+    network = read_network(resolve_model(model))
+    if degradation is not None:
+        return network, named_degradation(degradation)
+    if network.card is None:
+        raise InputError(f"Cannot tell how to degrade: {network.name} carries no card.", "Give --degradation NAME.")
+    return network, network.card.degradation
 
 
 def recorded_evaluation(
