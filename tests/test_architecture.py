@@ -69,15 +69,27 @@ def test_tensorflow_stays_out_of_the_command_line():
 
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after `code`."""
-    script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    return {name.split(".")[0] for name in modules_after(code)}
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
 
 def test_help_loads_nothing_heavy():
-    code = "from workflow.cli import app; app(['--help'], standalone_mode=False)"
+    code = """from workflow.cli import COMMANDS, app
+for asked in ([], *([name] for name in COMMANDS)):
+    app([*asked, "--help"], standalone_mode=False)"""
     heavy = {"tensorflow", "keras", "ray", "mlflow", "nibabel", "numpy", "scipy", "matplotlib", "nilearn"}
     assert not loaded_by(code) & heavy
+
+
+def test_a_command_loads_no_other():
+    loaded = modules_after("from workflow.cli import app; app(['train', '--help'], standalone_mode=False)")
+    commands = {name for name in loaded if name.startswith("workflow.commands.")}
+    assert commands == {"workflow.commands.options", "workflow.commands.train"}
 
 
 def test_help_answers_in_a_second():
