@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
+from workflow.tracking import mlflow_api
 from workflow.tracking.models import fetch_models
 from workflow.tracking.recorder import CONTRACTS_TAG
 from workflow.tracking.store import opened_store, tracking_uri
@@ -38,14 +39,12 @@ def fetched_run(run_id: str) -> Iterator[FetchedRun]:
     Raises:
         InputError: There is no such run, or its artifacts cannot be fetched.
     """
-    from mlflow.exceptions import MlflowException
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with opened_store(f"find the run {run_id}") as client:
             try:
                 run = client.get_run(run_id)
-            except MlflowException as error:
+            except mlflow_api.MlflowException as error:
                 raise InputError(
                     f"Cannot find the run {run_id} in the tracking store {tracking_uri()}: name a run id or a folder, "
                     "or set MLFLOW_TRACKING_URI to the store that has it."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tasks.artifacts.manifest import file_digest
 from tasks.volume.grid import axis_codes
 from tasks.volume.nifti import open_volume
+from workflow.tracking import mlflow_api
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -66,12 +67,10 @@ def _digest(files: Sequence[Path]) -> str:
 def dataset_input(volume: InputVolume) -> "DatasetInput":
     """Return the input as MLflow shows it on the run's page."""
     import numpy as np
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.types import Schema, TensorSpec
 
-    tensor = Schema([TensorSpec(np.dtype(volume.dtype), volume.shape)])
+    tensor = mlflow_api.Schema([mlflow_api.TensorSpec(np.dtype(volume.dtype), volume.shape)])
     known = asdict(volume)
-    dataset = Dataset(
+    dataset = mlflow_api.Dataset(
         name="x".join(map(str, volume.shape)) + f" {volume.axes}",
         digest=volume.sha256[:DIGEST_LENGTH],
         source_type="file",
@@ -79,4 +78,4 @@ def dataset_input(volume: InputVolume) -> "DatasetInput":
         schema=json.dumps({"mlflow_tensorspec": {"features": tensor.to_json(), "targets": None}}),
         profile=json.dumps({key: known[key] for key in ("shape", "spacing", "axes", "dtype")}),
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", volume.role)])
+    return mlflow_api.DatasetInput(dataset, [mlflow_api.InputTag("mlflow.data.context", volume.role)])

@@ -15,7 +15,7 @@ from configs.errors import ContractError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry
 from tasks.artifacts.network_file import read_network
-from workflow.tracking import serving
+from workflow.tracking import mlflow_api, serving
 
 MODEL_FILE = "data/model.keras"
 SERVING_MODULE = "voxlift_serving"
@@ -61,19 +61,18 @@ def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: t
 def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, model_id: str | None = None) -> None:
     """Write the `MLmodel`: signature with the true free axes, both flavours, and the manifest entry of the weights."""
     import numpy as np
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
     output_contract = seal.contract
     assert isinstance(output_contract, ModelContract)  # noqa: S101 - what `manifest_entry` was given
     tensor = output_contract.tensor()
     # Unnamed: Keras gives the input another name when it is loaded again.
-    spec = Schema([TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))])
+    spec = mlflow_api.Schema(
+        [mlflow_api.TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))]
+    )
     known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
-    model = Model(
+    model = mlflow_api.Model(
         run_id=run_id,
-        signature=ModelSignature(inputs=spec, outputs=spec),
+        signature=mlflow_api.ModelSignature(inputs=spec, outputs=spec),
         saved_input_example_info={
             "artifact_path": "input_example.json",
             "serving_input_path": "serving_input_example.json",
@@ -83,7 +82,7 @@ def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, 
         **known,
     )
     model.add_flavor("keras", data="data", keras_version=version("keras"), save_exported_model=False)
-    pyfunc.add_to_model(
+    mlflow_api.pyfunc.add_to_model(
         model, loader_module=SERVING_MODULE, data="data", code="code", python_env="python_env.yaml", conda_env=None
     )
     model.save(str(folder / "MLmodel"))
@@ -96,9 +95,8 @@ def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequen
         ContractError: It has not.
     """
     import numpy as np
-    from mlflow import pyfunc
 
-    loaded = pyfunc.load_model(str(folder))
+    loaded = mlflow_api.pyfunc.load_model(str(folder))
     for shape in shapes:
         probe = np.zeros((1, *shape, output_contract.channels), output_contract.dtype)
         try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from configs.errors import InputError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
+from workflow.tracking import mlflow_api
 from workflow.tracking.model_folder import (
     MODEL_FILE,
     logged_entry,
@@ -50,10 +51,7 @@ def logged_model(
     Raises:
         ContractError: The file, or what the network returns, departs from the contract.
     """
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-    client = MlflowClient(tracking_uri=address.tracking_uri)
+    client = mlflow_api.MlflowClient(tracking_uri=address.tracking_uri)
     run = client.get_run(address.run_id)
     output_contract = contract or ModelContract()
     seal = manifest_entry(model_path, output_contract)
@@ -73,8 +71,8 @@ def logged_model(
         )
         write_mlmodel(folder, seal, run.info.run_id, entity.model_id)
         client.log_model_artifacts(entity.model_id, str(folder))
-        client.finalize_logged_model(entity.model_id, LoggedModelStatus.READY)
-        client.log_outputs(run.info.run_id, [LoggedModelOutput(entity.model_id, step=0)])
+        client.finalize_logged_model(entity.model_id, mlflow_api.LoggedModelStatus.READY)
+        client.log_outputs(run.info.run_id, [mlflow_api.LoggedModelOutput(entity.model_id, step=0)])
     yield f"models:/{entity.model_id}"
 
 
@@ -157,10 +155,10 @@ def _logged_before(client: "MlflowClient", run: "Run", model_path: Path) -> str 
 
 def _download(client: "MlflowClient", uri: str, into: Path) -> Path:
     """Fetch a model's folder; MLflow's own loader of `models:/` goes by a global store, this by the client's."""
-    from mlflow.artifacts import download_artifacts
-
     place = _place(client, uri)
-    return Path(download_artifacts(artifact_uri=place, dst_path=str(into), tracking_uri=str(client.tracking_uri)))
+    return Path(
+        mlflow_api.download_artifacts(artifact_uri=place, dst_path=str(into), tracking_uri=str(client.tracking_uri))
+    )
 
 
 def _place(client: "MlflowClient", uri: str) -> str:

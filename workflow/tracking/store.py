@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import InputError
 from tasks.files.atomic import replacing
+from workflow.tracking import mlflow_api
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -71,8 +72,6 @@ def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]
     Raises:
         InputError: The store cannot be used.
     """
-    from mlflow.exceptions import MlflowException
-
     uri = uri or tracking_uri()
     try:
         client = _client(uri)
@@ -80,7 +79,7 @@ def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]
         raise _refusal(doing, uri, error) from error
     try:
         yield client
-    except MlflowException as error:
+    except mlflow_api.MlflowException as error:
         raise _refusal(doing, uri, error) from error
 
 
@@ -99,13 +98,11 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     Raises:
         InputError: It was deleted.
     """
-    from mlflow.exceptions import MlflowException
-
     found = require_experiment(client, uri, name)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_location=_artifact_location(uri)))
-        except MlflowException:
+        except mlflow_api.MlflowException:
             # Another process may have made it meanwhile.
             found = require_experiment(client, uri, name)
             if found is None:
@@ -139,12 +136,10 @@ def _sqlite_folder(uri: str) -> Path:
 
 def _client(uri: str) -> "MlflowClient":
     """Open the store, which makes the tables of a SQLite file that has none."""
-    from mlflow import MlflowClient
-
     if not uri.startswith(SQLITE):
-        return MlflowClient(tracking_uri=uri)
+        return mlflow_api.MlflowClient(tracking_uri=uri)
     with _alone_in(_sqlite_folder(uri)):
-        return MlflowClient(tracking_uri=uri)
+        return mlflow_api.MlflowClient(tracking_uri=uri)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
+from workflow.tracking import mlflow_api
+
 SYSTEM_PREFIX = "system/"
 SAMPLE_SECONDS = 5.0
 
@@ -33,10 +35,8 @@ class SystemSampler:
         self._thread.join()
 
     def _sample_until_ended(self) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of GPUs that are not there
-        monitors = SystemMetricsMonitor("not written by it").monitors
+        monitors = mlflow_api.SystemMetricsMonitor("not written by it").monitors
         for monitor in monitors:
             monitor.collect_metrics()  # the first share of CPU time is of no interval
             monitor.clear_metrics()
