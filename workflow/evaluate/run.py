@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from configs.degradation import Degradation, named_degradation
 from configs.errors import InputError
@@ -22,9 +22,6 @@ from workflow.pages.quality import write_quality_page
 from workflow.pages.quality_cases import trial_case
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 EXPERIMENT = "voxlift"
 
@@ -49,7 +46,7 @@ def recorded_evaluation(
     recipe: Degradation,
     resources: Resources,
     mask: Path | None,
-    console: "Console",
+    console: Console,
 ) -> Evaluation:
     """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
     numbers = count(1)

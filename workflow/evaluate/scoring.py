@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console, RenderableType
+from rich.table import Table
 
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -18,9 +19,6 @@ from tasks.volume.nifti import open_volume, read_volume
 from workflow.cluster import cluster
 from workflow.restore.restoration import plan_restoration, restore_volume
 from workflow.terminal.progress import progress_bar
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
 
 OnScored = Callable[[Trial, NDArray[np.float32], ShardPlan, Scores], None]
 
@@ -81,7 +79,7 @@ def evaluate(
     recipe: Degradation,
     resources: Resources,
     mask: Path | None,
-    console: "Console",
+    console: Console,
     on_scored: OnScored | None = None,
 ) -> Evaluation:
     """Score a model on volumes.
@@ -131,7 +129,7 @@ def _scored(
     recipe: Degradation,
     resources: Resources,
     inside: NDArray[np.bool_] | None,
-    console: "Console",
+    console: Console,
     on_scored: OnScored | None,
 ) -> VolumeScores:
     trial = degraded_trial(read_volume(path), recipe)
@@ -178,10 +176,8 @@ def _means(volumes: Sequence[VolumeScores]) -> Overall:
     return Overall(mean("psnr"), mean("ssim"), mean("nmse"), consistency)
 
 
-def summary(evaluation: Evaluation) -> "list[RenderableType]":
+def summary(evaluation: Evaluation) -> list[RenderableType]:
     """A table of the scores."""
-    from rich.table import Table
-
     table = Table(title=f"Degraded by {evaluation.degradation}, restored, corrected", title_justify="left")
     for name in ("", "", "PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
         table.add_column(name, justify="right" if name else "left")

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import RenderableType
+from rich.table import Table
+
 from tasks.files.atomic import replacing
 from workflow.evaluate.comparison import Comparison, Row, as_csv, compare
 from workflow.pages.picture import new_figure, png
@@ -13,7 +16,6 @@ from workflow.tracking.reading import read_curves, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.console import RenderableType
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 BASELINES = {"cubic": "--", "trilinear": ":"}
@@ -97,10 +99,8 @@ def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
         axes.legend(fontsize=8)
 
 
-def comparison_table(comparison: Comparison) -> "list[RenderableType]":
+def comparison_table(comparison: Comparison) -> list[RenderableType]:
     """Show a comparison in the terminal."""
-    from rich.table import Table
-
     table = Table(title=f"sorted by {comparison.sorted_by}" if comparison.sorted_by else None, title_justify="left")
     for name in ("run", "name", "status"):
         table.add_column(name)

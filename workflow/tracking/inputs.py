@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks.artifacts.manifest import file_digest
 from tasks.volume.grid import axis_codes
 from tasks.volume.nifti import open_volume
@@ -66,8 +68,6 @@ def _digest(files: Sequence[Path]) -> str:
 
 def dataset_input(volume: InputVolume) -> "DatasetInput":
     """Return the input as MLflow shows it on the run's page."""
-    import numpy as np
-
     tensor = mlflow_api.Schema([mlflow_api.TensorSpec(np.dtype(volume.dtype), volume.shape)])
     known = asdict(volume)
     dataset = mlflow_api.Dataset(

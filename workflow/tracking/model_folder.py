@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from configs.errors import ContractError
@@ -60,8 +61,6 @@ def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: t
 
 def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, model_id: str | None = None) -> None:
     """Write the `MLmodel`: signature with the true free axes, both flavours, and the manifest entry of the weights."""
-    import numpy as np
-
     output_contract = seal.contract
     assert isinstance(output_contract, ModelContract)  # noqa: S101 - what `manifest_entry` was given
     tensor = output_contract.tensor()
@@ -94,8 +93,6 @@ def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequen
     Raises:
         ContractError: It has not.
     """
-    import numpy as np
-
     loaded = mlflow_api.pyfunc.load_model(str(folder))
     for shape in shapes:
         probe = np.zeros((1, *shape, output_contract.channels), output_contract.dtype)

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.text import Text
 
 from configs.errors import InputError
 from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, ContractsError, file_digest, read_contracts
 from workflow.tracking.fetching import fetched_run
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,8 @@ def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | 
     return Verification(what, len(contracts.seals), (*about_contracts, *found))
 
 
-def verdict(verification: Verification) -> "RenderableType":
+def verdict(verification: Verification) -> RenderableType:
     """Say what was checked and list what is wrong."""
-    from rich.text import Text
-
     if not verification.damages:
         return Text(f"{verification.artifacts} artifacts of {verification.what} are as they were made.")
     lines = [f"{len(verification.damages)} artifacts of {verification.what} are not as they were made:"]

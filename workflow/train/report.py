@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
 
 from tasks.training.job import TrainedModel
 from workflow.demo.report import MlflowReport
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,8 @@ def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, 
     return "\n".join(lines)
 
 
-def summary(report: TrainReport) -> "list[RenderableType]":
+def summary(report: TrainReport) -> list[RenderableType]:
     """Record of what was trained, its cost and its place."""
-    from rich.table import Table
-
     table = Table.grid(padding=(0, 2))
     reach = ", ".join(f"{before}+{after}" for before, after in report.receptive_field)
     rows = {

@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.console import Console
 
 from configs.errors import ConfigError
 from configs.load import load_config, resolved_yaml
@@ -35,15 +35,12 @@ from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.train.data import training_inputs, training_volumes, validation_volumes
 from workflow.train.report import TrainReport, description
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 MODEL, CONFIG, ADDRESS, CHECKPOINTS = "model.keras", "config.yaml", "run.json", "checkpoints"
 STOP_SECONDS = 12.0  # for a last checkpoint: batch systems leave 20 to 30 s between their warning and the end
 
 
 def train(
-    name: str, settings: Sequence[str], folder: Path, *, resume: bool, start_from: str | None, console: "Console"
+    name: str, settings: Sequence[str], folder: Path, *, resume: bool, start_from: str | None, console: Console
 ) -> TrainReport:
     """Train the configuration of a YAML file or preset, from a model if one is named, as `run_train`."""
     config = load_config(name, settings)
@@ -57,7 +54,7 @@ def run_train(
     *,
     resume: bool,
     start_from: Path | None,
-    console: "Console",
+    console: Console,
     name: str = "train",
     parent: str | None = None,
     registers: bool = True,
@@ -141,9 +138,7 @@ def run_train(
     )
 
 
-def _streamed(
-    job: TrainingJob, recorder: Recorder, console: "Console", stop: Event | None
-) -> tuple[TrainedModel, float]:
+def _streamed(job: TrainingJob, recorder: Recorder, console: Console, stop: Event | None) -> tuple[TrainedModel, float]:
     """Train in a process of its own; this one writes the curve, each point once however often it is reported."""
     loss = float("nan")
     total = job.config.training.steps

@@ -4,7 +4,8 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -22,9 +23,6 @@ from workflow.cluster import cluster
 from workflow.train.run import MODEL, run_train
 from workflow.upscale.run import saved_network
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 PRESET = "self4x"
 FOLDER, MADE_FROM = "adapted", "made-from.json"
 EQUAL_SCALE = 1.02  # ratio of the scales up to which volumes are adapted to together: sizes are rounded
@@ -40,7 +38,7 @@ def run_adaptation(
     resources: Resources,
     settings: Sequence[str],
     resume: bool,
-    console: "Console",
+    console: Console,
 ) -> Path:
     """Train a network on thick-slice volumes themselves, recorded as a run of its own and not registered.
 

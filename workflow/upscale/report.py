@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.console import RenderableType
+from rich.table import Table
 
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import axis_codes
 from tasks.volume.sidecar import Sidecar
 from workflow.upscale.volume_work import VolumeWork
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 Three = tuple[float, float, float]
 
@@ -205,10 +205,8 @@ def understood(work: VolumeWork) -> str:
     )
 
 
-def summary(report: UpscaleReport) -> "list[RenderableType]":
+def summary(report: UpscaleReport) -> list[RenderableType]:
     """Show a report to a person."""
-    from rich.table import Table
-
     table = Table("volume", "status", "voxels", "mm", "shards", "seconds", "consistency")
     for volume in report.volumes:
         table.add_row(

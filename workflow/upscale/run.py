@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from tasks.artifacts.network_file import NetworkFile, read_network
 from workflow.cluster import cluster
@@ -13,9 +14,6 @@ from workflow.upscale.record import address_file, keep_output, keep_page, record
 from workflow.upscale.report import MlflowAddress, UpscaleReport, understood
 from workflow.upscale.volume_work import VolumeWork
 from workflow.upscale.volumes import UpscaleRequest, plan_volumes, upscale
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 EXPERIMENT = "voxlift"
 
@@ -29,7 +27,7 @@ def saved_network(model: str) -> NetworkFile:
     return read_network(resolve_model(model))
 
 
-def run_upscaling(order: UpscaleRequest, console: "Console") -> UpscaleReport:
+def run_upscaling(order: UpscaleRequest, console: Console) -> UpscaleReport:
     """Super-resolve volumes and record it.
 
     Args:
