@@ -60,8 +60,8 @@ class Restorer:
     """
 
     def __init__(self, name: str, content: bytes, threads: int) -> None:
-        # In the worker alone, which has settled TensorFlow's environment; drivers name this class without loading it.
-        from tasks.sharding.compiled import compiled_network
+        # Drivers name this class without loading TensorFlow, whose environment the worker has settled by now.
+        from tasks.sharding.compiled import compiled_network  # noqa: PLC0415 - in the worker alone
 
         self._restored = compiled_network(name, content, threads)
 

@@ -93,7 +93,7 @@ def _places(volume: Volume, axis: int, count: int) -> list[int]:
 
 def _sprite(slices: Volume, across: int, *, signed: bool) -> str:
     """Draw slices above each other, rows upwards, as a PNG with 256 shades."""
-    from matplotlib import colormaps  # not before a page is drawn, as in `workflow.pages.picture`
+    from matplotlib import colormaps  # noqa: PLC0415 - not before a page is drawn
 
     upwards = np.moveaxis(slices, across, 0)[:, ::-1]
     scaled = upwards / (2 * SPREAD) + 0.5 if signed else upwards
