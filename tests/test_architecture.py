@@ -1,6 +1,7 @@
 """The import rules: layers, no circles, and one place for each external system."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -65,6 +66,14 @@ def test_tensorflow_stays_out_of_the_command_line():
             assert not {name.split(".")[0] for name in imports(module)} & {"tensorflow", "keras"} or module == SERVED, (
                 module
             )
+
+
+@pytest.mark.parametrize("package", ["configs", "models", "tasks"])
+def test_options_of_the_command_line_are_named_in_workflow_alone(package):
+    for module in modules(package):
+        texts = [node.value for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant)]
+        named = [text for text in texts if isinstance(text, str) and re.search(r"(^|\s|`)--[a-z]", text)]
+        assert not named, f"{module.relative_to(ROOT)}: {named}"
 
 
 def loaded_by(code: str) -> set[str]:

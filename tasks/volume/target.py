@@ -27,7 +27,7 @@ def target_grid(
     """
     if scale is not None and spacing is not None:
         raise InputError(
-            "Cannot choose the target grid: --scale and --spacing are mutually exclusive.", "Give one of them."
+            "Cannot choose the target grid: scale and spacing are mutually exclusive.", "Give one of them."
         )
     if spacing is not None:
         return spaced_grid(grid, spacing)

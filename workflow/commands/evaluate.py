@@ -25,8 +25,11 @@ def evaluate(
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
         from workflow.evaluate import run, scoring
+        from workflow.terminal.options import naming_options
 
         network, recipe = run.network_and_recipe(model, degradation)
         resources = resources_of(workers, memory_budget)
-        report = run.recorded_evaluation(expand_inputs(references), network, recipe, resources, mask, opened.console)
+        sources = expand_inputs(references)
+        with naming_options():
+            report = run.recorded_evaluation(sources, network, recipe, resources, mask, opened.console)
         opened.show(report, *scoring.summary(report))

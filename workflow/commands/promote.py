@@ -25,8 +25,10 @@ def promote(
         # Not at the top: `--help` needs none of what a run loads.
         from configs.degradation import named_degradation
         from workflow.evaluate import promotion
+        from workflow.terminal.options import naming_options
 
         resources = resources_of(workers, memory_budget)
         recipe = named_degradation(degradation)
-        done = promotion.promote(name, expand_inputs(references), recipe, resources, experiment, opened.console)
+        with naming_options():
+            done = promotion.promote(name, expand_inputs(references), recipe, resources, experiment, opened.console)
         opened.show(done, *promotion.promotion_table(done))

@@ -27,6 +27,7 @@ from tasks.volume.target import Three, target_grid
 from workflow.cluster import share
 from workflow.restore.restoration import Progress, Tally, restorers
 from workflow.restore.worker_pool import Job, Outcome
+from workflow.terminal.options import naming_options
 from workflow.upscale.report import Timings, UpscaleReport, VolumeReport, plan_report, sidecar, volume_report
 from workflow.upscale.volume_work import AbandonedError, Frame, VolumeWork
 
@@ -81,7 +82,8 @@ def plan_volumes(order: UpscaleRequest) -> list[VolumeWork | InputError]:
     planned: list[VolumeWork | InputError] = []
     for source, output in zip(order.sources, output_paths(order.sources, order.out), strict=True):
         try:
-            planned.append(_planned(order, source, output))
+            with naming_options():
+                planned.append(_planned(order, source, output))
         except InputError as error:
             if order.fail_fast or len(order.sources) == 1:
                 raise
@@ -144,12 +146,12 @@ def plan_volume(order: UpscaleRequest, source: Path, output: Path) -> VolumeWork
         order.dtype,
         recipe=recipe,
         corrects=order.correct and card is not None and recipe is not None,
-        remarks=_remarks(card, axes, scan.grid, target),
+        remarks=range_remarks(card, axes, scan.grid, target),
         resume=order.resume,
     )
 
 
-def _remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
+def range_remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
     """List where a volume is outside the range that the model was trained for."""
     if card is None:
         return ()
