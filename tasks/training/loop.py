@@ -99,7 +99,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         saved.save(partial)
         add_card(partial, card)
     yield TrainedModel(
-        path=job.model_path,
+        model=job.model_path,
         parameters=parameters,
         seconds=seconds,
         waiting_share=waited / (waited + stepped) if stepped else 0.0,

@@ -21,9 +21,8 @@ def demo(
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
         from configs.load import load_config
-        from workflow.demo.report import summary
-        from workflow.demo.run import run_demo
+        from workflow.demo import run_demo, summary
 
         config = load_config("demo", overrides or [])
-        report = run_demo(config, volume, out, opened.console)
-        opened.show(report, *summary(report))
+        report, evaluation = run_demo(config, volume, out, opened.console)
+        opened.show(report, *summary(report, evaluation))

@@ -6,8 +6,6 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from configs.degradation import Degradation, named_degradation
@@ -15,9 +13,7 @@ from configs.errors import InputError
 from configs.load import flatten
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile, read_network
-from tasks.scoring.protocol import Scores, Trial
-from tasks.sharding.plan import ShardPlan
-from workflow.evaluate.scoring import Evaluation, evaluate
+from workflow.evaluate.scoring import Evaluation, ScoredTrial, evaluate
 from workflow.pages.quality import write_quality_page
 from workflow.pages.quality_cases import trial_case
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
@@ -57,23 +53,22 @@ def recorded_evaluation(
         record_network(recorder, network)
         recorder.parameters(flatten(recipe, "degradation"))
 
-        def page(trial: Trial, restored: NDArray[np.float32], plan: ShardPlan, scores: Scores) -> None:
-            number = next(numbers)
-            case = trial_case(f"volume {number}", trial, restored, plan, network, recipe, scores)
+        def page(scored: ScoredTrial) -> None:
+            number, plan = next(numbers), scored.restored.plan
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"{number}.html"
-                write_quality_page(path, case)
+                write_page(path, f"volume {number}", scored, network, recipe)
                 recorder.artifact(path, "quality")
             recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, number - 1)
 
         with recorder.phase("evaluation"):
             evaluation = evaluate(references, network, recipe, resources, mask, console, page)
         record_scores(recorder, evaluation)
-        recorder.describe(_description(evaluation))
+        recorder.describe(description(evaluation))
     return evaluation
 
 
-def _description(evaluation: Evaluation) -> str:
+def description(evaluation: Evaluation) -> str:
     """Describe the run in Markdown, for the top of its page."""
     psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
     rows = [
@@ -82,6 +77,12 @@ def _description(evaluation: Evaluation) -> str:
     ]
     head = f"Means over {len(evaluation.volumes)} volume(s), degraded by {evaluation.degradation} and restored."
     return "\n".join([head, "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows])
+
+
+def write_page(path: Path, title: str, scored: ScoredTrial, network: NetworkFile, recipe: Degradation) -> None:
+    """Write the QC page of a volume that was scored."""
+    plan, scores = scored.restored.plan, scored.scores
+    write_quality_page(path, trial_case(title, scored.trial, scored.voxels, plan, network, recipe, scores))
 
 
 def record_scores(recorder: Recorder, evaluation: Evaluation) -> None:
