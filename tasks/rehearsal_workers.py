@@ -3,11 +3,11 @@
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TypeVar
 
 import keras
 import numpy as np
@@ -25,6 +25,7 @@ from tasks.training.loop import Trainer
 from tasks.training.networks import build_network
 from tasks.volume.intensity import Intensity
 
+T = TypeVar("T")
 REPEATS = 3  # of what is timed, once it is warm
 
 
@@ -52,11 +53,11 @@ class TrainingRehearsal:
         return self._built() if volumes is None else self._step(volumes)
 
     def _built(self) -> BuiltNetwork:
-        network, training = self._config.network, self._config.training
+        network, training, model = self._config.network, self._config.training, self._trainer.model
         replicas = self._strategy.num_replicas_in_sync
-        batch = training.batch_size // replicas
-        latent, *stages = _traced_shapes(self._trainer.model, len(network.stages), (batch, *training.patch, 1))
-        weights, optimizer = self._trainer.model.trainable_variables, self._trainer.optimizer.variables
+        latent, *stages = _traced_shapes(
+            model, len(network.stages), (training.batch_size // replicas, *training.patch, 1)
+        )
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "untrained.keras"
             build_network(network).save(path)
@@ -65,8 +66,8 @@ class TrainingRehearsal:
             replicas=replicas,
             device=device_kind(),
             threads=os.cpu_count() or 1,
-            parameters=sum(prod(weight.shape) for weight in weights),
-            optimizer_values=sum(prod(value.shape) for value in optimizer),
+            parameters=sum(prod(weight.shape) for weight in model.trainable_variables),
+            optimizer_values=sum(prod(value.shape) for value in self._trainer.optimizer.variables),
             latent_shape=latent,
             stage_shapes=tuple(stages),
             content=content,
@@ -76,13 +77,9 @@ class TrainingRehearsal:
     def _step(self, volumes: Sequence[TrainingVolume]) -> RehearsedStep:
         training = self._config.training
         source, drawn = PatchSource(volumes, self._config), max(LANES, training.batch_size)
-        began = time.thread_time()
-        patches = [source.draw(index) for index in range(drawn)]
-        fill_seconds = time.thread_time() - began
-        began = time.thread_time()
-        for index in range(drawn, drawn + LANES):
-            source.draw(index)
-        cut_seconds = (time.thread_time() - began) / LANES
+        patches, fill_seconds = timed(lambda: [source.draw(index) for index in range(drawn)], time.thread_time)
+        _, cut_seconds = timed(lambda: [source.draw(drawn + lane) for lane in range(LANES)], time.thread_time)
+        cut_seconds /= LANES
         blocks = len({block_number(index) for index in range(drawn)})
         block_seconds = max(0.0, fill_seconds - drawn * cut_seconds) / blocks
 
@@ -91,22 +88,17 @@ class TrainingRehearsal:
         dataset = tf.data.Dataset.from_tensors((resampled, fine, weight))
         batch = next(iter(self._strategy.experimental_distribute_dataset(dataset)))
         growth = MemoryGrowth()
-        loss, first_seconds = self._timed(batch)
-        seconds = [self._timed(batch)[1] for _ in range(REPEATS)]
-        replicas = self._strategy.num_replicas_in_sync
+        (loss, first_seconds), *later = (timed(lambda: self._trainer.step(batch)) for _ in range(1 + REPEATS))
+        # Logical CPU devices share the memory of the process, a GPU has its own.
+        sharing = 1 if tf.config.list_logical_devices("GPU") else self._strategy.num_replicas_in_sync
         return RehearsedStep(
             loss=loss,
             fill_seconds=fill_seconds,
             first_seconds=first_seconds,
-            step_seconds=median(seconds),
+            step_seconds=median(seconds for _, seconds in later),
             patch_seconds=training.batch_size * (cut_seconds + block_seconds / PATCHES),
-            # Logical CPU devices share the memory of the process, a GPU has its own.
-            replica_bytes=growth.bytes if tf.config.list_logical_devices("GPU") else growth.bytes // replicas,
+            replica_bytes=growth.bytes // sharing,
         )
-
-    def _timed(self, batch: Any) -> tuple[float, float]:  # noqa: ANN401 - per-replica tensors of TensorFlow's making
-        began = time.perf_counter()
-        return self._trainer.step(batch), time.perf_counter() - began
 
 
 class ShardRehearsal:
@@ -130,13 +122,14 @@ class ShardRehearsal:
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RehearsedShard:
         """Restore a shard."""
         growth = MemoryGrowth()
-        first, second = (self._seconds(volume, shard) for _ in range(2))
+        (_, first), (_, second) = (timed(lambda: self._restorer(volume, shard)) for _ in range(2))
         return RehearsedShard(first, second, growth.bytes)
 
-    def _seconds(self, volume: CoarseVolume, shard: Shard) -> float:
-        began = time.perf_counter()
-        self._restorer(volume, shard)
-        return time.perf_counter() - began
+
+def timed(work: Callable[[], T], clock: Callable[[], float] = time.perf_counter) -> tuple[T, float]:
+    """Do some work; returns what it returns and its seconds."""
+    began = clock()
+    return work(), clock() - began
 
 
 def _traced_shapes(model: keras.Model, stages: int, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -30,8 +30,8 @@ def dry_run(
     """Check all that a run needs, take one training step and restore one shard, and keep nothing of it."""
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
-        from workflow.dry_run.report import summary
-        from workflow.dry_run.run import DryRunOptions, dry_run
+        from workflow.checks.dry_run import DryRunOptions, dry_run
+        from workflow.checks.report import checks_table
 
         asked = DryRunOptions(
             config,
@@ -43,7 +43,8 @@ def dry_run(
             spacing=three_numbers(spacing, "--spacing"),
         )
         report = dry_run(asked, opened.console)
-        opened.show(report, *summary(report))
+        untried = report.faults and report.estimates.seconds_per_step is None
+        opened.show(report, checks_table(report, "; nothing was tried beyond them" if untried else ""))
     for fault in report.faults:
         typer.echo(f"voxlift: {fault}", err=True)
     if not report.ok:
