@@ -32,8 +32,8 @@ from workflow.checks.volumes import VolumesSeen, check_volumes
 from workflow.tracking.probe import StoreProbe
 from workflow.tracking.trial import try_store
 from workflow.train.data import TrainingSource
+from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.run import EXPERIMENT, saved_network
-from workflow.upscale.volumes import UpscaleRequest
 
 if TYPE_CHECKING:
     from workflow.cluster.inventory import Node

@@ -16,12 +16,11 @@ from tasks.sharding.plan import ShardPlan
 from tasks.sharding.restore import CoarseVolume
 from tasks.volume.grid import NetworkAxes
 from tasks.volume.intensity import find_intensity
-from tasks.volume.nifti import Volume
+from tasks.volume.nifti import Volume, open_volume
 from workflow.checks.disk import VALUE_BYTES, Need
 from workflow.restore.restoration import plan_restoration
 from workflow.train.data import TrainingSource
-from workflow.upscale.volume_work import VolumeWork
-from workflow.upscale.volumes import UpscaleRequest, plan_volume
+from workflow.upscale.plan import UpscaleRequest, VolumePlan, plan_volume
 
 REMEDY = "Raise resources.memory_budget_mib, or choose another --scale or --spacing."
 # The planner's figure is a bound that no shard has gone beyond; over thirteen plans they took 0.63 to 0.97 of it.
@@ -94,7 +93,8 @@ def plan_inputs(checks: Checklist, request: UpscaleRequest) -> list[PlannedVolum
     with checks.trying("shard plan", tried, REMEDY) as attempt:
         for source in request.sources:
             try:
-                planned.append(_planned(plan_volume(request, source, request.out / output_name(source.name))))
+                output = request.out / output_name(source.name)
+                planned.append(_planned(plan_volume(request, open_volume(source), output)))
             except InputError as error:
                 attempt.error(error)
         _note_plans(attempt, planned)
@@ -160,16 +160,16 @@ def output_needs(planned: Sequence[PlannedVolume], out: Path) -> list[Need]:
     return [Need("outputs", out, outputs), Need("restored shards", out, sum(cores[:IN_FLIGHT]))]
 
 
-def _planned(work: VolumeWork) -> PlannedVolume:
-    scan, plan = work.scan, work.plan
-    on_disk = np.dtype(work.dtype) if work.dtype else scan.header.dtype
+def _planned(volume: VolumePlan) -> PlannedVolume:
+    scan, plan = volume.scan, volume.shard_plan
+    on_disk = np.dtype(volume.dtype) if volume.dtype else scan.header.dtype
     return PlannedVolume(
         name=scan.path.name,
         plan=plan,
-        coarse=lambda: _coarse(scan.read(0), work.axes, plan),
-        times=work.times,
-        value_bytes=on_disk.itemsize if on_disk.kind in "iu" or work.dtype else VALUE_BYTES,
-        remarks=work.remarks,
+        coarse=lambda: _coarse(scan.read(0), volume.axes, plan),
+        times=volume.times,
+        value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
+        remarks=volume.remarks,
     )
 
 

@@ -16,7 +16,7 @@ from configs.schema import RunConfig
 from tasks.files.selection import expand_inputs
 from tasks.machine.check import Attempt, Checklist, counted, first_line
 from tasks.training.template import template_path
-from tasks.volume.inspection import preflight
+from tasks.volume.inspection import inspect_volume
 from workflow.train.data import TrainingSource, lesson, require_named, training_paths, validation_volume
 
 Role = Literal["training", "validation", "input"]
@@ -123,7 +123,7 @@ def _pool(paths: Sequence[Path]) -> Executor:
 def _examined(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
     path, role = wanted
     try:
-        findings = preflight(path)
+        inspected = inspect_volume(path)
         source = lesson(config, path) if role == "training" else None
         if role == "validation" and config.training.early_stopping is not None:
             validation_volume(config, path)
@@ -133,7 +133,7 @@ def _examined(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
         return VolumeCheck(error=InputError(named, remedy))
     first = source is not None and path == training_paths(config)[0]
     spacing = source.training.spacing if source else None
-    return VolumeCheck(prod(findings.shape), findings.warnings, None, spacing, source if first else None)
+    return VolumeCheck(prod(inspected.scan.grid.shape), inspected.warnings, None, spacing, source if first else None)
 
 
 def _seen(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], seconds: float) -> VolumesSeen:

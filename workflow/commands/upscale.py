@@ -53,9 +53,9 @@ def upscale(
     with screen(as_json) as opened:
         # Not at the top: `--help` needs none of what a run loads.
         from workflow.upscale.adaptation import run_adaptation
+        from workflow.upscale.plan import UpscaleRequest
         from workflow.upscale.report import summary
         from workflow.upscale.run import run_upscaling, saved_network
-        from workflow.upscale.volumes import UpscaleRequest
 
         if model is None and not adapt:
             raise InputError(

@@ -18,7 +18,7 @@ from tasks.volume.nifti import open_volume, read_volume
 from workflow.cluster import cluster
 from workflow.restore.restoration import Restored, plan_restoration, restore_volume
 from workflow.terminal.progress import progress_bar
-from workflow.upscale.volumes import range_remarks
+from workflow.upscale.plan import range_remarks
 
 
 @dataclass(frozen=True, kw_only=True)

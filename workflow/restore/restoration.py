@@ -42,11 +42,6 @@ class Progress:
         """Voxels kept per second so far."""
         return self.voxels_done / self.seconds if self.seconds else 0.0
 
-    @property
-    def seconds_left(self) -> float | None:
-        """Time left at the pace so far, None before the first shard is back."""
-        return self.seconds * (self.shards / self.shards_done - 1) if self.shards_done else None
-
 
 @dataclass
 class Tally:

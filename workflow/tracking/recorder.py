@@ -9,18 +9,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.errors import ContractsError
 from tasks.artifacts.contracts import Contract, VolumeContract
 from tasks.artifacts.manifest import (
     CONTRACTS_FILE,
     PLAIN,
     Contracts,
-    ContractsError,
     ManifestEntry,
     file_digest,
     manifest_entry,
     read_contracts,
 )
-from tasks.volume.anonymous import anonymous_copy
+from tasks.volume.nifti import anonymous_copy
 from workflow.tracking import mlflow_api
 from workflow.tracking.ending import exit_on_sigterm, uninterrupted
 from workflow.tracking.inputs import InputVolume, dataset_input

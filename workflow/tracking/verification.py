@@ -6,8 +6,8 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
-from configs.errors import InputError
-from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, ContractsError, file_digest, read_contracts
+from configs.errors import ContractsError, InputError
+from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, file_digest, read_contracts
 from workflow.tracking.fetching import fetched_run
 
 
@@ -72,7 +72,7 @@ def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | 
         elif run_id and file_digest(folder / CONTRACTS_FILE) != digest:
             said.append("it was changed after the run had ended")
     except ContractsError as error:
-        said.append(str(error))
+        said.append(error.problem)
     # A folder of the user may hold files of other kinds; what a run has logged is all under contract.
     damages = contracts.problems(folder, alone=run_id is not None) if contracts.seals else {}
     found = [Damage(path, tuple(damage)) for path, damage in damages.items()]
