@@ -72,7 +72,7 @@ def compression(folder: Path) -> list[Row]:
                 file.write(raw[start : start + CHUNK])
 
     def ours() -> None:
-        with open_to_write(path) as write:
+        with open_to_write(path) as (write, _):
             for start in range(0, len(raw), CHUNK):
                 write(raw[start : start + CHUNK])
 

@@ -5,8 +5,11 @@
     │   ├── ConfigError         a configuration
     │   ├── ShapeError          a shape or a stage
     │   └── InputError          a file or another input
+    │       └── ReadError       a file whose content cannot be used; it has the fields `name` and `reason`
     ├── RunError                a run failed through no fault of its input
+    ├── AbandonedError          a volume was given up while its writer waited for it
     └── ContractError           an artifact violates its contract
+        └── ContractsError      a `contracts.json` is missing or cannot be read
 
 `problem` says what cannot be done, the rule and what was received; `remedy` says what to do about it.
 """
@@ -54,9 +57,35 @@ class InputError(UsageError):
     """Input that cannot be used: the problem names the file, the rule and what was received."""
 
 
+class ReadError(InputError):
+    """A file that cannot be read.
+
+    Args:
+        name: Of the file.
+        reason: Why, as a clause without a full stop.
+        remedy: What to do about it.
+
+    >>> str(ReadError("a.nii", "it was cut short", "Copy it again."))
+    'Cannot read a.nii: it was cut short. Copy it again.'
+    """
+
+    def __init__(self, name: str, reason: str, remedy: str = "") -> None:
+        super().__init__(f"Cannot read {name}: {reason}.", remedy)
+        self.name, self.reason = name, reason
+        self.args = (name, reason, remedy)  # by which it is pickled
+
+
 class RunError(VoxliftError, RuntimeError):
     """A run that failed through no fault of its input."""
 
 
 class ContractError(VoxliftError, RuntimeError):
     """An artifact violates its contract: the problem names the axis."""
+
+
+class ContractsError(ContractError):
+    """A `contracts.json` that is missing or cannot be read; the problem is a clause about it."""
+
+
+class AbandonedError(VoxliftError):
+    """A volume was given up while its writer waited for shards; the problem names its output."""

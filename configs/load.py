@@ -110,17 +110,17 @@ def flatten(config: BaseModel, section: str = "") -> dict[str, str]:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"Cannot apply --set {override}: the form is section.key=value.")
+        raise ConfigError(f"Cannot apply {override}: the form is section.key=value.")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"Cannot apply --set {override}: the value is not YAML ({_one_line(error)}).") from None
+        raise ConfigError(f"Cannot apply {override}: the value is not YAML ({_one_line(error)}).") from None
     *sections, last = key.split(".")
     place = content
     for section in sections:
         inner = place.setdefault(section, {})
         if not isinstance(inner, dict):
-            raise ConfigError(f"Cannot apply --set {override}: {section} holds {inner!r}, not keys.")
+            raise ConfigError(f"Cannot apply {override}: {section} holds {inner!r}, not keys.")
         place = inner
     place[last] = value
 

@@ -1,6 +1,7 @@
 """The import rules: layers, no circles, and one place for each external system."""
 
 import ast
+import re
 import resource
 import subprocess
 import sys
@@ -67,17 +68,37 @@ def test_tensorflow_stays_out_of_the_command_line():
             )
 
 
+@pytest.mark.parametrize("package", ["configs", "models", "tasks"])
+def test_options_of_the_command_line_are_named_in_workflow_alone(package):
+    for module in modules(package):
+        texts = [node.value for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.Constant)]
+        named = [text for text in texts if isinstance(text, str) and re.search(r"(^|\s|`)--[a-z]", text)]
+        assert not named, f"{module.relative_to(ROOT)}: {named}"
+
+
 def loaded_by(code: str) -> set[str]:
     """The top-level modules that a fresh interpreter has loaded after `code`."""
-    script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    return {name.split(".")[0] for name in modules_after(code)}
+
+
+def modules_after(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
 
 def test_help_loads_nothing_heavy():
-    code = "from workflow.cli import app; app(['--help'], standalone_mode=False)"
+    code = """from workflow.cli import COMMANDS, app
+for asked in ([], *([name] for name in COMMANDS)):
+    app([*asked, "--help"], standalone_mode=False)"""
     heavy = {"tensorflow", "keras", "ray", "mlflow", "nibabel", "numpy", "scipy", "matplotlib", "nilearn"}
     assert not loaded_by(code) & heavy
+
+
+def test_a_command_loads_no_other():
+    loaded = modules_after("from workflow.cli import app; app(['train', '--help'], standalone_mode=False)")
+    commands = {name for name in loaded if name.startswith("workflow.commands.")}
+    assert commands == {"workflow.commands.options", "workflow.commands.train"}
 
 
 def test_help_answers_in_a_second():

@@ -1,28 +1,46 @@
 """The command line: `voxlift COMMAND`. Exit status 0 done, 2 wrong input or configuration, 1 anything else."""
 
 import sys
+from importlib import import_module
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from configs.errors import VoxliftError
-from workflow.commands import (
-    compare,
-    demo,
-    doctor,
-    dry_run,
-    evaluate,
-    inspect,
-    promote,
-    shapes,
-    sweep,
-    train,
-    upscale,
-    verify,
+
+COMMANDS = (
+    *("compare", "demo", "doctor", "dry-run", "evaluate", "inspect"),
+    *("promote", "shapes", "sweep", "train", "upscale", "verify"),
 )
 
+
+class LazyGroup(TyperGroup):
+    """Group that imports the module of a command only when the command is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401, ARG002 - a context of typer's own click
+        """Return the names of the commands."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ANN401 - types of typer's own click
+        """Return a command; after a name that is none, all are there to be suggested."""
+        for name in (cmd_name,) if cmd_name in COMMANDS else COMMANDS:
+            if name not in self.commands:
+                self.add_command(_loaded(name), name)
+        return super().get_command(ctx, cmd_name)
+
+
+def _loaded(name: str) -> Any:  # noqa: ANN401 - a command of typer's own click
+    """Make the command of `workflow/commands/NAME.py`, the function that is called like its module."""
+    function = name.replace("-", "_")
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    single.command(name)(getattr(import_module(f"workflow.commands.{function}"), function))
+    return typer.main.get_command(single)
+
+
 app = typer.Typer(
+    cls=LazyGroup,
     name="voxlift",
-    help="Volumetric super-resolution of medical images, on one laptop or a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,20 +51,6 @@ app = typer.Typer(
 @app.callback()
 def voxlift() -> None:
     """Volumetric super-resolution of medical images, on one laptop or a cluster."""
-
-
-app.command("compare")(compare.compare)
-app.command("demo")(demo.demo)
-app.command("doctor")(doctor.doctor)
-app.command("dry-run")(dry_run.dry_run)
-app.command("evaluate")(evaluate.evaluate)
-app.command("inspect")(inspect.inspect)
-app.command("promote")(promote.promote)
-app.command("shapes")(shapes.shapes)
-app.command("sweep")(sweep.sweep)
-app.command("train")(train.train)
-app.command("upscale")(upscale.upscale)
-app.command("verify")(verify.verify)
 
 
 def main() -> None:

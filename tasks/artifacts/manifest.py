@@ -5,10 +5,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from configs.errors import ContractError
-from tasks.artifacts.contracts import Contract, FileContract, Frozen
+from configs.errors import ContractError, ContractsError
+from tasks.artifacts.contracts import Contract, FileContract, Frozen, VolumeContract
 from tasks.files.atomic import replacing
 
 CONTRACTS_FILE = "contracts.json"
@@ -35,7 +37,7 @@ class ManifestEntry(Frozen):
         size = path.stat().st_size
         if size == self.size and file_digest(path) == self.sha256:
             return []
-        said = self.contract.violations(path) if size else []
+        said = self.contract.read_back(path).violations if size else ()
         change = f"{size} bytes instead of {self.size}" if size != self.size else "its bytes were changed"
         return [*said, f"it is not the file that was recorded: {change}"]
 
@@ -71,29 +73,27 @@ class Contracts(Frozen):
         return {path: said for path, said in found.items() if said}
 
 
-class ContractsError(ValueError):
-    """A `contracts.json` that is missing or cannot be read."""
-
-
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def manifest_entry(path: Path, contract: Contract = PLAIN) -> ManifestEntry:
-    """Read a file back, check it against its contract and make its manifest entry.
+def manifest_entry(path: Path, contract: Contract = PLAIN, first: NDArray[np.float32] | None = None) -> ManifestEntry:
+    """Read a file back once, check it against its contract and make its manifest entry.
 
     Args:
         path: The file as it was written.
         contract: Set before the file was made.
+        first: Filled with the voxels of the first time point, if the contract is that of a volume.
 
     Raises:
         ContractError: It departs.
     """
-    if said := contract.violations(path):
-        raise ContractError(f"{path.name} departs from its contract: {'; '.join(said)}.")
-    return ManifestEntry(contract=contract, sha256=file_digest(path), size=path.stat().st_size)
+    found = contract.read_back(path, first) if isinstance(contract, VolumeContract) else contract.read_back(path)
+    if found.violations:
+        raise ContractError(f"{path.name} departs from its contract: {'; '.join(found.violations)}.")
+    return ManifestEntry(contract=contract, sha256=found.sha256, size=found.size)
 
 
 def write_contracts(folder: Path, seals: Mapping[str, ManifestEntry], run_id: str | None = None) -> None:

@@ -7,7 +7,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from configs.errors import InputError
+from configs.errors import InputError, ReadError
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
@@ -73,8 +73,6 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
     return NetworkFile(name, content, Cost(graph, receptive_field(graph)), card)
 
 
-def _no_model(name: str, error: Exception) -> InputError:
-    return InputError(
-        f"Cannot read the model {name}: it is not a Keras model ({' '.join(str(error).split())}).",
-        "Name a .keras file saved by voxlift.",
-    )
+def _no_model(name: str, error: Exception) -> ReadError:
+    reason = f"it is not a Keras model ({' '.join(str(error).split())})"
+    return ReadError(f"the model {name}", reason, "Name a .keras file saved by voxlift.")

@@ -1,19 +1,21 @@
-"""Compressed files: writing them fast, and decompressing one to its end to know that it is whole.
+"""Files that are compressed or not, written and read in one pass that also gives their digest.
 
 Compression is ISA-L's at level 2: against Python's gzip at level 1 and zlib-ng it writes several times faster at a size
 between theirs (`benchmarks/volumes.py`). Written bytes carry no time and no name: equal voxels give equal files.
 """
 
 import bz2
+import hashlib
+import io
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from isal import igzip, igzip_threaded, isal_zlib
 
-from configs.errors import InputError
+from configs.errors import ReadError
 
 LEVEL = 2
 CHUNK = 1 << 20
@@ -25,28 +27,55 @@ ISAL_ERROR = cast("type[Exception]", isal_zlib.error)  # a class, whatever its s
 GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
 
 
+class HashedFile(io.RawIOBase):
+    """Hashes the bytes that pass to or from a file."""
+
+    def __init__(self, file: BinaryIO | io.FileIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self._file = file
+
+    def readable(self) -> bool:
+        """Say that it can be read, as a buffer asks."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - anything with the buffer protocol
+        """Read the next bytes into a buffer."""
+        count = cast("io.FileIO", self._file).readinto(buffer)
+        self.sha256.update(memoryview(buffer)[:count])
+        return count
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 - anything with the buffer protocol
+        """Write bytes."""
+        self.sha256.update(data)
+        return self._file.write(data)
+
+
 @contextmanager
-def open_to_write(path: Path) -> Iterator[Callable[[bytes], object]]:
-    """Open a file for writing and yield what writes to it; a name that ends in `.gz` is compressed, on a thread.
+def open_to_write(path: Path) -> Iterator[tuple[Callable[[bytes], object], HashedFile]]:
+    """Open a file for writing; a name that ends in `.gz` is compressed, on a thread.
 
     Equal bytes give equal files, in whatever pieces they come: they are compressed in blocks of `CHUNK`.
+
+    Yields:
+        What writes to it; and the file itself, whose digest is complete when the context has ended.
     """
-    if path.suffix != ".gz":
-        with path.open("wb") as file:
-            yield file.write
-        return
-    pending = bytearray()
-    with igzip_threaded.open(path, "wb", compresslevel=LEVEL, threads=1, block_size=CHUNK) as packed:
+    with path.open("wb") as file:
+        hashed = HashedFile(file)
+        if path.suffix != ".gz":
+            yield hashed.write, hashed
+            return
+        pending = bytearray()
+        with igzip_threaded.open(hashed, "wb", compresslevel=LEVEL, threads=1, block_size=CHUNK) as packed:
 
-        def write(data: bytes) -> None:
-            pending.extend(data)
-            whole = len(pending) // CHUNK * CHUNK
-            for start in range(0, whole, CHUNK):
-                packed.write(bytes(pending[start : start + CHUNK]))
-            del pending[:whole]
+            def write(data: bytes) -> None:
+                pending.extend(data)
+                whole = len(pending) // CHUNK * CHUNK
+                for start in range(0, whole, CHUNK):
+                    packed.write(bytes(pending[start : start + CHUNK]))
+                del pending[:whole]
 
-        yield write
-        packed.write(bytes(pending))
+            yield write, hashed
+            packed.write(bytes(pending))
 
 
 def is_compressed(path: Path) -> bool:
@@ -59,56 +88,91 @@ def check_packing(path: Path) -> None:
     """Refuse a file whose name says that it is compressed when it is not, or the contrary.
 
     Raises:
-        InputError: Name and content disagree.
+        ReadError: Name and content disagree.
     """
     if path.suffix.lower() == ".zst":
-        raise InputError(f"Cannot read {path.name}: Zstandard is not supported.", "Decompress it first with zstd -d.")
+        raise ReadError(path.name, "Zstandard is not supported", "Decompress it first with zstd -d.")
     named = path.suffix.lower() in (".gz", ".mgz", ".bz2")
     if named and not is_compressed(path):
-        raise InputError(
-            f"Cannot read {path.name}: it is called {path.suffix} and is not a compressed file.",
+        raise ReadError(
+            path.name,
+            f"it is called {path.suffix} and is not a compressed file",
             f"If it is an uncompressed volume, rename it without {path.suffix}; if not, copy it again.",
         )
     if path.suffix.lower() in (".nii", ".hdr", ".img", ".mgh") and is_compressed(path):
-        raise InputError(f"Cannot read {path.name}: it is compressed and not called so.", "Add .gz to its name.")
+        raise ReadError(path.name, "it is compressed and not called so", "Add .gz to its name.")
 
 
-def decompressed_size(path: Path) -> int:
-    """Return how many bytes a file holds once decompressed, having read it to its end and checked its checksum.
+class ForwardReader(io.BufferedIOBase):
+    """Reads a file once, from its first byte to its last, decompressed where it is compressed, and hashes it.
+
+    It seeks forward only, by reading. A compressed file that is cut short, damaged, or decompresses beyond any scan is
+    a ReadError. `ImageOpener` of nibabel takes it for an open file.
+
+    Args:
+        path: The file.
 
     Raises:
-        InputError: A compressed file is cut short, damaged, or decompresses beyond any scan.
+        ReadError: It is empty.
     """
-    if not is_compressed(path):
-        return path.stat().st_size
-    limit = max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size)
-    size = 0
-    try:
-        with _open_to_read(path) as file:
-            while chunk := file.read(CHUNK):
-                size += len(chunk)
-                if size > limit:
-                    break
-    except EOFError:
-        raise InputError(
-            f"Cannot read {path.name}: the compressed file is cut short after {size} decompressed bytes.",
-            "Copy it again.",
-        ) from None
-    except (OSError, zlib.error, ISAL_ERROR) as error:
-        raise InputError(
-            f"Cannot read {path.name}: the compressed file is damaged after {size} decompressed bytes ({error}).",
-            "Copy it again.",
-        ) from None
-    if size > limit:
-        raise InputError(
-            f"Cannot read {path.name}: {path.stat().st_size} bytes decompress to more than {limit >> 20} MiB, which no "
-            "scan does.",
-            "If it is one, decompress it first and give the uncompressed file.",
-        )
-    return size
 
+    def __init__(self, path: Path) -> None:
+        self._path, self._position = path, 0
+        self.stored_size = path.stat().st_size
+        if self.stored_size == 0:
+            raise ReadError(path.name, "the file is empty", "Copy it again.")
+        self.limit = max(BOMB_BYTES, BOMB_RATIO * self.stored_size)
+        self._opened = path.open("rb", buffering=0)
+        self._hashed = HashedFile(self._opened)
+        start = self._opened.read(3)
+        self._opened.seek(0)
+        self.compressed = start.startswith((GZIP, BZIP2))
+        buffered = io.BufferedReader(self._hashed, CHUNK)
+        self._file: BinaryIO = buffered
+        if start == BZIP2:
+            self._file = cast("BinaryIO", bz2.BZ2File(buffered))
+        elif self.compressed:
+            self._file = cast("BinaryIO", igzip.IGzipFile(fileobj=buffered, mode="rb"))
 
-def _open_to_read(path: Path) -> BinaryIO:
-    with path.open("rb") as file:
-        packed_by_bzip2 = file.read(3) == BZIP2
-    return cast("BinaryIO", bz2.open(path) if packed_by_bzip2 else igzip.open(path))
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Read on to a place; OSError if that is behind."""
+        if whence != io.SEEK_SET or offset < self._position:
+            raise io.UnsupportedOperation("a ForwardReader does not go back")
+        while self._position < offset and self.read(min(CHUNK, offset - self._position)):
+            pass
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read decompressed bytes; fewer than were asked for only at the end of the file.
+
+        Raises:
+            ReadError: A compressed file is cut short, damaged, or decompresses beyond any scan.
+        """
+        try:
+            data = self._file.read(-1 if size is None else size)
+        except EOFError:
+            reason = f"the compressed file is cut short after {self._position} decompressed bytes"
+            raise ReadError(self._path.name, reason, "Copy it again.") from None
+        except (OSError, zlib.error, ISAL_ERROR) as error:
+            kind = "compressed file" if self.compressed else "file"
+            reason = f"the {kind} is damaged after {self._position} decompressed bytes ({error})"
+            raise ReadError(self._path.name, reason, "Copy it again.") from None
+        self._position += len(data)
+        if self.compressed and self._position > self.limit:
+            raise ReadError(
+                self._path.name,
+                f"{self.stored_size} bytes decompress to more than {self.limit >> 20} MiB, which no scan does",
+                "If it is one, decompress it first and give the uncompressed file.",
+            )
+        return data
+
+    def finish(self) -> tuple[int, str]:
+        """Read on to the end; returns how many bytes the file holds decompressed, and the SHA-256 of its own bytes."""
+        while self.read(CHUNK):
+            pass
+        return self._position, self._hashed.sha256.hexdigest()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._opened.close()
+        super().close()

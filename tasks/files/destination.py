@@ -27,15 +27,18 @@ def check_destination(output: Path, size: int) -> None:
         )
     home = next(folder for folder in output.absolute().parents if folder.exists())
     if not home.is_dir():
-        raise InputError(f"Cannot write {output.name}: {home.name} is a file, not a folder.", "Choose another --out.")
+        raise InputError(
+            f"Cannot write {output.name}: {home.name} is a file, not a folder.", "Choose another output folder."
+        )
     if not os.access(home, os.W_OK | os.X_OK):
         raise InputError(
-            f"Cannot write {output.name}: the folder {home.name} may not be written.", "Choose another --out."
+            f"Cannot write {output.name}: the folder {home.name} may not be written.",
+            "Choose another output folder.",
         )
     free = shutil.disk_usage(home).free
     if size > free:
         raise InputError(
             f"Cannot write {output.name}: it takes at least {size / 2**20:.0f} MiB until it is done, and "
             f"{free / 2**20:.0f} MiB are free.",
-            "Choose a smaller scale, or another disk by --out.",
+            "Choose a smaller scale, or an output folder on another disk.",
         )

@@ -75,7 +75,9 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
         # By the sidecar, which .nii and .nii.gz share; case and composed letters differ on some file systems only.
         claims[normalize("NFC", sidecar_name(output.name)).casefold()].append(source)
         if output.resolve() in inputs:
-            raise InputError(f"Cannot write {output.name}: it would overwrite an input.", "Choose another --out.")
+            raise InputError(
+                f"Cannot write {output.name}: it would overwrite an input.", "Choose another output folder."
+            )
     for claimants in claims.values():
         if len(claimants) > 1:
             who = ", ".join("/".join(claimant.parts[-2:]) for claimant in claimants)

@@ -42,7 +42,7 @@ def _expand(path: Path) -> Iterator[Path]:
     elif path.is_file() and path.suffix.lower() in LISTS:
         yield from _some(path, _listed(path), "it lists no path; name one a line")
     elif path.exists() or not glob.has_magic(str(path)):
-        yield path  # preflight says what is wrong with it
+        yield path  # its inspection says what is wrong with it
     else:
         matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
         yield from _some(

@@ -1,7 +1,8 @@
-"""A check of what a machine can do: what was tried, what was seen, the verdict, the remedy."""
+"""Checks of a machine or of a run that is to start: what was tried, what was seen, the verdict, the remedy."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Literal
 
 from configs.errors import VoxliftError
@@ -16,7 +17,7 @@ class Check:
     Args:
         name: What was checked.
         tried: How.
-        seen: What came of it.
+        seen: What came of it, a line for each thing.
         status: "ok"; "warning" where work goes on, but not as well as it could; "failed" where it cannot.
         remedy: What to do about it; None where there is nothing to do.
     """
@@ -28,45 +29,104 @@ class Check:
     remedy: str | None = None
 
 
-@dataclass(frozen=True)
-class Seen:
-    """Result of an examination.
+@dataclass
+class Attempt:
+    """A check on its way; what is noted without a remedy gets the check's own."""
 
-    Args:
-        seen: One line.
-        status: As in `Check`.
-        remedy: As in `Check`; where it is not ok, in place of the check's own.
+    name: str
+    tried: str
+    remedy: str
+    _notes: list[tuple[Status, str, str]] = field(default_factory=list)
+
+    def ok(self, seen: str) -> None:
+        """Note what is as it should be."""
+        self._note("ok", seen, "")
+
+    def warning(self, seen: str, remedy: str = "") -> None:
+        """Note what is odd and what to do about it."""
+        self._note("warning", seen, remedy or self.remedy)
+
+    def failure(self, problem: str, remedy: str = "") -> None:
+        """Note what would make work fail."""
+        self._note("failed", " ".join(problem.split()), remedy or self.remedy)
+
+    def error(self, error: VoxliftError) -> None:
+        """Note an error as a failure."""
+        self.failure(error.problem, error.remedy)
+
+    def _note(self, *note: *tuple[Status, str, str]) -> None:
+        if note not in self._notes:  # the same counts once
+            self._notes.append(note)
+
+    @property
+    def faults(self) -> list[str]:
+        """A message for each failure, with its remedy."""
+        ended = {seen: seen if seen.endswith((".", "!", "?")) else f"{seen}." for _, seen, _ in self._notes}
+        return [f"{ended[seen]} {remedy}".rstrip() for status, seen, remedy in self._notes if status == "failed"]
+
+    @property
+    def check(self) -> Check:
+        """The check as it stands: of one that has failed, the failures alone."""
+        noted = {status for status, *_ in self._notes}
+        verdict: Status = "failed" if "failed" in noted else "warning" if "warning" in noted else "ok"
+        shown = [note for note in self._notes if verdict != "failed" or note[0] == "failed"]
+        seen = "\n".join(dict.fromkeys(seen for _, seen, _ in shown))
+        remedies = "\n".join(dict.fromkeys(remedy for _, _, remedy in shown if remedy))
+        return Check(self.name, self.tried, seen, verdict, remedies or None)
+
+
+class Checklist:
+    """Checks in the order in which they are made.
+
+    Attributes:
+        checks: Those that are done.
+        faults: A message for each failure, with its remedy.
     """
 
-    seen: str
-    status: Status = "ok"
-    remedy: str | None = None
+    def __init__(self) -> None:
+        self.checks: list[Check] = []
+        self.faults: list[str] = []
 
+    def extend(self, other: "Checklist") -> None:
+        """Take over the checks of another list."""
+        self.checks += other.checks
+        self.faults += other.faults
 
-def checked(name: str, tried: str, examine: Callable[[], Seen], remedy: str) -> Check:
-    """Make a check; whatever is raised on the way is what was seen, and the check has failed.
+    @contextmanager
+    def trying(self, name: str, tried: str, remedy: str) -> Iterator[Attempt]:
+        """Make a check of what happens in the block: an error ends it as a failure and stops no other check.
 
-    Args:
-        name: What is checked.
-        tried: How.
-        examine: Does it.
-        remedy: What to do where the examination does not say so itself.
-    """
-    try:
-        found = examine()
-    except VoxliftError as error:
-        return Check(name, tried, error.problem.removesuffix("."), "failed", error.remedy or remedy)
-    except Exception as error:  # noqa: BLE001 - one failing check never stops the others
-        return Check(name, tried, f"{type(error).__name__}: {first_line(error)}", "failed", remedy)
-    return Check(name, tried, found.seen, found.status, None if found.status == "ok" else found.remedy or remedy)
+        Args:
+            name: Of the check.
+            tried: What the block does.
+            remedy: For what is noted, or raised, without one.
+        """
+        attempt = Attempt(name, tried, remedy)
+        try:
+            yield attempt
+        except VoxliftError as error:
+            attempt.error(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, work would meet it too
+            attempt.failure(f"Cannot check {name}: {type(error).__name__}: {first_line(error)}")
+        self.checks.append(attempt.check)
+        self.faults += attempt.faults
 
-
-def not_tried(name: str, tried: str, missing: str) -> Check:
-    """A check that could not be made, because another one failed."""
-    return Check(name, tried, f"not tried: it needs {missing}", "failed", f"Fix what the check of {missing} says.")
+    def not_tried(self, name: str, tried: str, missing: str) -> None:
+        """Count a check as failed that could not be made, because another one failed."""
+        with self.trying(name, tried, f"Fix what the check of {missing} says.") as attempt:
+            attempt.failure(f"not tried: it needs {missing}")
 
 
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, its name where it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "node"), counted(3, "GPU")
+    ('1 node', '3 GPUs')
+    """
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -5,19 +5,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import tensorflow as tf
 
 from tasks.sharding.restore import peak_rss
 
 
 class MemoryGrowth:
-    """Watches memory from its making on: that of the GPU that takes most, where TensorFlow has GPUs, else the host's.
-
-    Loads TensorFlow.
-    """
+    """Watches memory from its making on: that of the GPU that takes most where there are GPUs, else the host's."""
 
     def __init__(self) -> None:
-        import tensorflow as tf
-
         self._info = tf.config.experimental.get_memory_info
         self._gpus = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("GPU")]
         for gpu in self._gpus:

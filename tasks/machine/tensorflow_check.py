@@ -9,18 +9,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.machine.check import Check, Seen, checked, not_tried
+from tasks.machine.check import Attempt, Check, Checklist
 
 CHECKS, IDENTITY = "checks.jsonl", "identity.keras"
 GPU_DRIVERS = Path("/proc/driver/nvidia/gpus")
 TOLERANCE = 1e-5
 SETUP = "Run make setup, with EXTRA=gpu on a machine with an NVIDIA GPU."
+DEVICE_REMEDY = "Update the driver of the device, or hide it with CUDA_VISIBLE_DEVICES=-1."
 SLOWER = 10  # times, beyond which a choice is a wrong one
 
 Triple = tuple[int, int, int]
@@ -46,10 +48,15 @@ def tensorflow_checks(folder: Path) -> Iterator[Check]:
         network.
     """
     remedy = f"{SETUP} See that KERAS_BACKEND and keras.json name no backend but tensorflow."
-    loaded = checked("TensorFlow", "importing it and Keras, listing devices", _load, remedy)
-    yield loaded
-    rest: list[tuple[str, str, Callable[[], Seen], str]] = [
-        *((f"convolution on {device}", "against NumPy", _convolving(device), _DEVICE_CURE) for device in _devices()),
+    checks = Checklist()
+    with checks.trying("TensorFlow", "importing it and Keras, listing devices", remedy) as loaded:
+        _load(loaded)
+    yield loaded.check
+    rest: list[tuple[str, str, Callable[[Attempt], None], str]] = [
+        *(
+            (f"convolution on {device}", "against NumPy", partial(_convolve, device), DEVICE_REMEDY)
+            for device in _devices()
+        ),
         (
             "XLA",
             "a transposed convolution with and without it",
@@ -62,18 +69,18 @@ def tensorflow_checks(folder: Path) -> Iterator[Check]:
             _compare_transposed,
             "Set TF_ENABLE_ONEDNN_OPTS=0 and try again; if that helps, report it to TensorFlow.",
         ),
-        ("saved network", "building one and saving it", lambda: _save_identity(folder / IDENTITY), SETUP),
+        ("saved network", "building one and saving it", partial(_save_identity, folder / IDENTITY), SETUP),
     ]
     for name, tried, examine, remedy in rest:
-        yield (
-            checked(name, tried, examine, remedy) if loaded.status != "failed" else not_tried(name, tried, "TensorFlow")
-        )
+        if loaded.faults:
+            checks.not_tried(name, tried, "TensorFlow")
+        else:
+            with checks.trying(name, tried, remedy) as attempt:
+                examine(attempt)
+        yield checks.checks[-1]
 
 
-_DEVICE_CURE = "Update the driver of the device, or hide it with CUDA_VISIBLE_DEVICES=-1."
-
-
-def _load() -> Seen:
+def _load(attempt: Attempt) -> None:
     import keras
     import tensorflow as tf
 
@@ -85,16 +92,17 @@ def _load() -> Seen:
     seen = f"TensorFlow {tf.__version__}, Keras {keras.__version__}, devices: {', '.join(_devices())}"
     backend, order, floats = keras.backend.backend(), keras.config.image_data_format(), keras.config.floatx()
     if (backend, order, floats) != ("tensorflow", "channels_last", "float32"):
-        return Seen(
+        attempt.failure(
             f"{seen}; Keras is set to {backend}, {order}, {floats}",
-            "failed",
             "Unset KERAS_BACKEND, and remove keras.json from ~/.keras or KERAS_HOME.",
         )
+        return
     drivers = len(list(GPU_DRIVERS.glob("*"))) if GPU_DRIVERS.is_dir() else 0
     if drivers > len(gpus):
         remedy = "Run make setup EXTRA=gpu; see that CUDA_VISIBLE_DEVICES hides none."
-        return Seen(f"{seen}; the driver knows {drivers} NVIDIA GPUs", "warning", remedy)
-    return Seen(seen)
+        attempt.warning(f"{seen}; the driver knows {drivers} NVIDIA GPUs", remedy)
+    else:
+        attempt.ok(seen)
 
 
 def _devices() -> list[str]:
@@ -111,28 +119,26 @@ def _devices() -> list[str]:
     ]
 
 
-def _convolving(device: str) -> Callable[[], Seen]:
-    def convolve() -> Seen:
-        import tensorflow as tf
+def _convolve(device: str, attempt: Attempt) -> None:
+    import tensorflow as tf
 
-        random = np.random.default_rng(0)
-        volume = random.normal(size=(1, 10, 12, 14, 3)).astype(np.float32)
-        weights = random.normal(size=(3, 3, 3, 3, 4)).astype(np.float32)
-        started = time.perf_counter()
-        with tf.device(f"/{device}"):
-            made = tf.nn.conv3d(volume, weights, (1, 1, 1, 1, 1), "VALID")
-        seconds = time.perf_counter() - started
-        windows = np.lib.stride_tricks.sliding_window_view(volume, (3, 3, 3), axis=(1, 2, 3))
-        expected = np.einsum("bdhwcijk,ijkco->bdhwo", windows, weights, dtype=np.float64, casting="unsafe")
-        ran_on = made.device.rpartition("device:")[2]
-        if ran_on != device:
-            return Seen(f"it ran on {ran_on}", "failed")
-        return _difference(np.abs(made.numpy() - expected).max() / np.abs(expected).max(), f"{seconds * 1e3:.0f} ms")
-
-    return convolve
+    random = np.random.default_rng(0)
+    volume = random.normal(size=(1, 10, 12, 14, 3)).astype(np.float32)
+    weights = random.normal(size=(3, 3, 3, 3, 4)).astype(np.float32)
+    started = time.perf_counter()
+    with tf.device(f"/{device}"):
+        made = tf.nn.conv3d(volume, weights, (1, 1, 1, 1, 1), "VALID")
+    seconds = time.perf_counter() - started
+    windows = np.lib.stride_tricks.sliding_window_view(volume, (3, 3, 3), axis=(1, 2, 3))
+    expected = np.einsum("bdhwcijk,ijkco->bdhwo", windows, weights, dtype=np.float64, casting="unsafe")
+    ran_on = made.device.rpartition("device:")[2]
+    if ran_on != device:
+        attempt.failure(f"it ran on {ran_on}")
+    difference = np.abs(made.numpy() - expected).max() / np.abs(expected).max()
+    _compare(attempt, difference, f"{seconds * 1e3:.0f} ms")
 
 
-def _compare_xla() -> Seen:
+def _compare_xla(attempt: Attempt) -> None:
     """Compare what is chosen for the networks of this process with the other choice."""
     import tensorflow as tf
 
@@ -158,16 +164,18 @@ def _compare_xla() -> Seen:
     except Exception as error:
         if chosen:
             raise
-        return Seen(f"networks run without it on the {kind}, where it does not compile ({type(error).__name__})")
+        attempt.ok(f"networks run without it on the {kind}, where it does not compile ({type(error).__name__})")
+        return
     choice = f"networks run {'with' if chosen else 'without'} it on the {kind}"
     seen = f"{choice}: {plain:.1f} ms without, {fused:.1f} ms with"
     mine, other = (fused, plain) if chosen else (plain, fused)
     if mine > SLOWER * other:
-        return Seen(seen, "warning", f"Set XLA to {not chosen} in tasks/machine/devices.py.")
-    return Seen(seen)
+        attempt.warning(seen, f"Set XLA to {not chosen} in tasks/machine/devices.py.")
+    else:
+        attempt.ok(seen)
 
 
-def _compare_transposed() -> Seen:
+def _compare_transposed(attempt: Attempt) -> None:
     import keras
 
     from models.network.phases import with_phases
@@ -186,9 +194,10 @@ def _compare_transposed() -> Seen:
         for form in (model, with_phases(model)):
             made = np.asarray(form(volume))
             if made.shape != expected.shape:
-                return Seen(f"kernel {kernel_size}, strides {strides}: shape {made.shape}", "failed")
+                attempt.failure(f"kernel {kernel_size}, strides {strides}: shape {made.shape}")
+                return
             worst = max(worst, float(np.abs(made - expected).max() / np.abs(expected).max()))
-    return _difference(worst, f"{len(TRANSPOSED)} as layer and by phases")
+    _compare(attempt, worst, f"{len(TRANSPOSED)} as layer and by phases")
 
 
 def scattered(volume: NDArray[Any], weights: NDArray[Any], strides: Triple) -> NDArray[np.float64]:
@@ -215,17 +224,17 @@ def scattered(volume: NDArray[Any], weights: NDArray[Any], strides: Triple) -> N
     return full[:, window[0], window[1], window[2]]
 
 
-def _save_identity(path: Path) -> Seen:
+def _save_identity(path: Path, attempt: Attempt) -> None:
     from models.network.identity import build_identity
 
     build_identity().save(path)
-    return Seen(f"{path.stat().st_size} bytes")
+    attempt.ok(f"{path.stat().st_size} bytes")
 
 
-def _difference(found: float, remark: str) -> Seen:
-    # Not `found > TOLERANCE`: that is false of what is no number.
-    status = "ok" if found <= TOLERANCE else "failed"
-    return Seen(f"largest difference {found:.1e} of the largest value, {remark}", status)  # type: ignore[arg-type]
+def _compare(attempt: Attempt, difference: float, remark: str) -> None:
+    # Not `difference > TOLERANCE`: that is false of what is no number.
+    note = attempt.ok if difference <= TOLERANCE else attempt.failure
+    note(f"largest difference {difference:.1e} of the largest value, {remark}")
 
 
 def main() -> None:

@@ -29,6 +29,20 @@ FIXED_BYTES = 32 * MIB
 THREAD_SPEED = 60e9  # multiply-adds a second of one CPU thread; 80 to 90 billion on an idle EPYC with AVX-512
 
 
+class BudgetError(InputError):
+    """A memory budget that holds no shard.
+
+    Args:
+        problem: As in `VoxliftError`.
+        remedy: As there, by the key of a configuration.
+        least_mib: The least budget that would do, MiB.
+    """
+
+    def __init__(self, problem: str, remedy: str = "", least_mib: int = 0) -> None:
+        super().__init__(problem, remedy)
+        self.least_mib = least_mib
+
+
 @dataclass(frozen=True)
 class Shard:
     """The piece of the target grid that one worker computes.
@@ -114,7 +128,7 @@ def plan_shards(
         name: What is sharded, for the error.
 
     Raises:
-        InputError: The budget holds no shard; the message names the least that would do.
+        BudgetError: The budget holds no shard.
     """
     axes = tuple(zip(target_shape, cost.field.axes, strict=True))
     depths, heights, widths = (_choices(size, axis) for size, axis in axes)
@@ -132,10 +146,11 @@ def plan_shards(
     else:
         core = "x".join(str(_pieces(*axis, length)[0][0][1]) for axis, length in zip(axes, least, strict=True))
         mib = ceil(smallest_bytes / MIB)
-        raise InputError(
+        raise BudgetError(
             f"Cannot shard {name}: the memory budget of {budget_mib} MiB holds no shard of this network (smallest:"
             f" {mib} MiB for a core of {core}).",
-            f"Raise --memory-budget to {mib} or more.",
+            f"Raise resources.memory_budget_mib to {mib} or more.",
+            mib,
         )
     pieces = product(*(_pieces(*axis, length) for axis, length in zip(axes, read_shape, strict=True)))
     return ShardPlan(

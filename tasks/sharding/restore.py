@@ -2,11 +2,10 @@
 
 import resource
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,7 @@ from numpy.typing import NDArray
 from configs.axes import NetworkShape
 from tasks.imaging.resample import resample_window
 from tasks.sharding.plan import MIB, Shard
-from tasks.volume.intensity import CLIP, Intensity
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from tasks.volume.intensity import Intensity
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,29 +61,10 @@ class Restorer:
     """
 
     def __init__(self, name: str, content: bytes, threads: int) -> None:
-        import tensorflow as tf
+        # Drivers name this class without loading TensorFlow, whose environment the worker has settled by now.
+        from tasks.sharding.compiled import compiled_network  # noqa: PLC0415 - in the worker alone
 
-        from models.network.phases import with_phases
-        from tasks.artifacts.saved_models import load_model
-        from tasks.machine.devices import XLA, claim_devices
-
-        claim_devices(threads)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_bytes(content)
-            model = with_phases(load_model(path))
-        # One trace for every shape: a plan has one shape of read, but every volume has a plan of its own. Intensities
-        # are mapped in it too, where all threads do it.
-        signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32), *[tf.TensorSpec([], tf.float32)] * 2]
-
-        @tf.function(input_signature=signature, jit_compile=XLA)  # type: ignore[untyped-decorator] # no types
-        def restored(resampled: tf.Tensor, low: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
-            normalised = (resampled - low) / span
-            seen = tf.clip_by_value(normalised, 0.0, CLIP)
-            # What clipping took away, vessels or metal above, ringing below, is added again unchanged.
-            return (model(seen, training=False) + (normalised - seen)) * span + low
-
-        self._restored: Callable[..., Any] = restored
+        self._restored = compiled_network(name, content, threads)
 
     def restored(self, resampled: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
         """Restore a resampled volume in the unit of the file, `(depth, height, width)` in multiples of the stride."""

@@ -87,7 +87,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         raise InputError(
             f"Cannot resume from {name}: it was written with another configuration, and the result would be that of"
             " neither.",
-            "Give the configuration and the --set options of the first start, or another folder.",
+            "Give the configuration and the overrides of the first start, or another folder.",
         )
     return Checkpoint(
         step=int(arrays["step"]),

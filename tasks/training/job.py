@@ -82,12 +82,12 @@ class Validation:
     stops: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainedModel:
     """Result of a training.
 
     Args:
-        path: The `.keras` file.
+        model: The `.keras` file.
         parameters: Trainable weights.
         seconds: From the first patch to the last step, of this start.
         waiting_share: Share of the time of all steps but the first in which the network waited for patches.
@@ -99,7 +99,7 @@ class TrainedModel:
         validation_psnr: Of the best validation, before a resumption or after it, in dB; None without validation.
     """
 
-    path: Path
+    model: Path
     parameters: int
     seconds: float
     waiting_share: float

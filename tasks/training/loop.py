@@ -19,12 +19,10 @@ from tasks.files.atomic import replacing
 from tasks.imaging.consistency import axis_factors, axis_matrices, squared_singular
 from tasks.imaging.degrade import coarse_shape
 from tasks.machine.devices import XLA, device_kind, layer_precision, mirrored_strategy
-from tasks.training.blocks import TrainingVolume
+from tasks.training.blocks import PatchSource, TrainingVolume
 from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation
-from tasks.training.networks import build_network
-from tasks.training.optimizers import learning_rate_schedule, optimizer
-from tasks.training.patches import PatchSource
+from tasks.training.networks import build_network, learning_rate_schedule, optimizer
 from tasks.training.validation import Validator
 
 DAMPING = 1e-4  # of the correction that the loss `unseen` looks past
@@ -101,7 +99,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         saved.save(partial)
         add_card(partial, card)
     yield TrainedModel(
-        path=job.model_path,
+        model=job.model_path,
         parameters=parameters,
         seconds=seconds,
         waiting_share=waited / (waited + stepped) if stepped else 0.0,

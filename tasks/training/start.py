@@ -1,12 +1,30 @@
-"""The start of a training, for callers that must not load TensorFlow themselves."""
+"""Starts of work that loads TensorFlow, for drivers, which must not: each import happens in the worker."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
+from configs.schema import RunConfig
 from tasks.training.job import TrainingJob, TrainingRecord
+
+Shape = tuple[int, int, int]
 
 
 def run_training(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
-    """Train in this process: `tasks.training.loop.train`, imported when it is called."""
-    from tasks.training.loop import train
+    """Train in this process, as `tasks.training.loop.train`."""
+    from tasks.training.loop import train  # noqa: PLC0415 - in the worker alone
 
     return train(job, should_stop)
+
+
+def training_rehearsal(config: RunConfig) -> Callable[..., Any]:
+    """Rehearse a training, as `tasks.rehearsal_workers.TrainingRehearsal`."""
+    from tasks.rehearsal_workers import TrainingRehearsal  # noqa: PLC0415 - in the worker alone
+
+    return TrainingRehearsal(config)
+
+
+def shard_rehearsal(name: str, content: bytes, threads: int, total_stride: Shape) -> Callable[..., Any]:
+    """Rehearse the restoration of a shard, as `tasks.rehearsal_workers.ShardRehearsal`."""
+    from tasks.rehearsal_workers import ShardRehearsal  # noqa: PLC0415 - in the worker alone
+
+    return ShardRehearsal(name, content, threads, total_stride)

@@ -25,6 +25,19 @@ MAX_COORDINATE_MM = 1e9  # millimetres: a thousand kilometres is as good as infi
 EQUAL_SPACING = 0.02
 
 
+class GridError(InputError):
+    """Voxels that cannot be placed in the world.
+
+    Args:
+        reason: Why, as a clause without a full stop.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Cannot place a grid: {reason}.")
+        self.reason = reason
+        self.args = (reason,)  # by which it is pickled
+
+
 @dataclass(frozen=True, eq=False)
 class Grid:
     """Voxels in the world.
@@ -34,7 +47,7 @@ class Grid:
         affine: 4x4, voxel index → RAS+ millimetres; kept as read-only float64.
 
     Raises:
-        InputError: A size below 1, or an affine that is not 4x4, not finite or not invertible.
+        GridError: A size below 1, or an affine that is not 4x4, not finite or not invertible.
     """
 
     shape: FileShape
@@ -44,13 +57,13 @@ class Grid:
         affine = np.array(self.affine, dtype=np.float64)
         shape = tuple(int(size) for size in self.shape)
         if len(shape) != 3 or min(shape) < 1:
-            raise InputError(f"Cannot place a grid: three sizes of at least 1 are needed, received {shape}.")
+            raise GridError(f"three sizes of at least 1 are needed, received {shape}")
         if affine.shape != (4, 4) or not (np.abs(affine) < MAX_COORDINATE_MM).all():
-            raise InputError(f"Cannot place a grid: the affine must be 4x4 and finite, received {affine.tolist()}.")
+            raise GridError(f"the affine must be 4x4 and finite, received {affine.tolist()}")
         # The determinant of the directions, not of the affine: spacings of 1e-6 mm are odd but not flat.
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-6:
-            raise InputError(f"Cannot place a grid: the affine is flat, its axes span no volume: {affine.tolist()}.")
+            raise GridError(f"the affine is flat, its axes span no volume: {affine.tolist()}")
         affine.setflags(write=False)
         object.__setattr__(self, "shape", FileShape(*shape))
         object.__setattr__(self, "affine", affine)
@@ -161,6 +174,13 @@ def orientation(grid: Grid) -> tuple[Triple, tuple[bool, bool, bool]]:
     i, j, k = best
     against = tuple(bool(cosines[world, axis] < 0) for axis, world in enumerate(best))
     return (i, j, k), (against[0], against[1], against[2])
+
+
+def oblique_degrees(grid: Grid) -> float:
+    """Return the largest angle between a file axis and its world axis."""
+    worlds, _ = orientation(grid)
+    cosines = [abs(grid.affine[world, axis]) / grid.spacing[axis] for axis, world in enumerate(worlds)]
+    return float(np.degrees(np.arccos(min(1.0, *cosines))))
 
 
 def axis_codes(grid: Grid) -> str:

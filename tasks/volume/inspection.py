@@ -1,18 +1,18 @@
 """Everything that is looked at before any work: errors stop a volume with one message, warnings go to its record."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from configs.axes import FileShape
-from configs.errors import InputError
-from tasks.files.compression import decompressed_size
-from tasks.volume.grid import Grid, axis_codes, orientation, slice_axis
-from tasks.volume.nifti import open_volume
-from tasks.volume.scan import Header, Scan, reading
+from configs.errors import InputError, ReadError
+from tasks.files.compression import ForwardReader
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import open_volume, read_forward
+from tasks.volume.scan import Header, Scan, Volume, reading
 
 EXACT_FLOAT32 = 1 << 24  # whole numbers beyond are not all float32
 SLACK = 1 << 12  # bytes after the voxels that are nobody's concern: padding, footers
@@ -20,7 +20,7 @@ SLACK = 1 << 12  # bytes after the voxels that are nobody's concern: padding, fo
 
 @dataclass(frozen=True)
 class Extent:
-    """Statistics of the voxels of a file.
+    """Range of the voxels of a file.
 
     Args:
         lowest: Of the finite voxels, all time points.
@@ -35,117 +35,21 @@ class Extent:
     constant_times: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Findings:
-    """A volume as it is understood.
+def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
+    """Read every voxel in order and find the range.
 
     Args:
-        file: Its name.
-        format: Of the file.
-        shape: Voxels along (i, j, k).
-        times: Time points.
-        dtype: On disk.
-        spacing: mm along (i, j, k).
-        axes: Directions in which i, j and k grow, such as "RAS".
-        slice_axis: "i", "j" or "k", across the slices.
-        oblique: Largest angle between a file axis and its world axis, degrees.
-        field_of_view: mm along (i, j, k).
-        affine: 4x4, voxel → RAS+ mm.
-        codes: Of qform and sform.
-        lowest: Lowest finite value.
-        highest: Highest finite value.
-        not_finite: How many voxels are NaN or infinite.
-        memory_mib: Of one time point as float32.
-        warnings: What is odd but no obstacle.
-    """
-
-    file: str
-    format: str
-    shape: FileShape
-    times: int
-    dtype: str
-    spacing: tuple[float, float, float]
-    axes: str
-    slice_axis: str
-    oblique: float
-    field_of_view: tuple[float, float, float]
-    affine: list[list[float]] = field(repr=False)
-    codes: tuple[int, int]
-    lowest: float
-    highest: float
-    not_finite: int
-    memory_mib: float
-    warnings: tuple[str, ...]
-
-
-def preflight(path: Path) -> Findings:
-    """Read a volume to its last byte and report what it is.
-
-    Raises:
-        InputError: It cannot be super-resolved: missing, damaged, no volume, without geometry, or without contrast.
-    """
-    path = Path(path)
-    held = _held(path) if path.is_file() else 0
-    scan = open_volume(path)
-    held = held if scan.data_path == path else _held(scan.data_path)
-    if held < scan.data_bytes:
-        raise InputError(
-            f"Cannot read {path.name}: its header declares {scan.data_bytes} bytes (shape "
-            f"{'x'.join(map(str, scan.grid.shape))}, {scan.header.times} time point(s), {scan.header.dtype}), and the "
-            f"file holds {held}."
-            f" It was cut short or its header is wrong; copy it again.",
-        )
-    if scan.grid.mib > psutil.virtual_memory().total / 2**20:
-        raise InputError(
-            f"Cannot read {path.name}: one time point takes {scan.grid.mib:.0f} MiB, more than this machine has.",
-            "Cut it, or use a machine with more.",
-        )
-    extent = _extent(scan)
-    grid, header = scan.grid, scan.header
-    trailing = held - scan.data_bytes if scan.data_bytes and scan.data_path == path else 0
-    warnings = [*header.remarks, *_geometry_warnings(grid, header), *_voxel_warnings(header, extent)]
-    if trailing > SLACK and header.format.startswith("NIfTI"):
-        warnings.append(f"{trailing} bytes follow the voxels and are left out")
-    i, j, k = (size * step for size, step in zip(grid.shape, grid.spacing, strict=True))
-    return Findings(
-        file=path.name,
-        format=header.format,
-        shape=grid.shape,
-        times=header.times,
-        dtype=header.dtype.name,
-        spacing=grid.spacing,
-        axes=axis_codes(grid),
-        slice_axis="ijk"[slice_axis(grid)],
-        oblique=_oblique(grid),
-        field_of_view=(i, j, k),
-        affine=grid.affine.tolist(),
-        codes=header.codes,
-        lowest=extent.lowest,
-        highest=extent.highest,
-        not_finite=extent.not_finite,
-        memory_mib=grid.mib,
-        warnings=tuple(warnings),
-    )
-
-
-def _held(path: Path) -> int:
-    with reading(path):
-        if path.stat().st_size == 0:
-            raise InputError(f"Cannot read {path.name}: the file is empty.", "Copy it again.")
-        return decompressed_size(path)
-
-
-def _extent(scan: Scan) -> Extent:
-    """Read every voxel and note the range.
-
-    Raises:
-        InputError: No time point has two different finite values.
+        scan: Best from `read_forward`.
+        first: Filled with the voxels of the first time point, `[i, j, k]`.
     """
     lowest, highest, not_finite = np.inf, -np.inf, 0
     constant = []
     for time in range(scan.header.times):
-        low, high = np.inf, -np.inf
+        low, high, start = np.inf, -np.inf, 0
         for slab in scan.slabs(time):
+            if time == 0 and first is not None:
+                first[:, :, start : start + slab.shape[2]] = slab
+                start += slab.shape[2]
             finite = np.isfinite(slab)
             not_finite += slab.size - int(np.count_nonzero(finite))
             low = min(low, float(slab.min(where=finite, initial=np.inf)))
@@ -153,12 +57,105 @@ def _extent(scan: Scan) -> Extent:
         if low >= high:
             constant.append(time)
         lowest, highest = min(lowest, low), max(highest, high)
-    if len(constant) == scan.header.times:
-        what = f"every voxel is {lowest:g}" if lowest <= highest else "no voxel is a finite number"
+    return Extent(lowest, highest, not_finite, tuple(constant))
+
+
+@dataclass(frozen=True, eq=False)
+class InspectedVolume:
+    """A volume whose file was read once, to its last byte.
+
+    Args:
+        scan: Its header and geometry, to read the voxels again.
+        digests: SHA-256 of each of `scan.files`.
+        extent: Range of the voxels.
+        warnings: What is odd but no obstacle.
+    """
+
+    scan: Scan
+    digests: tuple[str, ...]
+    extent: Extent
+    warnings: tuple[str, ...]
+
+    def volumes(self) -> Iterator[Volume]:
+        """Read the file once more, one time point after another.
+
+        Raises:
+            ReadError: Before the last time point: the file has changed since it was inspected.
+        """
+        last = self.scan.header.times - 1
+        with read_forward(self.scan) as (forward, reader):
+            for time in range(last):
+                yield forward.read(time)
+            volume = forward.read(last)
+            if reader.finish()[1] != self.digests[self.scan.files.index(self.scan.data_path)]:
+                raise ReadError(self.scan.path.name, "it was changed while it was in use", "Start again.")
+        yield volume
+
+
+def inspect_volume(path: Path) -> InspectedVolume:
+    """Read a volume once, to its last byte, and report what it is.
+
+    Raises:
+        InputError: It cannot be super-resolved: missing, damaged, no volume, without geometry, or without contrast.
+    """
+    path = Path(path)
+    try:
+        scan = open_volume(path)
+    except InputError:
+        if path.is_file():  # damage explains more than the header that it spoils
+            with reading(path), ForwardReader(path) as reader:
+                reader.finish()
+        raise
+    with read_forward(scan) as (forward, reader):
+        try:
+            if scan.data_bytes > (reader.limit if reader.compressed else reader.stored_size):
+                raise ReadError(path.name, "its header declares more than it holds")
+            if scan.grid.mib > psutil.virtual_memory().total / 2**20:
+                raise ReadError(
+                    path.name,
+                    f"one time point takes {scan.grid.mib:.0f} MiB, more than this machine has",
+                    "Cut it, or use a machine with more.",
+                )
+            extent = find_extent(forward)
+        except ReadError:
+            _require_whole(scan, reader.finish()[0])
+            raise
+        held, digest = reader.finish()
+    _require_whole(scan, held)
+    digests = {scan.data_path: digest}
+    if path not in digests:
+        with ForwardReader(path) as reader:
+            digests[path] = reader.finish()[1]
+    return InspectedVolume(scan, tuple(digests[file] for file in scan.files), extent, _warnings(scan, extent, held))
+
+
+def _require_whole(scan: Scan, held: int) -> None:
+    if held < scan.data_bytes:
+        raise ReadError(
+            scan.path.name,
+            f"its header declares {scan.data_bytes} bytes (shape {'x'.join(map(str, scan.grid.shape))}, "
+            f"{scan.header.times} time point(s), {scan.header.dtype}), and the file holds {held}. It was cut short or "
+            "its header is wrong; copy it again",
+        )
+
+
+def _warnings(scan: Scan, extent: Extent, held: int) -> tuple[str, ...]:
+    """List what is odd about a volume but no obstacle.
+
+    Raises:
+        InputError: No time point has two different finite values.
+    """
+    if len(extent.constant_times) == scan.header.times:
+        what = f"every voxel is {extent.lowest:g}" if extent.lowest <= extent.highest else "no voxel is a finite number"
         raise InputError(
             f"Cannot use {scan.path.name}: it is an empty image, {what}; there is nothing to restore.", "Leave it out."
         )
-    return Extent(lowest, highest, not_finite, tuple(constant))
+    trailing = held - scan.data_bytes if scan.data_bytes and scan.data_path == scan.path else 0
+    warnings = [*scan.header.remarks, *_geometry_warnings(scan.grid, scan.header)]
+    warnings += _voxel_warnings(scan.header, extent)
+    if trailing > SLACK and scan.header.format.startswith("NIfTI"):
+        warnings.append(f"{trailing} bytes follow the voxels and are left out")
+    return tuple(warnings)
 
 
 def _geometry_warnings(grid: Grid, header: Header) -> list[str]:
@@ -206,12 +203,6 @@ def shear(grid: Grid) -> float:
     axes = grid.affine[:3, :3] / grid.spacing
     cosines = np.abs(axes.T @ axes)[np.triu_indices(3, 1)]
     return float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
-
-
-def _oblique(grid: Grid) -> float:
-    worlds, _ = orientation(grid)
-    cosines = [abs(grid.affine[world, axis]) / grid.spacing[axis] for axis, world in enumerate(worlds)]
-    return float(np.degrees(np.arccos(min(1.0, *cosines))))
 
 
 def _apart(grid: Grid, other: NDArray[np.float64]) -> float:

@@ -1,29 +1,45 @@
 """The only module that imports nibabel: volumes in from any format that it reads, NIfTI out with the right geometry."""
 
+import io
 import logging
 import math
-from collections.abc import Iterable
-from io import BytesIO
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel
 import numpy as np
+from indexed_gzip import IndexedGzipFile
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger as nibabel_logger
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike, NDArray
 
 from configs.axes import FileShape
-from configs.errors import InputError
+from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
-from tasks.files.compression import check_packing, open_to_write
+from tasks.files.compression import ForwardReader, check_packing, open_to_write
 from tasks.volume.encoding import Encoding, choose_encoding
-from tasks.volume.grid import Grid, covering_transform
+from tasks.volume.grid import Grid, GridError, covering_transform
 from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
 
-__all__ = ["Header", "Scan", "Volume", "open_volume", "read_volume", "write_slabs", "write_volume"]
+__all__ = [
+    "Header",
+    "Scan",
+    "Volume",
+    "anonymous_copy",
+    "open_volume",
+    "read_forward",
+    "read_volume",
+    "write_slabs",
+    "write_volume",
+]
 
+PIECE = 1 << 14  # bytes read at least from a compressed file
 NIFTI1_LIMIT = 32767  # voxels along an axis: sizes are int16 there
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 FORMATS = {
@@ -44,6 +60,15 @@ KEPT_FIELDS = (
     *("cal_max", "cal_min", "toffset", "dim_info"),
 )
 
+
+def _open_gzip(path: str, mode: str = "rb", compresslevel: int = 1, mtime: int = 0, keep_open: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - as nibabel calls it
+    """Open a compressed file for nibabel; its own opener reads megabytes for a header."""
+    if mode != "rb":
+        return ImageOpener.gz_def[0](path, mode, compresslevel, mtime, keep_open)
+    return IndexedGzipFile(path, drop_handles=not keep_open, buffer_size=PIECE, readbuf_size=PIECE)
+
+
+ImageOpener.compress_ext_map |= dict.fromkeys((".gz", ".mgz"), (_open_gzip, ImageOpener.gz_def[1]))
 # What nibabel says about a header becomes a remark on the volume instead of a line on the terminal.
 nibabel_logger.handlers[:] = [logging.NullHandler()]
 
@@ -66,14 +91,12 @@ def open_volume(path: Path) -> Scan:
     path = Path(path)
     if not path.is_file():
         what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
-        raise InputError(f"Cannot read {path.name}: {what}.")
+        raise ReadError(path.name, what)
     with reading(path) as remarks:
         check_packing(path)
         image = nibabel.load(path)
         if not isinstance(image, SpatialImage) or image.affine is None:
-            raise InputError(
-                f"Cannot read {path.name}: it holds a {type(image).__name__}, not a volume.", "Give a file of voxels."
-            )
+            raise ReadError(path.name, f"it holds a {type(image).__name__}, not a volume", "Give a file of voxels.")
         time_first = type(image).__name__.startswith("Minc")
         sizes = tuple(int(size) for size in image.shape)
         shape, times = space_and_time(path, sizes, time_first=time_first)
@@ -87,17 +110,14 @@ def open_volume(path: Path) -> Scan:
         sform, scode = _form(image.header, "sform", in_mm, remarks)
         try:
             grid = Grid(shape, in_mm @ image.affine)
-        except InputError as error:
-            why = str(error).removeprefix("Cannot place a grid: ")
-            raise InputError(f"Cannot read {path.name}: {why}", "Correct its sform or qform.") from None
+        except GridError as error:
+            raise ReadError(path.name, error.reason, "Correct its sform or qform.") from None
         if FORMATS.get(type(image).__name__) == "Analyze" and np.allclose(image.affine, image.header.get_best_affine()):
             remarks.append("the format tells no directions: which side is left is a guess")
         data = Path(image.file_map["image"].filename or path)
         if not data.is_file():
-            raise InputError(
-                f"Cannot read {path.name}: its voxels should be in {data.name}, and that is not there.",
-                "Put it next to the header.",
-            )
+            reason = f"its voxels should be in {data.name}, and that is not there"
+            raise ReadError(path.name, reason, "Put it next to the header.")
         proxy = image.dataobj
         data_bytes = proxy.offset + math.prod(sizes) * proxy.dtype.itemsize if isinstance(proxy, ArrayProxy) else 0
         i, j, k = (zoom * in_mm[0, 0] for zoom in zooms[:3])
@@ -118,6 +138,24 @@ def open_volume(path: Path) -> Scan:
         native=image.header,
     )
     return Scan(path, grid, header, data, data_bytes, image.dataobj, time_first)
+
+
+@contextmanager
+def read_forward(scan: Scan) -> Iterator[tuple[Scan, ForwardReader]]:
+    """Open the file of the voxels to read it once, time point after time point and slab after slab.
+
+    Yields:
+        The scan, to be read in order, and the reader of the file, for what follows the voxels and for its digest. MINC
+        and PAR/REC order their voxels otherwise: those are read by path, and once more for the digest.
+    """
+    with reading(scan.path):
+        reader = ForwardReader(scan.data_path)
+    with reader:
+        proxy = scan.source
+        if isinstance(proxy, ArrayProxy):
+            proxy = copy(proxy)
+            proxy.file_like, proxy._mmap, proxy._persist_opener = reader, False, False
+        yield replace(scan, source=proxy, forward=proxy is not scan.source), reader
 
 
 def write_volume(
@@ -150,7 +188,7 @@ def write_slabs(
     dtype: DTypeLike | None = None,
     extent: tuple[float, float] | None = None,
     times: int = 1,
-) -> None:
+) -> str:
     """Write a volume slab by slab as NIfTI, next to its place and renamed into it when it is complete.
 
     Args:
@@ -161,6 +199,9 @@ def write_slabs(
         dtype: On disk; by default that of `like` if it is an integer (rounded, clipped at its ends), else float32.
         extent: Lowest and highest value, wanted only to store floats as integers.
         times: Time points.
+
+    Returns:
+        SHA-256 of the file, from its bytes as they were written.
 
     Raises:
         InputError: The name or dtype is not one that is written.
@@ -177,10 +218,10 @@ def write_slabs(
         extent,
     )
     header = _nifti_header(grid, like, times, encoding)
-    head = BytesIO()
+    head = io.BytesIO()
     header.write_to(head)
     planes = 0
-    with replacing(path) as partial, open_to_write(partial) as write:
+    with replacing(path) as partial, open_to_write(partial) as (write, file):
         write(head.getvalue().ljust(int(header["vox_offset"]), b"\0"))
         for slab in slabs:
             if slab.shape[:2] != grid.shape[:2]:
@@ -189,6 +230,20 @@ def write_slabs(
             planes += slab.shape[2]
         if planes != grid.shape[2] * times:
             raise ValueError(f"{planes} planes do not fill {times} times a grid of {grid.shape}")
+    return file.sha256.hexdigest()
+
+
+def anonymous_copy(source: Path, copy: Path) -> None:
+    """Write the voxels and the geometry of a volume, without descriptions, file names and extensions of its header.
+
+    Args:
+        source: Any volume.
+        copy: Ends in `.nii` or `.nii.gz`.
+    """
+    scan = open_volume(source)
+    times = scan.header.times
+    bare = replace(scan, header=replace(scan.header, native=None))
+    write_slabs(copy, (slab for time in range(times) for slab in scan.slabs(time)), scan.grid, like=bare, times=times)
 
 
 def _nifti_header(grid: Grid, like: Volume | Scan | None, times: int, encoding: Encoding) -> Any:  # noqa: ANN401 - untyped
@@ -221,9 +276,9 @@ def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
     """Refuse voxels that are not one real number, and axes of MINC in another order than time before space."""
     axes = [str(name) for name in getattr(getattr(image.dataobj, "minc_file", None), "_dim_names", ())]
     if not all(name.endswith("space") for name in axes[-3:]) or axes[:-3] not in ([], ["time"]):
-        raise InputError(
-            f"Cannot read {path.name}: its axes are {', '.join(axes)}; three of space are needed, and at most one of "
-            "time before them.",
+        raise ReadError(
+            path.name,
+            f"its axes are {', '.join(axes)}; three of space are needed, and at most one of time before them",
             "Reorder them with mincreshape.",
         )
     dtype = np.dtype(image.get_data_dtype())
@@ -233,10 +288,8 @@ def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
         what = "vectors or matrices"
     if what or dtype.kind not in "iuf":
         what = what or f"{dtype.name} values"
-        raise InputError(
-            f"Cannot read {path.name}: its voxels are {what}; one real number per voxel is needed.",
-            "Use the magnitude or one component first.",
-        )
+        reason = f"its voxels are {what}; one real number per voxel is needed"
+        raise ReadError(path.name, reason, "Use the magnitude or one component first.")
 
 
 def _storage(image: SpatialImage) -> tuple[np.dtype[Any], float, float]:

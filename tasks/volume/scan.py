@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.axes import FileShape
-from configs.errors import InputError
+from configs.errors import InputError, ReadError
 from tasks.files.compression import is_compressed
 from tasks.volume.grid import Grid
 
@@ -86,6 +86,7 @@ class Scan:
         data_bytes: What `data_path` must hold, decompressed, for the header to be true; 0 if the format does not tell.
         source: Sliced to read; axes (i, j, k, time) or, where `time_first`, (time, i, j, k).
         time_first: Of `source`.
+        forward: Whether `source` reads one opened file from its start to its end, as slabs in order need it.
     """
 
     path: Path
@@ -95,6 +96,12 @@ class Scan:
     data_bytes: int
     source: Any = field(repr=False)
     time_first: bool = False
+    forward: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold header and voxels, in the order of their names."""
+        return tuple(sorted({self.path, self.data_path}))
 
     def slab(self, start: int, stop: int, time: int = 0) -> NDArray[np.float32]:
         """Read the planes `start..stop` along k of one time point: float32 `[i, j, stop - start]`."""
@@ -109,7 +116,7 @@ class Scan:
         """Read one time point from its first plane to its last, slab by slab: float32 `[i, j, planes]` each."""
         i, j, planes = self.grid.shape
         # Only .gz has random access: anything else that is compressed would be decompressed anew for every slab.
-        whole = self.data_path.suffix != ".gz" and is_compressed(self.data_path)
+        whole = not self.forward and self.data_path.suffix != ".gz" and is_compressed(self.data_path)
         step = planes if whole else max(1, SLAB_VOXELS // (i * j))
         for start in range(0, planes, step):
             yield self.slab(start, min(start + step, planes), time)
@@ -137,9 +144,10 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
     while len(sizes) > 3 and not time_first and sizes[-1] == 1:
         sizes = sizes[:-1]
     if len(sizes) not in (3, 4) or min(sizes) < 1:
-        raise InputError(
-            f"Cannot read {path.name}: a volume has three axes of space, each of one voxel or more, and perhaps one of "
-            f"time; received the shape {'x'.join(map(str, given))}.",
+        raise ReadError(
+            path.name,
+            "a volume has three axes of space, each of one voxel or more, and perhaps one of time; received the shape "
+            + "x".join(map(str, given)),
             "Correct its header, or cut it.",
         )
     times = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
@@ -166,14 +174,10 @@ def reading(path: Path) -> Iterator[list[str]]:
         except InputError:
             raise
         except MemoryError:
-            raise InputError(
-                f"Cannot read {path.name}: it does not fit into memory.", "Cut it, or use a machine with more."
-            ) from None
+            raise ReadError(path.name, "it does not fit into memory", "Cut it, or use a machine with more.") from None
         except Exception as error:
-            raise InputError(
-                f"Cannot read {path.name}: {_clause(error, path)}.",
-                "Check that it is a whole volume, copy it again or convert it to NIfTI.",
-            ) from error
+            remedy = "Check that it is a whole volume, copy it again or convert it to NIfTI."
+            raise ReadError(path.name, _clause(error, path), remedy) from error
         finally:
             logger.removeHandler(listener)
     remarks.extend(str(warning.message) for warning in caught)

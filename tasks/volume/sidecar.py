@@ -44,7 +44,7 @@ class Sidecar(_Camel):
         output_spacing: mm along (i, j, k).
         intensity: The values that the network saw as 0 and 1; of each time point, if there are several.
         consistency: Error of the output, degraded again, against the input; normalised intensity.
-        warnings: What preflight and the model's card said.
+        warnings: What inspecting the input and the model's card said.
     """
 
     sources: tuple[str, ...]

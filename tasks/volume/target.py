@@ -6,26 +6,6 @@ from tasks.volume.grid import Grid, network_axes, scaled_grid, spaced_grid
 Three = tuple[float, float, float]
 
 
-def three_numbers(text: str, option: str) -> Three:
-    """Read `I,J,K`: three positive numbers, along the file's own voxel axes.
-
-    Raises:
-        InputError: It is anything else.
-
-    >>> three_numbers("2,2,1.5", "--scale")
-    (2.0, 2.0, 1.5)
-    """
-    try:
-        i, j, k = (float(part) for part in text.split(","))
-    except ValueError:
-        i = j = k = float("nan")
-    if not all(0 < value < float("inf") for value in (i, j, k)):
-        raise InputError(
-            f"Cannot use {option} {text}: three positive numbers I,J,K are needed, such as {option} 2,2,2."
-        )
-    return i, j, k
-
-
 def target_grid(
     grid: Grid,
     scale: Three | None = None,
@@ -47,7 +27,7 @@ def target_grid(
     """
     if scale is not None and spacing is not None:
         raise InputError(
-            "Cannot choose the target grid: --scale and --spacing are mutually exclusive.", "Give one of them."
+            "Cannot choose the target grid: scale and spacing are mutually exclusive.", "Give one of them."
         )
     if spacing is not None:
         return spaced_grid(grid, spacing)

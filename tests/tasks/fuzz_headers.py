@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.memory import peak_mib
 from configs.errors import InputError
-from tasks.volume.inspection import preflight
+from tasks.volume.inspection import inspect_volume
 from tasks.volume.nifti import open_volume, write_slabs
 from tests.tasks.images import affine, ramp, save
 
@@ -68,7 +68,7 @@ def main(count: int, seed: int) -> None:
             path.write_bytes(gzip.compress(raw, 1) if ending.endswith("z") else raw)
             begun = time.perf_counter()
             try:
-                preflight(path)
+                inspect_volume(path)
                 scan = open_volume(path)
                 slabs = (slab for time in range(scan.header.times) for slab in scan.slabs(time))
                 write_slabs(Path(folder) / "copy.nii", slabs, scan.grid, scan, times=scan.header.times)

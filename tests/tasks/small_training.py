@@ -47,4 +47,4 @@ def outcome(records):
 def weights_of(trained: TrainedModel):
     from tasks.artifacts.saved_models import load_model
 
-    return load_model(trained.path).get_weights()
+    return load_model(trained.model).get_weights()

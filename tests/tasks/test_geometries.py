@@ -11,7 +11,7 @@ import SimpleITK
 
 from tasks.imaging.resample import resample
 from tasks.volume.grid import scaled_grid
-from tasks.volume.inspection import preflight
+from tasks.volume.inspection import inspect_volume
 from tasks.volume.nifti import open_volume, write_slabs
 from tests.tasks.images import affine, clamped_ramp, corners, data_folder, ramp, save, world
 
@@ -206,7 +206,7 @@ def test_a_sheared_sform_is_kept_and_the_qform_goes_its_own_way(tmp_path):
         np.testing.assert_allclose(corners(found, after.shape), corners(given, before.shape), atol=1e-3)
     assert not np.allclose(after.get_sform(), after.get_qform(), atol=0.1)
     for path in (source, tmp_path / "out.nii.gz"):
-        assert any("no qform can hold that, only the sform does" in said for said in preflight(path).warnings)
+        assert any("no qform can hold that, only the sform does" in said for said in inspect_volume(path).warnings)
 
 
 def test_an_image_too_long_for_nifti_1_is_written_as_nifti_2(tmp_path):

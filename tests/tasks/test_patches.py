@@ -11,14 +11,15 @@ from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.training.blocks import (
     BlockSource,
+    PatchSource,
     TrainingVolume,
     augment,
+    block_number,
     block_shape,
     crop,
     drawn_recipe,
     sheared_slice,
 )
-from tasks.training.patches import PatchSource, block_number
 
 PLAIN = ("augmentation.gain=0", "training.patch=[8, 16, 16]")
 

@@ -1,7 +1,6 @@
 """The shard plan: a partition of the target grid whose shards compute what the whole volume would."""
 
 import math
-import re
 from itertools import product
 from math import prod
 
@@ -11,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.axes import NetworkShape
-from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
-from tasks.sharding.plan import MIB, plan_shards, shard_bytes
+from tasks.sharding.plan import MIB, BudgetError, plan_shards, shard_bytes
 from tests.networks import ROUTES, small_restorer
 
 MODELS = {name: small_restorer(name) for name in ROUTES}
@@ -27,10 +25,9 @@ for name, model in MODELS.items():
 
 def budgets(shape, cost):
     """Budgets from the least that holds a shard to one that holds the volume, MiB."""
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(BudgetError) as refusal:
         plan_shards(shape, cost, 1)
-    (smallest,) = re.findall(r"Raise --memory-budget to (\d+)", str(refusal.value))
-    return int(smallest), plan_shards(shape, cost, 100_000).shard_bytes // MIB + 1
+    return refusal.value.least_mib, plan_shards(shape, cost, 100_000).shard_bytes // MIB + 1
 
 
 sizes = st.tuples(*[st.integers(1, 200)] * 3)
@@ -88,9 +85,10 @@ def test_a_budget_that_holds_no_shard_is_refused_with_the_least_that_does():
     assert plan_shards(NetworkShape(64, 96, 96), cost, smallest).smallest_bytes <= smallest * MIB
     message = (
         rf"Cannot shard head\.nii\.gz: the memory budget of {smallest - 1} MiB holds no shard of this network"
-        rf" \(smallest: {smallest} MiB for a core of \d+x\d+x\d+\)\. Raise --memory-budget to {smallest} or more\."
+        rf" \(smallest: {smallest} MiB for a core of \d+x\d+x\d+\)\."
+        rf" Raise resources\.memory_budget_mib to {smallest} or more\."
     )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(BudgetError, match=message):
         plan_shards(NetworkShape(64, 96, 96), cost, smallest - 1, name="head.nii.gz")
 
 

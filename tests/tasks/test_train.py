@@ -15,8 +15,7 @@ from tasks.imaging.consistency import correct
 from tasks.training.checkpoints import last_checkpoint
 from tasks.training.job import TrainingStep
 from tasks.training.loop import train
-from tasks.training.networks import build_network
-from tasks.training.optimizers import learning_rate_schedule
+from tasks.training.networks import build_network, learning_rate_schedule
 from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +27,7 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_restores(tmp_path):
     assert sorted(losses) == list(range(1, 61))
     assert np.mean([losses[step] for step in range(41, 61)]) < 0.9 * np.mean([losses[step] for step in range(1, 11)])
     held = validation_volume(job.config, seed=5)
-    model = keras.saving.load_model(trained.path, compile=False, safe_mode=True)
+    model = keras.saving.load_model(trained.model, compile=False, safe_mode=True)
     restored = np.asarray(model(held.resampled[None, ..., None]))[0, ..., 0]
     cubic, network = (
         correct(estimate, held.coarse, job.config.degradation).voxels for estimate in (held.resampled, restored)
@@ -117,21 +116,21 @@ def test_four_and_three_stages_train(tmp_path, route):
     rules = (f"network={network.model_dump_json()}", "training.patch=[8, 16, 16]", "training.steps=2")
     trained = outcome(train(small_job(tmp_path, *rules)))[2]
     assert trained.latent_shape == (2, 1, 1, 1, 64)
-    card = read_network(trained.path).card
+    card = read_network(trained.model).card
     assert card is not None
     assert card.network == network.model_copy(update={"convolutions": network.convolutions_per_level})
 
 
 def test_half_precision_trains_and_single_precision_is_saved(tmp_path):
     trained = outcome(train(small_job(tmp_path, "training.steps=3", "training.mixed_precision=bfloat16")))[2]
-    model = keras.saving.load_model(trained.path, compile=False, safe_mode=True)
+    model = keras.saving.load_model(trained.model, compile=False, safe_mode=True)
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     assert any(value.any() for value in model.get_layer("stage_1").get_weights())
 
 
 def test_the_model_carries_its_card(tmp_path):
     trained = outcome(train(small_job(tmp_path, "training.steps=1", degradation="thick4x")))[2]
-    card = read_network(trained.path).card
+    card = read_network(trained.model).card
     assert card is not None
     assert card.degradation.name == "thick4x"
     assert card.steps == 1

@@ -13,7 +13,7 @@ from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.saved_models import load_model
 from tasks.volume.grid import Grid
-from tasks.volume.nifti import write_volume
+from tasks.volume.nifti import open_volume, write_volume
 from tests.networks import small_restorer
 from tests.tasks.small_training import SMALL
 from workflow.cli import app
@@ -76,9 +76,9 @@ def test_a_scan_teaches_the_network_that_restores_it(folder, capfd):
 
 
 def config(folder, *names, scale=None, spacing=None, model=None, settings=()):
-    sources = [folder / f"{name}.nii.gz" for name in names]
+    scans = [open_volume(folder / f"{name}.nii.gz") for name in names]
     given = None if model is None else read_network(model)
-    return adaptation_config(sources, given, scale, spacing, Resources(workers=3), settings)
+    return adaptation_config(scans, given, scale, spacing, Resources(workers=3), settings)
 
 
 def test_the_preset_is_fitted_to_volume_and_scale(folder):

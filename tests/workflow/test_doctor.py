@@ -18,16 +18,16 @@ from rich.console import Console
 import models.network.phases
 from configs.errors import InputError
 from models.network.identity import build_identity
-from tasks.machine.check import Check, Seen, checked
+from tasks.machine.check import Check, Checklist
 from tasks.machine.tensorflow_check import TRANSPOSED, scattered, tensorflow_checks
 from tests.models.scatter import as_tensorflow
 from tests.ray_nodes import ray_nodes
+from workflow.checks import machine as doctor_machine
+from workflow.checks.ray_checks import object_store, ray_checks
+from workflow.checks.report import ChecksReport, checks_table
+from workflow.checks.store import store_checks
+from workflow.checks.tensorflow_process import trying_tensorflow
 from workflow.cluster.inventory import Node, inventory
-from workflow.doctor import machine as doctor_machine
-from workflow.doctor.ray_checks import object_store, ray_checks
-from workflow.doctor.run import Diagnosis, diagnosis_table
-from workflow.doctor.store import store_checks
-from workflow.doctor.tensorflow import trying_tensorflow
 
 ROOT = Path(__file__).parents[2]
 MACHINE = ["Python", "packages", "CPU threads", "working directory", "temporary folder"]
@@ -51,6 +51,14 @@ def doctor(folder, *options, **environment):
 
 def statuses(checks):
     return {check.name: check.status for check in checks}
+
+
+def examined(examine, *arguments):
+    """The check that a single examination makes."""
+    checks = Checklist()
+    with checks.trying("lamp", "looking", "Wait.") as attempt:
+        examine(attempt, *arguments)
+    return checks.checks[0]
 
 
 def only(checks, name):
@@ -136,8 +144,8 @@ def test_what_listens_at_ray_address_and_is_no_ray_is_given_up():
 
 
 RAY_SCRIPT = (
-    "import json\nfrom workflow.doctor.ray_checks import ray_checks\n"
-    "print(json.dumps([[c.name, c.status, c.seen, c.remedy] for c in ray_checks(lambda: 1 / 0)]))"
+    "import json\nfrom workflow.checks.ray_checks import ray_checks\n"
+    "print(json.dumps([[c.name, c.status, c.seen, c.remedy] for c in ray_checks(lambda: 1 / 0).checks]))"
 )
 
 
@@ -166,7 +174,7 @@ def adding(amount):
 def test_voxels_that_do_not_come_back_as_they_went_are_found(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     adding(1e-4).save(tmp_path / "adding.keras")
-    found = ray_checks(lambda: tmp_path / "adding.keras")
+    found = ray_checks(lambda: tmp_path / "adding.keras").checks
     assert [check.name for check in found] == RAY
     assert [check.name for check in found if check.status == "failed"] == ["partition of unity"]
     assert "2 workers, largest difference" in found[-1].seen
@@ -177,16 +185,16 @@ def test_an_object_store_beyond_shared_memory_is_told():
     (node,) = inventory()
     assert node.here
     assert node.cpus == 4
-    found = object_store((node,), Path("/proc"))
+    found = examined(object_store, (node,), Path("/proc"))
     assert found.status == "warning"
     assert "--shm-size" in str(found.remedy)
 
 
 def test_a_small_object_store_anywhere_is_told():
     here, other = (Node(name, 1, 0, 2**33, 2**30, here=name == "here") for name in ("here", "other"))
-    assert object_store((here, other), Path("/no/such/folder")).status == "ok"
+    assert examined(object_store, (here, other), Path("/no/such/folder")).status == "ok"
     small = replace(other, object_store_bytes=2**26)
-    assert object_store((here, small), Path("/no/such/folder")).status == "warning"
+    assert examined(object_store, (here, small), Path("/no/such/folder")).status == "warning"
 
 
 def test_the_identity_returns_its_input_exactly():
@@ -273,7 +281,7 @@ def test_packages_are_held_against_the_pins(lines, status, part, tmp_path):
     versions = {"keras": keras.__version__, "numpy": np.__version__}
     if lines is not None:
         (tmp_path / "pins.txt").write_text(lines.format(**versions))
-    found = only(doctor_machine.machine_checks(tmp_path / "pins.txt"), "packages")
+    found = only(doctor_machine.machine_checks(tmp_path / "pins.txt").checks, "packages")
     assert found.status == status
     assert part.format(**versions) in found.seen
     assert (found.remedy is None) == (status == "ok")
@@ -286,19 +294,23 @@ def test_a_requirement_that_is_not_met_is_a_failure(tmp_path, monkeypatch):
     wanted = "".join(f"Requires-Dist: {need}\n" for need in needs)
     (meta / "METADATA").write_text(f"Metadata-Version: 2.4\nName: voxlift\nVersion: 9\nRequires-Python: >=4\n{wanted}")
     monkeypatch.syspath_prepend(tmp_path)
-    found = doctor_machine.machine_checks(ROOT / "constraints.txt")
+    found = doctor_machine.machine_checks(ROOT / "constraints.txt").checks
     assert only(found, "packages").seen == f"numpy {np.__version__} (needs >=99), no no-such-package"
     assert statuses(found) | {"packages": "failed", "Python": "failed"} == statuses(found)
 
 
+def threads():
+    return only(doctor_machine.machine_checks(ROOT / "constraints.txt").checks, "CPU threads")
+
+
 def test_more_threads_than_cpus_are_told(monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "999")
-    assert str(doctor_machine.threads().remedy).startswith("Set TF_NUM_INTRAOP_THREADS=")
+    assert threads().remedy.startswith("Set TF_NUM_INTRAOP_THREADS=")
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     try:
-        assert doctor_machine.threads().remedy == "Ask for --workers 1."
+        assert threads().remedy == "Ask for --workers 1."
     finally:
         os.sched_setaffinity(0, cpus)
 
@@ -320,45 +332,47 @@ def test_the_cpu_quota_of_a_container_is_read(files, quota, tmp_path):
     assert doctor_machine.cpu_quota(tmp_path) == quota
 
 
-def test_a_folder_without_room_is_told(tmp_path, monkeypatch):
+def test_a_folder_without_room_is_told(monkeypatch):
     script = (
         "import resource, signal, sys\nfrom pathlib import Path\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nfrom workflow.doctor.machine import machine_checks\n"
-        "found = {check.name: check for check in machine_checks(Path('constraints.txt'))}\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nfrom workflow.checks.machine import machine_checks\n"
+        "found = {check.name: check for check in machine_checks(Path('constraints.txt')).checks}\n"
         "print([found[name].status for name in ('working directory', 'temporary folder')])"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "['failed', 'failed']\n"
     for limit, status in (("FEW_BYTES", "warning"), ("LEAST_BYTES", "failed")):
         monkeypatch.setattr(doctor_machine, limit, 2**80)
-        assert doctor_machine.room(tmp_path).status == status
+        found = only(doctor_machine.machine_checks(ROOT / "constraints.txt").checks, "working directory")
+        assert found.status == status
 
 
 def test_a_store_that_works_and_one_that_does_not(store, monkeypatch, free_port):
     server = ["MLflow server"] if store.uri.startswith("http") else []
-    assert statuses(store_checks()) == dict.fromkeys(["MLflow store", *server], "ok")
+    assert statuses(store_checks().checks) == dict.fromkeys(["MLflow store", *server], "ok")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
-    assert statuses(store_checks()) == {"MLflow store": "failed", "MLflow server": "failed"}
+    assert statuses(store_checks().checks) == {"MLflow store": "failed", "MLflow server": "failed"}
 
 
 def test_whatever_is_raised_is_what_was_seen():
-    def refuse():
+    def refuse(_):
         raise InputError("Cannot see it: it is dark.", "Light the lamp. Then look.")
 
-    assert checked("lamp", "looking", refuse, "Wait.") == Check(
-        "lamp", "looking", "Cannot see it: it is dark", "failed", "Light the lamp. Then look."
+    assert examined(refuse) == Check(
+        "lamp", "looking", "Cannot see it: it is dark.", "failed", "Light the lamp. Then look."
     )
-    broken = checked("lamp", "looking", lambda: Seen(str(1 / 0)), "Wait.")
-    assert (broken.seen, broken.status, broken.remedy) == ("ZeroDivisionError: division by zero", "failed", "Wait.")
-    assert checked("lamp", "looking", lambda: Seen("bright"), "Wait.").remedy is None
-    assert checked("lamp", "looking", lambda: Seen("dim", "warning"), "Wait.").remedy == "Wait."
+    broken = examined(lambda attempt: attempt.ok(str(1 / 0)))
+    assert broken.seen == "Cannot check lamp: ZeroDivisionError: division by zero"
+    assert (broken.status, broken.remedy) == ("failed", "Wait.")
+    assert examined(lambda attempt: attempt.ok("bright")).remedy is None
+    assert examined(lambda attempt: attempt.warning("dim")).remedy == "Wait."
 
 
 def test_the_table_has_a_line_for_each_check_and_the_cures():
     found = (Check("Ray", "starting", "started"), Check("disk", "writing", "[full]", "failed", "Make room."))
     output = StringIO()
     console = Console(width=120, file=output)
-    console.print(diagnosis_table(Diagnosis(found, ok=False, seconds=2.4)))
+    console.print(checks_table(ChecksReport(checks=found, ok=False, seconds=2.4)))
     text = output.getvalue()
     for part in ("ok", "started", "failed", "[full]", "→ Make room.", "2 checks in 2 s: 1 failed, 0 warnings"):
         assert part in text

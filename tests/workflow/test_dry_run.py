@@ -23,6 +23,7 @@ from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from tasks.artifacts.model_card import add_card, make_card
+from tasks.machine.check import Checklist
 from tasks.rehearsal import RehearsedShard, RehearsedStep
 from tasks.sharding.plan import plan_shards
 from tasks.volume.grid import Grid
@@ -33,11 +34,10 @@ from tests.ray_nodes import ray_nodes
 from tests.tasks.small_training import SMALL
 from tests.tasks.small_training import volume as blobs
 from tests.workflow.test_demo import ROOT, voxlift
-from workflow.dry_run.checklist import Checklist
-from workflow.dry_run.job_estimate import restoring_seconds, seconds_per_step
-from workflow.dry_run.planned_volumes import PlannedVolume
-from workflow.dry_run.run import DryRunOptions, dry_run
-from workflow.dry_run.volume_checks import check_volumes
+from workflow.checks.dry_run import DryRunOptions, dry_run
+from workflow.checks.estimates import restoring_seconds, seconds_per_step
+from workflow.checks.plans import PlannedVolume
+from workflow.checks.volumes import check_volumes
 
 # More than any machine of a test has: what needs a worker is not tried, and the test takes no time.
 TOO_MANY = "resources.workers=99"
@@ -239,7 +239,7 @@ def test_a_batch_that_does_not_divide_by_the_gpus_of_the_cluster(place):
 
 @pytest.mark.slow
 def test_much_to_read_is_read_by_processes_and_every_bad_volume_named(place, monkeypatch):
-    monkeypatch.setattr("workflow.dry_run.volume_checks.PROCESSES_FROM", 0)
+    monkeypatch.setattr("workflow.checks.volumes.PROCESSES_FROM", 0)
     paths = [write(place / f"{number}.nii.gz", seed=number) for number in range(4)]
     for number in (1, 3):
         paths[number].write_bytes(paths[number].read_bytes()[:-300])
@@ -336,7 +336,7 @@ def test_the_driver_loads_no_tensorflow(tmp_path):
 @pytest.mark.parametrize(
     ("error", "seen", "remedy"),
     [
-        (RunError("the worker\n did not answer"), "the worker did not answer.", "Leave it out."),
+        (RunError("the worker\n did not answer."), "the worker did not answer.", "Leave it out."),
         (
             RunError("Cannot read a.nii: it was cut short.", "Copy it again."),
             "Cannot read a.nii: it was cut short.",

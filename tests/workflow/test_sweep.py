@@ -19,13 +19,15 @@ from configs.errors import ConfigError
 from configs.load import load_sweep
 from tests.processes import until
 from tests.tasks.small_training import SMALL
-from workflow.train.sweep_grid import trials
+from workflow.train.sweep import all_trials
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_every_combination_is_made_once():
-    made = trials({"training.seed": [0, 1], "network.activation": ["relu", "gelu"], "training.patch": [[8, 16, 16]]})
+    made = all_trials(
+        {"training.seed": [0, 1], "network.activation": ["relu", "gelu"], "training.patch": [[8, 16, 16]]}
+    )
     assert [trial.number for trial in made] == [1, 2, 3, 4]
     assert made[1].settings == ("training.seed=0", "network.activation=gelu", "training.patch=[8, 16, 16]")
     assert len({trial.settings for trial in made}) == 4
@@ -33,7 +35,7 @@ def test_every_combination_is_made_once():
 
 def test_ranges_step_by_differences_or_by_factors():
     def values(given):
-        return [yaml.safe_load(trial.settings[0].partition("=")[2]) for trial in trials({"key": given})]
+        return [yaml.safe_load(trial.settings[0].partition("=")[2]) for trial in all_trials({"key": given})]
 
     assert values({"from": 0, "to": 10, "steps": 3}) == [0, 5, 10]
     assert values({"from": 0.1, "to": 0.2, "steps": 3}) == [0.1, 0.15, 0.2]
@@ -45,14 +47,14 @@ def test_ranges_step_by_differences_or_by_factors():
 )
 def test_what_is_neither_list_nor_range_is_told(given):
     with pytest.raises(ConfigError, match=r"Cannot sweep over training\.seed: give a list"):
-        trials({"training.seed": given})
+        all_trials({"training.seed": given})
 
 
 def test_a_configuration_without_a_sweep_is_told():
     with pytest.raises(ConfigError, match="has no section sweep"):
         load_sweep("demo")
     with pytest.raises(ConfigError, match="more than 500"):
-        trials({"a": list(range(30)), "b": list(range(30))})
+        all_trials({"a": list(range(30)), "b": list(range(30))})
 
 
 def command(steps, *more):

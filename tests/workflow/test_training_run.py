@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,14 @@ def test_a_model_is_evaluated_beside_interpolation(trained, reference, mask):
     assert "37 × 60 × 41" in content
     assert "PSNR [dB], part that was scored" in content
     assert "brain" not in content
+
+
+def test_a_budget_that_is_too_small_names_the_option(trained, reference):
+    folder, _ = trained
+    options = ("--model", "run", "--degradation", "iso2x", "--memory-budget", "1")
+    ran = voxlift(folder, "evaluate", str(reference), *options)
+    assert ran.returncode == 2
+    assert re.search(r"holds no shard .* Raise --memory-budget to \d+ or more\.", ran.stderr)
 
 
 def test_a_mask_that_lies_elsewhere_is_refused(trained, reference, mask):

@@ -93,7 +93,7 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_output_that_departs_from_its_grid_fails(place, model, monkeypatch, capfd):
     def shifted(path, slabs, grid, *more):
-        write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
+        return write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
 
     monkeypatch.setattr("workflow.upscale.volume_work.write_slabs", shifted)
     options = ["--out", place / "out", "--model", model, "--scale", "2,2,2", "--workers", "1", "--json"]

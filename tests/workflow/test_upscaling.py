@@ -26,8 +26,10 @@ from tasks.volume.nifti import open_volume, read_volume, write_slabs, write_volu
 from tests.networks import small_restorer
 from tests.tasks.images import packaged_volumes
 from tests.workflow.light_restorer import LightRestorer
+from workflow.cluster import fetch
+from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.volume_work import VolumeError, VolumeWork
-from workflow.upscale.volumes import UpscaleRequest, plan_volumes, upscale
+from workflow.upscale.volumes import plan_volumes, upscale
 
 if TYPE_CHECKING:
     from workflow.restore.restoration import Progress
@@ -102,18 +104,20 @@ def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, head
     for seed in range(3):
         (work,) = plan_volumes(order(network, tmp_path / str(seed), head))
         assert isinstance(work, VolumeWork)
-        work.corrects = corrects
-        frame = work.frame(0)
+        plan = replace(work.plan, corrects=corrects)
+        work = VolumeWork(plan, work.inspected, resume=False, seconds=0)
+        frame = next(work.frames)
+        coarse = fetch(frame.coarse)
         shards = list(frame.missing)
         assert len(shards) > 3
         np.random.default_rng(seed).shuffle(shards)
         with ThreadPoolExecutor(1) as behind:
             writing = behind.submit(work.write)
             for shard in shards:
-                window = resample_window(frame.coarse.voxels, frame.coarse.target_shape, shard.read)[shard.crop]
+                window = resample_window(coarse.voxels, coarse.target_shape, shard.read)[shard.crop]
                 work.arrive(0, shard, RestoredCore(window, 0.0, 0.0, 0.0))
             writing.result()
-        written.add((work.written, work.output.read_bytes()))
+        written.add((work.written, plan.output.read_bytes()))
     assert len(written) == 1
 
 
@@ -185,7 +189,7 @@ def stuck_until_the_run_is_stopped(work):
         time.sleep(0.01)
         names = [entry.name for entry in extract_stack(sys._current_frames()[threading.main_thread().ident or 0])]
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-    work._await(0, "a shard that never comes")
+    work._arrivals.wait(0, "a shard that never comes")
 
 
 def test_an_interrupt_while_the_last_output_is_written_ends_the_run(network, head, tmp_path, monkeypatch):
@@ -288,8 +292,8 @@ def test_the_slice_axis_is_the_one_that_is_given(network, head, tmp_path):
     (given,) = plan_volumes(order(network, tmp_path / "out", head, slice_axis=2))
     assert isinstance(by_spacing, VolumeWork)
     assert isinstance(given, VolumeWork)
-    assert (by_spacing.axes.order[0], given.axes.order[0]) == (1, 2)
-    assert given.plan.target_shape[0] == 104
+    assert (by_spacing.plan.axes.order[0], given.plan.axes.order[0]) == (1, 2)
+    assert given.plan.shard_plan.target_shape[0] == 104
 
 
 def test_every_volume_in_the_packages_is_upscaled_in_its_own_frame(network, tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import ray
 
 from configs.errors import ConfigError
+from tasks.machine.check import counted
 
 MIB = 2**20
 
@@ -44,8 +45,8 @@ def require_room(workers: int, request: Request) -> None:
         cpus, gpus, memory = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("CPU", "GPU", "memory"))
         has = _amounts(cpus, gpus, memory // MIB if request.memory_mib else 0)
         raise ConfigError(
-            f"Cannot start {_count(workers, 'worker')} of {request} each: the cluster has {has} on"
-            f" {_count(len(nodes), 'node')}, room for {room}.",
+            f"Cannot start {counted(workers, 'worker')} of {request} each: the cluster has {has} on"
+            f" {counted(len(nodes), 'node')}, room for {room}.",
             "Ask for fewer workers or less for each, or add nodes.",
         )
 
@@ -60,9 +61,5 @@ def _room(node: dict[str, float], request: Request) -> int:
 
 
 def _amounts(cpus: int, gpus: int, memory_mib: int) -> str:
-    counted = [_count(cpus, "CPU"), _count(gpus, "GPU"), *([f"{memory_mib} MiB"] if memory_mib else [])]
-    return f"{', '.join(counted[:-1])} and {counted[-1]}"
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+    amounts = [counted(cpus, "CPU"), counted(gpus, "GPU"), *([f"{memory_mib} MiB"] if memory_mib else [])]
+    return f"{', '.join(amounts[:-1])} and {amounts[-1]}"

@@ -1,14 +1,12 @@
 """`voxlift compare`: runs side by side."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from workflow.terminal.console import JsonOption, screen
-
-CURVE = "train/loss"
-CURVES = 12
 
 
 def compare(
@@ -22,16 +20,8 @@ def compare(
 ) -> None:
     """Show what differs between runs, their scores next to the baselines, time and size."""
     with screen(as_json) as opened:
-        from dataclasses import asdict
+        # Not at the top: `--help` needs none of what a run loads.
+        from workflow.pages.comparison import compare_runs, comparison_table
 
-        from workflow.evaluate import comparison
-        from workflow.pages import comparison as comparison_page
-        from workflow.tracking.reading import read_curves, read_runs
-
-        found = comparison.compare(read_runs(experiment, runs.split(",") if runs else ()), sort)
-        files: list[Path] = []
-        if out is not None:
-            curves = read_curves([row.run_id for row in found.rows[:CURVES]], CURVE)
-            files = comparison_page.write_comparison(out, found, curves, CURVE)
-        tables = comparison_page.comparison_table(found)
-        opened.show({**asdict(found), "files": files}, *tables, *map(str, files))
+        found, files = compare_runs(experiment, runs.split(",") if runs else (), sort, out)
+        opened.show({**asdict(found), "files": files}, *comparison_table(found), *map(str, files))

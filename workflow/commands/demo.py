@@ -5,11 +5,8 @@ from typing import Annotated
 
 import typer
 
+from workflow.commands.options import Overrides
 from workflow.terminal.console import JsonOption, screen
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
-]
 
 
 def demo(
@@ -22,10 +19,10 @@ def demo(
 ) -> None:
     """Run the main job on a real brain: degrade, train, super-resolve, score, record."""
     with screen(as_json) as opened:
+        # Not at the top: `--help` needs none of what a run loads.
         from configs.load import load_config
-        from workflow.demo.report import summary
-        from workflow.demo.run import run_demo
+        from workflow.demo import run_demo, summary
 
         config = load_config("demo", overrides or [])
-        report = run_demo(config, volume, out, opened.console)
-        opened.show(report, *summary(report))
+        report, evaluation = run_demo(config, volume, out, opened.console)
+        opened.show(report, *summary(report, evaluation))

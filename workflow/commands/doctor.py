@@ -16,10 +16,12 @@ def doctor(
 ) -> None:
     """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to fix it."""
     with screen(as_json) as opened:
-        from workflow.doctor.run import CONSTRAINTS, diagnosis_table, run_doctor
+        # Not at the top: `--help` needs none of what a run loads.
+        from workflow.checks.doctor import CONSTRAINTS, run_doctor
+        from workflow.checks.report import checks_table
 
         with opened.console.status("Trying everything, about 20 s"):
             diagnosis = run_doctor(constraints or CONSTRAINTS)
-        opened.show(diagnosis, diagnosis_table(diagnosis))
+        opened.show(diagnosis, checks_table(diagnosis))
     if not diagnosis.ok:
         raise typer.Exit(1)

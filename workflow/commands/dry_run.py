@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.demo import Overrides
+from workflow.commands.options import Overrides, Spacing, three_numbers
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -23,15 +23,15 @@ def dry_run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
     scale: Annotated[str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")] = None,
+    spacing: Spacing = None,
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check all that a run needs, take one training step and restore one shard, and keep nothing of it."""
     with screen(as_json) as opened:
-        from tasks.volume.target import three_numbers
-        from workflow.dry_run.report import summary
-        from workflow.dry_run.run import DryRunOptions, dry_run
+        # Not at the top: `--help` needs none of what a run loads.
+        from workflow.checks.dry_run import DryRunOptions, dry_run
+        from workflow.checks.report import checks_table
 
         asked = DryRunOptions(
             config,
@@ -39,11 +39,12 @@ def dry_run(
             settings=overrides or (),
             inputs=[*(inputs or []), *(more or [])],
             model=model,
-            scale=three_numbers(scale, "--scale") if scale else None,
-            spacing=three_numbers(spacing, "--spacing") if spacing else None,
+            scale=three_numbers(scale, "--scale"),
+            spacing=three_numbers(spacing, "--spacing"),
         )
         report = dry_run(asked, opened.console)
-        opened.show(report, *summary(report))
+        untried = report.faults and report.estimates.seconds_per_step is None
+        opened.show(report, checks_table(report, "; nothing was tried beyond them" if untried else ""))
     for fault in report.faults:
         typer.echo(f"voxlift: {fault}", err=True)
     if not report.ok:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tasks.files.selection import expand_inputs
+from workflow.commands.options import MemoryBudget, Workers, resources_of
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -15,29 +17,19 @@ def evaluate(
     mask: Annotated[
         Path | None, typer.Option(help="Volume whose voxels that are not 0 count, not the foreground.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
-    memory_budget: Annotated[
-        int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
-    ] = 2000,
+    workers: Workers = 2,
+    memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
     with screen(as_json) as opened:
-        from configs.degradation import named_degradation
-        from configs.errors import InputError
-        from configs.schema import Resources
-        from tasks.files.selection import expand_inputs
-        from workflow.evaluate.run import recorded_evaluation
-        from workflow.evaluate.scoring import summary
-        from workflow.upscale.run import saved_network
+        # Not at the top: `--help` needs none of what a run loads.
+        from workflow.evaluate import run, scoring
+        from workflow.terminal.options import naming_options
 
-        network = saved_network(model)
-        if degradation is not None:
-            recipe = named_degradation(degradation)
-        elif network.card is not None:
-            recipe = network.card.degradation
-        else:
-            raise InputError(f"Cannot tell how to degrade: {network.name} carries no card.", "Give --degradation NAME.")
-        resources = Resources(workers=workers, memory_budget_mib=memory_budget)
-        report = recorded_evaluation(expand_inputs(references), network, recipe, resources, mask, opened.console)
-        opened.show(report, *summary(report))
+        network, recipe = run.network_and_recipe(model, degradation)
+        resources = resources_of(workers, memory_budget)
+        sources = expand_inputs(references)
+        with naming_options():
+            report = run.recorded_evaluation(sources, network, recipe, resources, mask, opened.console)
+        opened.show(report, *scoring.summary(report))

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from tasks.files.selection import expand_inputs
+from workflow.commands.options import MemoryBudget, Workers, resources_of
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -14,20 +16,19 @@ def promote(
     ],
     degradation: Annotated[str, typer.Option(help="What makes the coarse volumes.")] = "iso2x",
     experiment: Annotated[str, typer.Option(help="Where the comparison is recorded.")] = "voxlift",
-    workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
-    memory_budget: Annotated[
-        int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
-    ] = 2000,
+    workers: Workers = 2,
+    memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Compare challenger and champion on the same references; the challenger is champion if it is no worse."""
     with screen(as_json) as opened:
+        # Not at the top: `--help` needs none of what a run loads.
         from configs.degradation import named_degradation
-        from configs.schema import Resources
-        from tasks.files.selection import expand_inputs
         from workflow.evaluate import promotion
+        from workflow.terminal.options import naming_options
 
-        resources = Resources(workers=workers, memory_budget_mib=memory_budget)
+        resources = resources_of(workers, memory_budget)
         recipe = named_degradation(degradation)
-        done = promotion.promote(name, expand_inputs(references), recipe, resources, experiment, opened.console)
+        with naming_options():
+            done = promotion.promote(name, expand_inputs(references), recipe, resources, experiment, opened.console)
         opened.show(done, *promotion.promotion_table(done))

@@ -74,7 +74,7 @@ def shapes(
         if verify:
             check_runnable(report)
             os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own remarks, not a warning
-            from models.stages.upsampler import compare_implementations
+            from models.stages.upsampler import compare_implementations  # TensorFlow, which no other option needs
 
             verified = compare_implementations(start, chain)
             agrees = verified.shapes and verified.max_abs_difference <= TOLERANCE

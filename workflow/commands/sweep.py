@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.demo import Overrides
+from workflow.commands.options import Overrides
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -19,23 +19,12 @@ def sweep(
 ) -> None:
     """Train every combination of what the section sweep varies, and compare the trainings."""
     with screen(as_json) as opened:
-        from configs.load import load_sweep
-        from workflow.pages.comparison import comparison_table
-        from workflow.train.sweep import run_sweep
-        from workflow.train.sweep_grid import trials
+        # Not at the top: `--help` needs none of what a run loads.
+        from workflow.train.sweep import run_sweep, summary
 
-        varied, configured = load_sweep(config)
-        report = run_sweep(
-            trials(varied),
-            lambda settings: configured([*(overrides or []), *settings]),
-            (out or Path("runs") / Path(config).stem).resolve(),
-            parallel=parallel,
-            resume=resume,
-            console=opened.console,
-        )
-        opened.show(
-            report, *(comparison_table(report.comparison) if report.comparison else ()), *map(str, report.files)
-        )
+        folder = (out or Path("runs") / Path(config).stem).resolve()
+        report = run_sweep(config, overrides or [], folder, parallel=parallel, resume=resume, console=opened.console)
+        opened.show(report, *summary(report))
     failed = [child for child in report.children if child.status == "failed"]
     for child in failed:
         typer.echo(f"voxlift: training {child.number} ({', '.join(child.settings)}) failed: {child.error}", err=True)

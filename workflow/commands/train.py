@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.demo import Overrides
+from workflow.commands.options import Overrides
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -25,14 +25,10 @@ def train(
 ) -> None:
     """Train a restorer under MirroredStrategy and record it in MLflow."""
     with screen(as_json) as opened:
-        from configs.load import load_config
-        from workflow.tracking import resolve_model
-        from workflow.train.report import summary
-        from workflow.train.run import run_train
+        # Not at the top: `--help` needs none of what a run loads.
+        from workflow.train import report, run
 
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
-        loaded = load_config(config, settings)
         folder = out or Path("runs") / Path(config).stem
-        given = resolve_model(start_from) if start_from else None
-        report = run_train(loaded, folder, resume=resume, start_from=given, console=opened.console)
-        opened.show(report, *summary(report))
+        done = run.train(config, settings, folder, resume=resume, start_from=start_from, console=opened.console)
+        opened.show(done, *report.summary(done))

@@ -6,11 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from configs.errors import InputError
+from tasks.files.selection import expand_inputs
+from workflow.commands.options import MemoryBudget, Spacing, Volumes, Workers, resources_of, three_numbers
 from workflow.terminal.console import JsonOption, screen
 
 
 def upscale(
-    volumes: Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")],
+    volumes: Volumes,
     out: Annotated[Path, typer.Option(help="Folder for the outputs.")],
     model: Annotated[
         str | None, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; --adapt can do without.")
@@ -18,7 +21,7 @@ def upscale(
     scale: Annotated[
         str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
     ] = None,
-    spacing: Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")] = None,
+    spacing: Spacing = None,
     slice_axis: Annotated[
         Literal["i", "j", "k"] | None,
         typer.Option(help="The file's axis across the slices; the one of the largest spacing by default."),
@@ -36,12 +39,10 @@ def upscale(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the preset self4x, for --adapt."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Ray workers.")] = 2,
+    workers: Workers = 2,
     cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
     gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
-    memory_budget: Annotated[
-        int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")
-    ] = 2000,
+    memory_budget: MemoryBudget = 2000,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard is tried again.")] = 2,
     patience: Annotated[float, typer.Option(min=1, help="Seconds until a silent worker is replaced.")] = 600.0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
@@ -50,14 +51,11 @@ def upscale(
 ) -> None:
     """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
-        from configs.errors import InputError
-        from configs.schema import Resources
-        from tasks.files.selection import expand_inputs
-        from tasks.volume.target import three_numbers
+        # Not at the top: `--help` needs none of what a run loads.
         from workflow.upscale.adaptation import run_adaptation
+        from workflow.upscale.plan import UpscaleRequest
         from workflow.upscale.report import summary
         from workflow.upscale.run import run_upscaling, saved_network
-        from workflow.upscale.volumes import UpscaleRequest
 
         if model is None and not adapt:
             raise InputError(
@@ -71,16 +69,16 @@ def upscale(
                 "Leave one of the two out.",
             )
         sources = expand_inputs(volumes)
-        resources = Resources(
-            workers=workers,
+        resources = resources_of(
+            workers,
+            memory_budget,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
-            memory_budget_mib=memory_budget,
             retries=retries,
             patience_seconds=patience,
         )
-        by_scale = three_numbers(scale, "--scale") if scale else None
-        by_spacing = three_numbers(spacing, "--spacing") if spacing else None
+        by_scale = three_numbers(scale, "--scale")
+        by_spacing = three_numbers(spacing, "--spacing")
         adapted = None
         if adapt:
             adapted = run_adaptation(

@@ -13,6 +13,7 @@ def verify(
 ) -> None:
     """Check every artifact of a run or folder again: content, shape, type and spacing."""
     with screen(as_json) as opened:
+        # Not at the top: `--help` needs none of what a run loads.
         from workflow.tracking import verification
 
         found = verification.verify(run_or_folder)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+from rich.console import Console, RenderableType
+from rich.table import Table
 
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -16,9 +18,6 @@ from workflow.evaluate.scoring import evaluate
 from workflow.tracking import input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment
 from workflow.tracking.registry import CHALLENGER, CHAMPION, Version, aliased_version, conclude
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
 
 # Differences below these are chance: another order of sums on another machine.
 EQUAL = {"psnr": 0.005, "ssim": 0.0001}
@@ -64,7 +63,7 @@ def promote(
     degradation: Degradation,
     resources: Resources,
     experiment: str,
-    console: "Console",
+    console: Console,
 ) -> Promotion:
     """Compare champion and challenger of a registered model, and move the alias if the challenger is no worse.
 
@@ -131,10 +130,8 @@ def decide(scores: Sequence[ReferenceScores]) -> tuple[bool, str]:
     return no_worse, reason
 
 
-def promotion_table(promotion: Promotion) -> "list[RenderableType]":
+def promotion_table(promotion: Promotion) -> list[RenderableType]:
     """Show a comparison in the terminal."""
-    from rich.table import Table
-
     table = Table("reference", "measure", "cubic", CHAMPION, CHALLENGER)
     for number, one in enumerate(promotion.scores, start=1):
         for measure, figures in (("psnr", one.psnr), ("ssim", one.ssim)):

@@ -5,27 +5,35 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+from rich.console import Console
 
-from configs.degradation import Degradation
+from configs.degradation import Degradation, named_degradation
+from configs.errors import InputError
 from configs.load import flatten
 from configs.schema import Resources
-from tasks.artifacts.network_file import NetworkFile
-from tasks.scoring.protocol import DegradedReference, Scores
-from tasks.sharding.plan import ShardPlan
-from workflow.evaluate.scoring import Evaluation, evaluate
+from tasks.artifacts.network_file import NetworkFile, read_network
+from workflow.evaluate.scoring import Evaluation, ScoredTrial, evaluate
 from workflow.pages.quality import write_quality_page
 from workflow.pages.quality_cases import reference_case
-from workflow.tracking import Recorder, input_volume, recorded_run
+from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 EXPERIMENT = "voxlift"
+
+
+def network_and_recipe(model: str, degradation: str | None) -> tuple[NetworkFile, Degradation]:
+    """Read a model, and find how to degrade for it: as is named, or as it was trained for.
+
+    Raises:
+        InputError: There is no such model or degradation, or none is named and the model carries no card.
+    """
+    network = read_network(resolve_model(model))
+    if degradation is not None:
+        return network, named_degradation(degradation)
+    if network.card is None:
+        raise InputError(f"Cannot tell how to degrade: {network.name} carries no card.", "Give --degradation NAME.")
+    return network, network.card.degradation
 
 
 def recorded_evaluation(
@@ -34,7 +42,7 @@ def recorded_evaluation(
     recipe: Degradation,
     resources: Resources,
     mask: Path | None,
-    console: "Console",
+    console: Console,
 ) -> Evaluation:
     """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
     numbers = count(1)
@@ -45,23 +53,22 @@ def recorded_evaluation(
         record_network(recorder, network)
         recorder.parameters(flatten(recipe, "degradation"))
 
-        def page(degraded: DegradedReference, restored: NDArray[np.float32], plan: ShardPlan, scores: Scores) -> None:
-            number = next(numbers)
-            case = reference_case(f"volume {number}", degraded, restored, plan, network, recipe, scores)
+        def page(scored: ScoredTrial) -> None:
+            number, plan = next(numbers), scored.restored.plan
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"{number}.html"
-                write_quality_page(path, case)
+                write_page(path, f"volume {number}", scored, network, recipe)
                 recorder.artifact(path, "quality")
             recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, number - 1)
 
         with recorder.phase("evaluation"):
             evaluation = evaluate(references, network, recipe, resources, mask, console, page)
         record_scores(recorder, evaluation)
-        recorder.describe(_description(evaluation))
+        recorder.describe(description(evaluation))
     return evaluation
 
 
-def _description(evaluation: Evaluation) -> str:
+def description(evaluation: Evaluation) -> str:
     """Describe the run in Markdown, for the top of its page."""
     psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
     rows = [
@@ -70,6 +77,12 @@ def _description(evaluation: Evaluation) -> str:
     ]
     head = f"Means over {len(evaluation.volumes)} volume(s), degraded by {evaluation.degradation} and restored."
     return "\n".join([head, "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows])
+
+
+def write_page(path: Path, title: str, scored: ScoredTrial, network: NetworkFile, recipe: Degradation) -> None:
+    """Write the QC page of a volume that was scored."""
+    plan, scores = scored.restored.plan, scored.scores
+    write_quality_page(path, reference_case(title, scored.degraded, scored.voxels, plan, network, recipe, scores))
 
 
 def record_scores(recorder: Recorder, evaluation: Evaluation) -> None:

@@ -3,58 +3,45 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console, RenderableType
+from rich.table import Table
 
 from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
-from tasks.scoring.protocol import DegradedReference, Score, Scores, degraded_reference
-from tasks.sharding.plan import ShardPlan
+from tasks.scoring.protocol import WHOLE, DegradedReference, Score, Scores, Slab, degraded_reference
 from tasks.volume.nifti import open_volume, read_volume
 from workflow.cluster import cluster
-from workflow.restore.restoration import plan_restoration, restore_volume
+from workflow.restore.restoration import Restored, plan_restoration, restore_volume
 from workflow.terminal.progress import progress_bar
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-
-OnScored = Callable[[DegradedReference, NDArray[np.float32], ShardPlan, Scores], None]
+from workflow.upscale.plan import range_remarks
 
 
-@dataclass(frozen=True)
-class VolumeScores:
+@dataclass(frozen=True, kw_only=True)
+class VolumeScores(Scores):
     """Scores of one volume.
 
     Args:
         reference: The file.
-        psnr: In dB, peak 1.
-        ssim: Structural similarity.
-        nmse: Squared error over squared truth.
         consistency: Root mean square of what the restored volume, degraded again, lacks; normalised intensity.
         consistency_before: The same before the correction.
         warnings: Where the use leaves what the model was trained for.
     """
 
     reference: Path
-    psnr: Score
-    ssim: Score
-    nmse: Score
     consistency: float
     consistency_before: float
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Overall:
+@dataclass(frozen=True, kw_only=True)
+class Overall(Scores):
     """Means over the volumes."""
 
-    psnr: Score
-    ssim: Score
-    nmse: Score
     consistency: float
 
 
@@ -75,14 +62,31 @@ class Evaluation:
     recipe: Degradation
 
 
+@dataclass(frozen=True, eq=False)
+class ScoredTrial:
+    """A volume that was degraded, restored, corrected and scored.
+
+    Args:
+        degraded: The reference and what the degradation left of it.
+        voxels: The corrected volume on the grid of the reference, `(i, j, k)`, in the unit of the file.
+        restored: Before the correction, with its shards and the time that they took.
+        scores: Of the part that was scored.
+    """
+
+    degraded: DegradedReference
+    voxels: NDArray[np.float32]
+    restored: Restored
+    scores: VolumeScores
+
+
 def evaluate(
     references: Sequence[Path],
     network: NetworkFile,
     recipe: Degradation,
     resources: Resources,
     mask: Path | None,
-    console: "Console",
-    on_scored: OnScored | None = None,
+    console: Console,
+    on_scored: Callable[[ScoredTrial], None] = lambda _: None,
 ) -> Evaluation:
     """Score a model on volumes.
 
@@ -93,15 +97,25 @@ def evaluate(
         resources: Workers and what each takes.
         mask: A volume on the references' grid: what is not 0 counts. The foreground by default.
         console: For progress and remarks.
-        on_scored: Receives for each volume what was degraded, restored, and how it was cut and scored.
+        on_scored: Receives each volume, once it is scored.
 
     Raises:
         InputError: A volume or the mask cannot be used.
     """
     inside = None if mask is None else _inside(mask, references)
+    volumes = []
     with cluster():
-        volumes = tuple(_scored(path, network, recipe, resources, inside, console, on_scored) for path in references)
-    return Evaluation(recipe.name, volumes, _means(volumes), recipe)
+        for path in references:
+            degraded = degraded_reference(read_volume(path), recipe)
+            scored = score_trial(path, degraded, network, recipe, resources, console, mask=inside)
+            on_scored(scored)
+            volumes.append(scored.scores)
+    return evaluation_of(volumes, recipe)
+
+
+def evaluation_of(volumes: Sequence[VolumeScores], recipe: Degradation) -> Evaluation:
+    """Report the scores of volumes and their means."""
+    return Evaluation(recipe.name, tuple(volumes), _means(volumes), recipe)
 
 
 def _inside(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
@@ -125,17 +139,30 @@ def _inside(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
     return np.asarray(read.voxels != 0)
 
 
-def _scored(
+def score_trial(
     path: Path,
+    degraded: DegradedReference,
     network: NetworkFile,
     recipe: Degradation,
     resources: Resources,
-    inside: NDArray[np.bool_] | None,
-    console: "Console",
-    on_scored: OnScored | None,
-) -> VolumeScores:
-    degraded = degraded_reference(read_volume(path), recipe)
-    remarks = _remarks(degraded, network)
+    console: Console,
+    *,
+    slab: Slab = WHOLE,
+    mask: NDArray[np.bool_] | None = None,
+) -> ScoredTrial:
+    """Restore the degraded volume through the workers of the cluster, correct it and score it.
+
+    Args:
+        path: Of the reference.
+        degraded: The reference and what the degradation left of it.
+        network: What restores.
+        recipe: Of the degradation.
+        resources: Workers and what each takes.
+        console: For progress and remarks.
+        slab: The part of the grid that counts.
+        mask: Voxels that count, of the reference's shape; those of the foreground by default.
+    """
+    remarks = range_remarks(network.card, degraded.axes, degraded.coarse.grid, degraded.padded)
     for remark in remarks:
         console.print(f"{path.name}: out of the model's range: {remark}.")
     plan = plan_restoration(
@@ -152,19 +179,15 @@ def _scored(
             on_progress=lambda progress: advance(f"{progress.workers} workers"),
         )
     corrected = degraded.corrected(restored.voxels, recipe)
-    cropped = degraded.cropped(corrected.voxels)
-    scores = degraded.scores(cropped, mask=inside)
-    if on_scored is not None:
-        on_scored(degraded, cropped, plan, scores)
-    return VolumeScores(path, scores.psnr, scores.ssim, scores.nmse, corrected.after, corrected.before, tuple(remarks))
-
-
-def _remarks(degraded: DegradedReference, network: NetworkFile) -> list[str]:
-    if network.card is None:
-        return []
-    scale = tuple(fine / size for fine, size in zip(degraded.padded.shape, degraded.coarse.grid.shape, strict=True))
-    depth, height, width = degraded.axes.of_file((scale[0], scale[1], scale[2]))
-    return network.card.remarks((depth, height, width), degraded.axes.of_file(degraded.reference.grid.spacing))
+    voxels = degraded.cropped(corrected.voxels)
+    scores = VolumeScores(
+        **vars(degraded.scores(voxels, slab, mask)),
+        reference=path,
+        consistency=corrected.after,
+        consistency_before=corrected.before,
+        warnings=remarks,
+    )
+    return ScoredTrial(degraded, voxels, restored, scores)
 
 
 def _means(volumes: Sequence[VolumeScores]) -> Overall:
@@ -175,14 +198,12 @@ def _means(volumes: Sequence[VolumeScores]) -> Overall:
         )
 
     consistency = float(np.mean([volume.consistency for volume in volumes]))
-    return Overall(mean("psnr"), mean("ssim"), mean("nmse"), consistency)
+    return Overall(mean("psnr"), mean("ssim"), mean("nmse"), consistency=consistency)
 
 
-def summary(evaluation: Evaluation) -> "list[RenderableType]":
-    """A table of the scores."""
-    from rich.table import Table
-
-    table = Table(title=f"Degraded by {evaluation.degradation}, restored, corrected", title_justify="left")
+def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corrected") -> list[RenderableType]:
+    """A table of the scores; {} in its title is the degradation."""
+    table = Table(title=title.format(evaluation.degradation), title_justify="left")
     for name in ("", "", "PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
         table.add_column(name, justify="right" if name else "left")
     rows: list[tuple[str, VolumeScores | Overall]] = [(one.reference.name, one) for one in evaluation.volumes]

@@ -1,36 +1,51 @@
 """A comparison for a person: a table for the terminal, a picture, a page that opens offline."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import RenderableType
+from rich.table import Table
+
 from tasks.files.atomic import replacing
-from workflow.evaluate.comparison import Comparison, Row, as_csv
+from workflow.evaluate.comparison import Comparison, Row, as_csv, compare
+from workflow.pages.picture import new_figure, png
 from workflow.pages.template import rendered
+from workflow.tracking.reading import read_curves, read_runs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from rich.console import RenderableType
 
 Curves = Mapping[str, Sequence[tuple[int, float]]]
 BASELINES = {"cubic": "--", "trilinear": ":"}
+CURVE = "train/loss"
+MAX_CURVES = 12
 
 
-def write_comparison(folder: Path, comparison: Comparison, curves: Curves, curve_name: str) -> list[Path]:
+def compare_runs(
+    experiment: str, runs: Sequence[str], sort: str | None, folder: Path | None
+) -> tuple[Comparison, list[Path]]:
+    """Compare runs of an experiment, as `compare`; with a folder, write the comparison too and return its files."""
+    found = compare(read_runs(experiment, runs), sort)
+    if folder is None:
+        return found, []
+    curves = read_curves([row.run_id for row in found.rows[:MAX_CURVES]], CURVE)
+    return found, write_comparison(folder, found, curves)
+
+
+def write_comparison(folder: Path, comparison: Comparison, curves: Curves) -> list[Path]:
     """Write a comparison as CSV, picture and HTML page.
 
     Args:
         folder: Made if it is missing.
         comparison: What to write.
-        curves: Of some of its runs, (step, value) by run id.
-        curve_name: The metric of the curves.
+        curves: The metric `CURVE` of some of its runs, (step, value) by run id.
 
     Returns:
         The files.
     """
-    picture = draw_comparison(comparison, curves, curve_name)
+    picture = draw_comparison(comparison, curves)
     page = rendered(
         "comparison.html",
         comparison=comparison,
@@ -48,25 +63,19 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves, curve
     return [folder / name for name in contents]
 
 
-def draw_comparison(comparison: Comparison, curves: Curves, curve_name: str) -> bytes:
+def draw_comparison(comparison: Comparison, curves: Curves) -> bytes:
     """Draw quality against time, and the curves: a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(11, 4.5), dpi=110, layout="constrained")
     quality, progress = figure.subplots(1, 2)
     _draw_quality(quality, comparison)
     names = {row.run_id: row.name for row in comparison.rows}
     for run_id, curve in curves.items():
         progress.plot(*zip(*curve, strict=True), linewidth=1, label=f"{names[run_id]} {run_id[:6]}")
-    progress.set(xlabel="step", ylabel=curve_name)
+    progress.set(xlabel="step", ylabel=CURVE)
     if curves:
         progress.set_yscale("log")
         progress.legend(fontsize=7)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return out.getvalue()
+    return png(figure)
 
 
 def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
@@ -90,10 +99,8 @@ def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
         axes.legend(fontsize=8)
 
 
-def comparison_table(comparison: Comparison) -> "list[RenderableType]":
+def comparison_table(comparison: Comparison) -> list[RenderableType]:
     """Show a comparison in the terminal."""
-    from rich.table import Table
-
     table = Table(title=f"sorted by {comparison.sorted_by}" if comparison.sorted_by else None, title_justify="left")
     for name in ("run", "name", "status"):
         table.add_column(name)

@@ -1,7 +1,6 @@
 """The QC page of a restored volume: one HTML file that opens offline, slices to look through and measures to read."""
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from tasks.files.atomic import replacing
 from tasks.scoring.quality import Seam, Spectrum, quality_warnings, seams, spectrum
 from tasks.volume.grid import Grid, axis_codes
 from tasks.volume.scan import Voxels
+from workflow.pages.picture import new_figure, png
 from workflow.pages.slices import SPREAD, plane_sprites
 from workflow.pages.template import rendered
 
@@ -140,11 +140,7 @@ def _measures(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], foun
 
 def _picture(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], found: Sequence[Seam]) -> str:
     """Draw histogram, spectra and seams: a PNG in base64."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.5, 6.4), dpi=90, facecolor="#e8eaec")
-    FigureCanvasAgg(figure)
+    figure = new_figure(figsize=(11.5, 6.4), dpi=90, facecolor="#e8eaec")
     # Places that are given: finding them takes as long as drawing all the rest.
     margins = {"left": 0.06, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.22, "hspace": 0.32}
     rows = [["intensities", "intensities", "seams"], ["i", "j", "k"]]
@@ -155,9 +151,7 @@ def _picture(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], found
         _draw_spectrum(places[axis], was, after)
     for name in ("intensities", "i"):
         places[name].legend(fontsize=8)
-    out = io.BytesIO()
-    figure.savefig(out, format="png")
-    return base64.b64encode(out.getvalue()).decode()
+    return base64.b64encode(png(figure)).decode()
 
 
 def _draw_histogram(axes: "Axes", case: QualityCase) -> None:

@@ -10,8 +10,8 @@ from tasks.imaging.resample import resample
 from tasks.scoring.protocol import DegradedReference, Scores
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.plan import ShardPlan
-from tasks.volume.intensity import find_intensity, normalise
-from tasks.volume.nifti import open_volume
+from tasks.sharding.restore import CoarseVolume
+from tasks.volume.intensity import normalise
 from workflow.pages.quality import QualityCase
 from workflow.upscale.volume_work import VolumeWork
 
@@ -61,32 +61,30 @@ def reference_case(
     )
 
 
-def upscaled_case(title: str, work: VolumeWork) -> QualityCase:
-    """Put together what is known of a volume that was super-resolved, by its files; of several time points the first.
+def upscaled_case(title: str, work: VolumeWork, given: CoarseVolume, restored: NDArray[np.float32]) -> QualityCase:
+    """Put together what is known of a volume that was super-resolved; of several time points the first.
 
     Args:
         title: Of the page; no name of a file.
         work: The volume, written.
+        given: Its first time point, as the network saw it.
+        restored: The first time point of the output, `[i, j, k]`, as it is in the file.
     """
-    given = work.scan.read(0).voxels
-    intensity = work.intensities.get(0) or find_intensity(given)
-    before = normalise(resample(given, work.target.shape), intensity)
-    restored = normalise(open_volume(work.output).read(0).voxels, intensity)
+    plan = work.plan
+    coarse, shown = normalise(given.voxels, given.intensity), normalise(restored, given.intensity)
     consistency = None
-    if work.recipe is not None:
-        coarse = work.axes.to_network(normalise(given, intensity))
-        consistency = -work.axes.to_file(residual(work.axes.to_network(restored), coarse, work.recipe))
-    found = work.findings.warnings if work.findings else ()
-    times = {"time point": f"1 of {work.times}"} if work.times > 1 else {}
+    if plan.recipe is not None:
+        consistency = -plan.axes.to_file(residual(plan.axes.to_network(shown), coarse, plan.recipe))
+    times = {"time point": f"1 of {plan.times}"} if plan.times > 1 else {}
     return QualityCase(
         title=title,
-        input_grid=work.scan.grid,
-        grid=work.target,
-        before=before,
-        restored=restored,
-        strides=work.axes.file_shape(work.network.cost.field.strides),
-        borders=shard_borders(work.plan, work.axes),
+        input_grid=plan.scan.grid,
+        grid=plan.target,
+        before=normalise(resample(plan.axes.to_file(given.voxels), plan.target.shape), given.intensity),
+        restored=shown,
+        strides=plan.axes.file_shape(plan.network.cost.field.strides),
+        borders=shard_borders(plan.shard_plan, plan.axes),
         consistency=consistency,
-        facts={"shards": str(work.shards), "corrected": "yes" if work.corrects else "no", **times},
-        warnings=(*found, *work.remarks),
+        facts={"shards": str(plan.shards), "corrected": "yes" if plan.corrects else "no", **times},
+        warnings=work.warnings,
     )

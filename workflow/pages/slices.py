@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from tasks.volume.grid import Grid, NetworkAxes, network_axes, orientation
 from tasks.volume.scan import Voxels
@@ -91,8 +92,7 @@ def _places(volume: Voxels, axis: int, count: int) -> list[int]:
 
 def _sprite(slices: Voxels, across: int, *, signed: bool) -> str:
     """Draw slices above each other, rows upwards, as a PNG with 256 shades."""
-    from matplotlib import colormaps
-    from PIL import Image
+    from matplotlib import colormaps  # noqa: PLC0415 - not before a page is drawn
 
     upwards = np.moveaxis(slices, across, 0)[:, ::-1]
     scaled = upwards / (2 * SPREAD) + 0.5 if signed else upwards

@@ -1,10 +1,8 @@
 """HTML pages that open offline: one file each, filled from a template of the package."""
 
 from functools import cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def rendered(template: str, **values: object) -> str:
@@ -13,9 +11,7 @@ def rendered(template: str, **values: object) -> str:
 
 
 @cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("workflow"),
         autoescape=True,

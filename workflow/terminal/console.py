@@ -38,7 +38,7 @@ class Screen:
         if self._json_stream is None:
             self.console.print(*renderables, sep="\n")
             return
-        from pydantic_core import to_json
+        from pydantic_core import to_json  # noqa: PLC0415 - only for --json
 
         self._json_stream.write(to_json(result, indent=2, inf_nan_mode="null").decode() + "\n")
         self._json_stream.flush()
@@ -52,7 +52,7 @@ def screen(as_json: bool) -> Iterator[Screen]:  # noqa: FBT001 - one switch, nam
     or a child process prints can stand next to the JSON object. An error that ends the command becomes the object
     `{"error": …}`.
     """
-    from rich.console import Console
+    from rich.console import Console  # noqa: PLC0415 - not for --help
 
     if not as_json:
         yield Screen(Console(), None)

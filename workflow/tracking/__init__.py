@@ -1,16 +1,16 @@
 """The only package that imports MLflow: the store, runs and their single writer, models, and reading runs back."""
 
-from workflow.tracking.inputs import InputVolume, input_volume
+from workflow.tracking.inputs import InputVolume, described_volume, input_volume
 from workflow.tracking.models import logged_model, resolve_model
 from workflow.tracking.recorder import Recorder, recorded_run
 from workflow.tracking.registry import register_model
-from workflow.tracking.store import ModelAddress, RunAddress, tracking_uri
+from workflow.tracking.store import RunAddress, tracking_uri
 
 __all__ = [
     "InputVolume",
-    "ModelAddress",
     "Recorder",
     "RunAddress",
+    "described_volume",
     "input_volume",
     "logged_model",
     "recorded_run",

@@ -7,10 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from configs.axes import FileShape
 from tasks.artifacts.manifest import file_digest
 from tasks.volume.grid import axis_codes
 from tasks.volume.nifti import open_volume
+from tasks.volume.scan import Scan
+from workflow.tracking import mlflow_api
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
@@ -48,31 +52,29 @@ def input_volume(path: Path, role: str, *, record_paths: bool) -> InputVolume:
         InputError: The file cannot be read.
     """
     scan = open_volume(path)
+    digests = [file_digest(file) for file in scan.files]
+    return described_volume(scan, digests, role, record_paths=record_paths)
+
+
+def described_volume(scan: Scan, digests: Sequence[str], role: str, *, record_paths: bool) -> InputVolume:
+    """Describe a volume by its header and the digest of each of its files."""
+    one_file = len(digests) == 1
     return InputVolume(
         role=role,
-        sha256=_digest(sorted({scan.path, scan.data_path})),
+        sha256=digests[0] if one_file else hashlib.sha256("".join(digests).encode()).hexdigest(),
         shape=scan.grid.shape,
         spacing=scan.grid.spacing,
         axes=axis_codes(scan.grid),
         dtype=scan.header.dtype.name,
-        path=str(path) if record_paths else None,
+        path=str(scan.path) if record_paths else None,
     )
-
-
-def _digest(files: Sequence[Path]) -> str:
-    digests = [file_digest(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def dataset_input(volume: InputVolume) -> "DatasetInput":
     """Return the input as MLflow shows it on the run's page."""
-    import numpy as np
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-    from mlflow.types import Schema, TensorSpec
-
-    tensor = Schema([TensorSpec(np.dtype(volume.dtype), volume.shape)])
+    tensor = mlflow_api.Schema([mlflow_api.TensorSpec(np.dtype(volume.dtype), volume.shape)])
     known = asdict(volume)
-    dataset = Dataset(
+    dataset = mlflow_api.Dataset(
         name="x".join(map(str, volume.shape)) + f" {volume.axes}",
         digest=volume.sha256[:DIGEST_LENGTH],
         source_type="file",
@@ -80,4 +82,4 @@ def dataset_input(volume: InputVolume) -> "DatasetInput":
         schema=json.dumps({"mlflow_tensorspec": {"features": tensor.to_json(), "targets": None}}),
         profile=json.dumps({key: known[key] for key in ("shape", "spacing", "axes", "dtype")}),
     )
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", volume.role)])
+    return mlflow_api.DatasetInput(dataset, [mlflow_api.InputTag("mlflow.data.context", volume.role)])

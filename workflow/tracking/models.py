@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from configs.axes import NetworkShape
@@ -21,7 +22,7 @@ from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
 from tasks.artifacts.network_file import read_network
 from tasks.machine.versions import installed_versions
-from workflow.tracking import serving
+from workflow.tracking import mlflow_api, serving
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
 
 if TYPE_CHECKING:
@@ -54,10 +55,7 @@ def logged_model(
     Raises:
         ContractError: The file, or what the network returns, departs from the contract.
     """
-    from mlflow import MlflowClient
-    from mlflow.entities import LoggedModelOutput, LoggedModelStatus
-
-    client = MlflowClient(tracking_uri=address.tracking_uri)
+    client = mlflow_api.MlflowClient(tracking_uri=address.tracking_uri)
     run = client.get_run(address.run_id)
     output_contract = contract or ModelContract()
     seal = manifest_entry(model_path, output_contract)
@@ -77,8 +75,8 @@ def logged_model(
         )
         write_mlmodel(folder, seal, run.info.run_id, entity.model_id)
         client.log_model_artifacts(entity.model_id, str(folder))
-        client.finalize_logged_model(entity.model_id, LoggedModelStatus.READY)
-        client.log_outputs(run.info.run_id, [LoggedModelOutput(entity.model_id, step=0)])
+        client.finalize_logged_model(entity.model_id, mlflow_api.LoggedModelStatus.READY)
+        client.log_outputs(run.info.run_id, [mlflow_api.LoggedModelOutput(entity.model_id, step=0)])
     yield f"models:/{entity.model_id}"
 
 
@@ -161,10 +159,10 @@ def _logged_before(client: "MlflowClient", run: "Run", model_path: Path) -> str 
 
 def _download(client: "MlflowClient", uri: str, into: Path) -> Path:
     """Fetch a model's folder; MLflow's own loader of `models:/` goes by a global store, this by the client's."""
-    from mlflow.artifacts import download_artifacts
-
     place = _place(client, uri)
-    return Path(download_artifacts(artifact_uri=place, dst_path=str(into), tracking_uri=str(client.tracking_uri)))
+    return Path(
+        mlflow_api.download_artifacts(artifact_uri=place, dst_path=str(into), tracking_uri=str(client.tracking_uri))
+    )
 
 
 def _place(client: "MlflowClient", uri: str) -> str:
@@ -249,20 +247,17 @@ def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: N
 
 def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, model_id: str | None = None) -> None:
     """Write the `MLmodel`: signature with the true free axes, both flavours, and the manifest entry of the weights."""
-    import numpy as np
-    from mlflow import pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
     output_contract = seal.contract
     assert isinstance(output_contract, ModelContract)  # noqa: S101 - what `manifest_entry` was given
     tensor = output_contract.tensor()
     # Unnamed: Keras gives the input another name when it is loaded again.
-    spec = Schema([TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))])
+    spec = mlflow_api.Schema(
+        [mlflow_api.TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))]
+    )
     known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
-    model = Model(
+    model = mlflow_api.Model(
         run_id=run_id,
-        signature=ModelSignature(inputs=spec, outputs=spec),
+        signature=mlflow_api.ModelSignature(inputs=spec, outputs=spec),
         saved_input_example_info={
             "artifact_path": "input_example.json",
             "serving_input_path": "serving_input_example.json",
@@ -274,7 +269,7 @@ def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, 
     model.add_flavor(
         "keras", data="data", keras_version=installed_versions("keras")["keras"], save_exported_model=False
     )
-    pyfunc.add_to_model(
+    mlflow_api.pyfunc.add_to_model(
         model, loader_module=SERVING_MODULE, data="data", code="code", python_env="python_env.yaml", conda_env=None
     )
     model.save(str(folder / "MLmodel"))
@@ -286,10 +281,7 @@ def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequen
     Raises:
         ContractError: It has not.
     """
-    import numpy as np
-    from mlflow import pyfunc
-
-    loaded = pyfunc.load_model(str(folder))
+    loaded = mlflow_api.pyfunc.load_model(str(folder))
     for shape in shapes:
         probe = np.zeros((1, *shape, output_contract.channels), output_contract.dtype)
         try:

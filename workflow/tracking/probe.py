@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from configs.errors import InputError
+from workflow.tracking import mlflow_api
 from workflow.tracking.store import (
     SQLITE,
     artifact_location,
@@ -124,13 +125,10 @@ def server_version(uri: str) -> str:
         InputError: Nobody answers.
     """
     # MLflow's own request, not urllib's: it brings the credentials and certificates that MLflow is configured with.
-    from mlflow.utils.credentials import get_default_host_creds
-    from mlflow.utils.rest_utils import http_request
-
     with _one_message(uri):
         _require_place(uri)
-        credentials = get_default_host_creds(uri)
-        answer = http_request(
+        credentials = mlflow_api.get_default_host_creds(uri)
+        answer = mlflow_api.http_request(
             credentials, "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
         )
     return str(answer.text).strip() if answer.status_code == 200 else f"unknown, HTTP status {answer.status_code}"
@@ -138,10 +136,8 @@ def server_version(uri: str) -> str:
 
 def _differing(client: "MlflowClient", run_id: str) -> list[str]:
     """Write, read back, and name what differs."""
-    from mlflow.entities import Metric, Param
-
     stamp = int(time.time() * 1000)
-    client.log_batch(run_id, metrics=[Metric(*METRIC, stamp, 0)], params=[Param(*PARAMETER)])
+    client.log_batch(run_id, metrics=[mlflow_api.Metric(*METRIC, stamp, 0)], params=[mlflow_api.Param(*PARAMETER)])
     name, content = ARTIFACT
     with tempfile.TemporaryDirectory() as scratch:
         written, fetched = Path(scratch) / name, Path(scratch) / "fetched"
@@ -172,9 +168,7 @@ def _delete(client: "MlflowClient", experiment: str, run_id: str | None) -> str 
 
 def _delete_artifact(artifact_uri: str) -> None:
     """Delete the one file, never a prefix, which on some stores reaches further; then the folders that it leaves."""
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    get_artifact_repository(artifact_uri).delete_artifacts(ARTIFACT[0])
+    mlflow_api.get_artifact_repository(artifact_uri).delete_artifacts(ARTIFACT[0])
     address = urlsplit(artifact_uri)
     if address.scheme in {"file", ""}:
         artifacts = Path(unquote(address.path))

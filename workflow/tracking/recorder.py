@@ -13,18 +13,19 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING
 
+from configs.errors import ContractsError
 from tasks.artifacts.contracts import Contract, VolumeContract
 from tasks.artifacts.manifest import (
     CONTRACTS_FILE,
     PLAIN,
     Contracts,
-    ContractsError,
     ManifestEntry,
     file_digest,
     manifest_entry,
     read_contracts,
 )
-from tasks.volume.anonymous import anonymous_copy
+from tasks.volume.nifti import anonymous_copy
+from workflow.tracking import mlflow_api
 from workflow.tracking.inputs import InputVolume, dataset_input
 from workflow.tracking.models import model_entries
 from workflow.tracking.store import RunAddress, experiment_id, opened_store, tracking_uri
@@ -67,9 +68,9 @@ class Recorder:
 
     def parameters(self, values: Mapping[str, str]) -> None:
         """Record parameters by name."""
-        from mlflow.entities import Param
-
-        self._client.log_batch(self.address.run_id, params=[Param(key, value) for key, value in values.items()])
+        self._client.log_batch(
+            self.address.run_id, params=[mlflow_api.Param(key, value) for key, value in values.items()]
+        )
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record metrics at a step; they are sent when enough have come together, every few seconds, and at the end."""
@@ -83,11 +84,9 @@ class Recorder:
 
     def flush(self) -> None:
         """Send the metrics that are kept back."""
-        from mlflow.entities import Metric
-
         with self._lock:
             while batch := self._pending[:METRICS_PER_REQUEST]:
-                self._client.log_batch(self.address.run_id, metrics=[Metric(*entry) for entry in batch])
+                self._client.log_batch(self.address.run_id, metrics=[mlflow_api.Metric(*entry) for entry in batch])
                 del self._pending[:METRICS_PER_REQUEST]
             self._flushed = time.monotonic()
 
@@ -153,12 +152,10 @@ class Recorder:
 
     def inputs(self, volumes: Sequence[InputVolume]) -> None:
         """Record which volumes the run works on: digest, geometry and role."""
-        from mlflow.exceptions import MlflowException
-
         for turn in range(INPUT_TURNS):
             try:
                 self._client.log_inputs(self.address.run_id, datasets=[dataset_input(volume) for volume in volumes])
-            except MlflowException:
+            except mlflow_api.MlflowException:
                 # Runs that start together make the entry of one volume at once: all but the first find it next time.
                 if turn == INPUT_TURNS - 1:
                     raise
@@ -167,9 +164,9 @@ class Recorder:
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags by name."""
-        from mlflow.entities import RunTag
-
-        self._client.log_batch(self.address.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        self._client.log_batch(
+            self.address.run_id, tags=[mlflow_api.RunTag(key, value) for key, value in values.items()]
+        )
 
     def describe(self, markdown: str) -> None:
         """Describe the run in Markdown, at the top of its page."""
@@ -251,17 +248,13 @@ def recorded_run(
 
 def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> Recorder | None:
     """Open a run again where it stopped; None if it was deleted."""
-    from mlflow.entities import LifecycleStage
-    from mlflow.exceptions import MlflowException
-    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
-
     try:
         run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+    except mlflow_api.MlflowException as error:
+        if error.error_code != mlflow_api.ErrorCode.Name(mlflow_api.RESOURCE_DOES_NOT_EXIST):
             raise
         return None
-    if run.info.lifecycle_stage != LifecycleStage.ACTIVE:
+    if run.info.lifecycle_stage != mlflow_api.LifecycleStage.ACTIVE:
         return None
     steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
     with tempfile.TemporaryDirectory() as scratch:
@@ -349,10 +342,8 @@ class SystemSampler:
         self._thread.join()
 
     def _sample_until_ended(self) -> None:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of GPUs that are not there
-        monitors = SystemMetricsMonitor("not written by it").monitors
+        monitors = mlflow_api.SystemMetricsMonitor("not written by it").monitors
         for monitor in monitors:
             monitor.collect_metrics()  # the first share of CPU time is of no interval
             monitor.clear_metrics()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
+from workflow.tracking import mlflow_api
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
 
 if TYPE_CHECKING:
@@ -45,11 +46,9 @@ def register_model(address: RunAddress, model_uri: str, name: str) -> Version:
         model_uri: As `logged_model` returned it.
         name: Of the registered model; made if it is not there.
     """
-    from mlflow.exceptions import MlflowException
-
     with opened_store("register the model", address.tracking_uri) as client:
         # Another process may be registering the first of this name.
-        with suppress(MlflowException):
+        with suppress(mlflow_api.MlflowException):
             client.create_registered_model(name)
         for known in client.search_model_versions(f"name = '{name}' and run_id = '{address.run_id}'"):
             if known.source == model_uri:
@@ -77,12 +76,10 @@ def aliased_version(name: str, alias: str) -> Version:
     Raises:
         InputError: There is no such model, or none of its versions has the alias.
     """
-    from mlflow.exceptions import MlflowException
-
     with opened_store("find the model") as client:
         try:
             found = client.get_model_version_by_alias(name, alias)
-        except MlflowException:
+        except mlflow_api.MlflowException:
             raise InputError(
                 f"Cannot find the {alias} of {name}: no version has that alias in {tracking_uri()}."
                 f" Registered models: "

@@ -53,7 +53,7 @@ class ServedRestorer:
 def _load_pyfunc(path: str) -> ServedRestorer:
     """Load the model for MLflow, which calls this by its name."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
+    import keras  # noqa: PLC0415 - reads the environment that is set above
 
     if "mlflow.pyfunc.scoring_server.app" in sys.modules:
         # MLflow's own refusals print the array that was sent: in a process that only serves, arrays hide their voxels.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from configs.errors import InputError
 from tasks.files.atomic import replacing
+from workflow.tracking import mlflow_api
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -55,19 +56,6 @@ class RunAddress:
             partial.write_text(json.dumps(asdict(self)))
 
 
-@dataclass(frozen=True)
-class ModelAddress(RunAddress):
-    """Address of a run and of the model that it logged.
-
-    Args:
-        model: URI of the logged model.
-        registered: URI of its registered version; that of the logged model where it was not registered.
-    """
-
-    model: str
-    registered: str
-
-
 def tracking_uri() -> str:
     """The store: `MLFLOW_TRACKING_URI`, or a SQLite file in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
@@ -84,8 +72,6 @@ def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]
     Raises:
         InputError: The store cannot be used.
     """
-    from mlflow.exceptions import MlflowException
-
     uri = uri or tracking_uri()
     try:
         client = _client(uri)
@@ -93,7 +79,7 @@ def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]
         raise _refusal(doing, uri, error) from error
     try:
         yield client
-    except MlflowException as error:
+    except mlflow_api.MlflowException as error:
         raise _refusal(doing, uri, error) from error
 
 
@@ -112,13 +98,11 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     Raises:
         InputError: It was deleted.
     """
-    from mlflow.exceptions import MlflowException
-
     found = require_experiment(client, uri, name)
     if found is None:
         try:
             return str(client.create_experiment(name, artifact_location=artifact_location(uri)))
-        except MlflowException:
+        except mlflow_api.MlflowException:
             # Another process may have made it meanwhile.
             found = require_experiment(client, uri, name)
             if found is None:
@@ -154,13 +138,11 @@ def sqlite_file(uri: str) -> Path | None:
 
 def _client(uri: str) -> "MlflowClient":
     """Open the store, which makes the tables of a SQLite file that has none."""
-    from mlflow import MlflowClient
-
     file = sqlite_file(uri)
     if file is None:
-        return MlflowClient(tracking_uri=uri)
+        return mlflow_api.MlflowClient(tracking_uri=uri)
     with _alone_in(file.parent):
-        return MlflowClient(tracking_uri=uri)
+        return mlflow_api.MlflowClient(tracking_uri=uri)
 
 
 @contextmanager

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import InputError
-from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, ContractsError, file_digest, read_contracts
+from rich.console import RenderableType
+from rich.text import Text
+
+from configs.errors import ContractsError, InputError
+from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, file_digest, read_contracts
+from workflow.tracking import mlflow_api
 from workflow.tracking.models import fetch_models
 from workflow.tracking.recorder import CONTRACTS_TAG
 from workflow.tracking.store import opened_store, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from rich.console import RenderableType
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | 
         elif run_id and file_digest(folder / CONTRACTS_FILE) != digest:
             said.append("it was changed after the run had ended")
     except ContractsError as error:
-        said.append(str(error))
+        said.append(error.problem)
     # A folder of the user may hold files of other kinds; what a run has logged is all under contract.
     damages = contracts.problems(folder, alone=run_id is not None) if contracts.seals else {}
     found = [Damage(path, tuple(damage)) for path, damage in damages.items()]
@@ -87,10 +90,8 @@ def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | 
     return Verification(what, len(contracts.seals), (*about_contracts, *found))
 
 
-def verdict(verification: Verification) -> "RenderableType":
+def verdict(verification: Verification) -> RenderableType:
     """Say what was checked and list what is wrong."""
-    from rich.text import Text
-
     if not verification.damages:
         return Text(f"{verification.artifacts} artifacts of {verification.what} are as they were made.")
     lines = [f"{len(verification.damages)} artifacts of {verification.what} are not as they were made:"]
@@ -103,12 +104,10 @@ def _fetch(run_id: str, folder: Path) -> str | None:
     Returns:
         SHA-256 of the `contracts.json` that the run logged when it ended; None if it logged none.
     """
-    from mlflow.exceptions import MlflowException
-
     with opened_store(f"find the run {run_id}") as client:
         try:
             run = client.get_run(run_id)
-        except MlflowException as error:
+        except mlflow_api.MlflowException as error:
             raise InputError(
                 f"Cannot find the run {run_id} in the tracking store {tracking_uri()}: name a run id or a folder, "
                 "or set MLFLOW_TRACKING_URI to the store that has it."

@@ -3,50 +3,39 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import RenderableType
+from rich.table import Table
 
 from tasks.training.job import TrainedModel
-from workflow.tracking import ModelAddress
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from workflow.tracking import RunAddress
 
 
 @dataclass(frozen=True)
-class TrainReport:
+class MlflowReport(RunAddress):
+    """Address of the run and of its model."""
+
+    model: str
+    registered: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport(TrainedModel):
     """Record of a training.
 
     Args:
         run: Folder with the model, the resolved configuration and the checkpoints.
-        model: The `.keras` file.
-        steps: Steps taken, those before a resumption included.
-        resumed_from: The step that training went on from; 0 for a fresh start.
-        seconds: From the first patch to the last step, of this start.
-        waiting_share: Share of the time of all steps but the first in which the network waited for patches.
-        replicas: Model replicas.
-        device: Kind of device.
-        parameters: Trainable weights.
         multiply_adds_per_voxel: Of the network, per voxel of the target grid.
         receptive_field: Voxels before and after its own that an output voxel depends on, along depth, height and width.
         final_loss: Of the last step.
-        validation_psnr: Of the best validation, in dB; None without validation.
         mlflow: Where the run is recorded.
     """
 
     run: Path
-    model: Path
-    steps: int
-    resumed_from: int
-    seconds: float
-    waiting_share: float
-    replicas: int
-    device: str
-    parameters: int
     multiply_adds_per_voxel: int
     receptive_field: tuple[tuple[int, int], ...]
     final_loss: float
-    validation_psnr: float | None
-    mlflow: ModelAddress
+    mlflow: MlflowReport
 
 
 def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, float]) -> str:
@@ -68,10 +57,8 @@ def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, 
     return "\n".join(lines)
 
 
-def summary(report: TrainReport) -> "list[RenderableType]":
+def summary(report: TrainReport) -> list[RenderableType]:
     """Record of what was trained, its cost and its place."""
-    from rich.table import Table
-
     table = Table.grid(padding=(0, 2))
     reach = ", ".join(f"{before}+{after}" for before, after in report.receptive_field)
     rows = {

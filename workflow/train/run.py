@@ -2,14 +2,15 @@
 
 import shutil
 import time
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
-import numpy as np
+from rich.console import Console
 
 from configs.errors import ConfigError
-from configs.load import resolved_yaml
+from configs.load import load_config, resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
@@ -21,23 +22,29 @@ from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import (
-    ModelAddress,
     Recorder,
     RunAddress,
     logged_model,
     recorded_run,
     register_model,
+    resolve_model,
     tracking_uri,
 )
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.train.data import training_inputs, training_volumes, validation_volumes
-from workflow.train.report import TrainReport, description
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from workflow.train.report import MlflowReport, TrainReport, description
 
 MODEL, CONFIG, ADDRESS, CHECKPOINTS = "model.keras", "config.yaml", "run.json", "checkpoints"
 STOP_SECONDS = 12.0  # for a last checkpoint: batch systems leave 20 to 30 s between their warning and the end
+
+
+def train(
+    name: str, settings: Sequence[str], folder: Path, *, resume: bool, start_from: str | None, console: Console
+) -> TrainReport:
+    """Train the configuration of a YAML file or preset, from a model if one is named, as `run_train`."""
+    config = load_config(name, settings)
+    given = resolve_model(start_from) if start_from else None
+    return run_train(config, folder, resume=resume, start_from=given, console=console)
 
 
 def run_train(
@@ -46,7 +53,7 @@ def run_train(
     *,
     resume: bool,
     start_from: Path | None,
-    console: "Console",
+    console: Console,
     name: str = "train",
     parent: str | None = None,
     registers: bool = True,
@@ -72,67 +79,76 @@ def run_train(
     """
     folder = folder.resolve()
     started = time.perf_counter()
-    volumes, validation = training_volumes(config), validation_volumes(config)
-    interpolation = interpolation_psnr(validation) if validation else {}
-    read_seconds = time.perf_counter() - started
-    address = resumable_run(folder) if resume else None
-    if not resume:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     job = TrainingJob(
         config,
-        volumes,
+        training_volumes(config),
         folder / MODEL,
-        validation=validation,
+        validation=validation_volumes(config),
         checkpoints=folder / CHECKPOINTS,
         resume=resume,
         start_from=start_from,
     )
-    output_contract = ModelContract(total_stride=config.network.total_stride)
+    read_seconds = time.perf_counter() - started
+    address = resumable_run(folder) if resume else None
+    if not resume:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     experiment = address.experiment if address else config.tracking.experiment
     with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
-        where = recorder.address
-        require_shared(folder)
-        where.write(folder / ADDRESS)
-        with replacing(folder / CONFIG) as partial:
-            partial.write_text(resolved_yaml(config))
-        if not recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
-            recorder.inputs(training_inputs(config))
-            record_setup(recorder, config, "train")
         recorder.metrics({"seconds/reading": read_seconds})
-        recorder.metrics({f"validation/psnr_{name}": psnr for name, psnr in interpolation.items()})
-        trained, loss = _streamed(job, recorder, console, stop)
-        stride = config.network.total_stride
+        return record_training(job, recorder, console, registers=registers and not parent, stop=stop)
+
+
+def record_training(
+    job: TrainingJob,
+    recorder: Recorder,
+    console: Console,
+    *,
+    command: str = "train",
+    registers: bool = True,
+    stop: Event | None = None,
+) -> TrainReport:
+    """Train within a run that is recorded and a cluster that is joined; see `run_train`.
+
+    Args:
+        job: What is trained; its address and its resolved configuration are written next to the model.
+        recorder: Of the run.
+        console: For progress.
+        command: The command of voxlift, for the record.
+        registers: Whether the model is registered.
+        stop: Interrupts the training, once it is set.
+    """
+    config, folder, where = job.config, job.model_path.parent, recorder.address
+    require_shared(folder)
+    where.write(folder / ADDRESS)
+    with replacing(folder / CONFIG) as partial:
+        partial.write_text(resolved_yaml(config))
+    if not recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
+        recorder.inputs(training_inputs(config))
+        record_setup(recorder, config, command)
+    interpolation = interpolation_psnr(job.validation) if job.validation else {}
+    recorder.metrics({f"validation/psnr_{name}": psnr for name, psnr in interpolation.items()})
+    trained, loss = _streamed(job, recorder, console, stop)
+    stride = config.network.total_stride
+    request, contract = training_request(config), ModelContract(total_stride=stride)
+    with recorder.phase("model check"):
         probes = [stride, config.training.patch]
-        request = training_request(config)
-        with recorder.phase("model check"):
-            (uri,) = stream(logged_model, where, trained.path, probes, output_contract, request=request, stop=stop)
-        name_of_model = config.tracking.registered_model
-        registered = register_model(where, uri, name_of_model).uri if registers and not parent else uri
-        recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
-        recorder.metrics({"model/parameters": trained.parameters})
-        recorder.describe(description(trained, loss, interpolation))
-    network = read_network(trained.path)
+        (uri,) = stream(logged_model, where, trained.model, probes, contract, request=request, stop=stop)
+    registered = register_model(where, uri, config.tracking.registered_model).uri if registers else uri
+    recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
+    recorder.metrics({"model/parameters": trained.parameters})
+    recorder.describe(description(trained, loss, interpolation))
+    cost = read_network(trained.model).cost
     return TrainReport(
+        **vars(trained),
         run=folder,
-        model=trained.path,
-        steps=trained.steps,
-        resumed_from=trained.resumed_from,
-        seconds=trained.seconds,
-        waiting_share=trained.waiting_share,
-        replicas=trained.replicas,
-        device=trained.device,
-        parameters=trained.parameters,
-        multiply_adds_per_voxel=network.cost.multiply_adds(stride) // int(np.prod(stride)),
-        receptive_field=tuple(axis.halo for axis in network.cost.field.axes),
+        multiply_adds_per_voxel=cost.multiply_adds(stride) // prod(stride),
+        receptive_field=tuple(axis.halo for axis in cost.field.axes),
         final_loss=loss,
-        validation_psnr=trained.validation_psnr,
-        mlflow=ModelAddress(**vars(where), model=uri, registered=registered),
+        mlflow=MlflowReport(**vars(where), model=uri, registered=registered),
     )
 
 
-def _streamed(
-    job: TrainingJob, recorder: Recorder, console: "Console", stop: Event | None
-) -> tuple[TrainedModel, float]:
+def _streamed(job: TrainingJob, recorder: Recorder, console: Console, stop: Event | None) -> tuple[TrainedModel, float]:
     """Train in a process of its own; this one writes the curve, each point once however often it is reported."""
     loss = float("nan")
     total = job.config.training.steps

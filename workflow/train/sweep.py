@@ -1,35 +1,49 @@
 """A sweep: many trainings as Ray tasks, one parent run with a child for each, and their comparison at the end."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
+from typing import Any
+
+import yaml
+from rich.console import Console, RenderableType
 
 from configs.errors import ConfigError
-from configs.load import flatten
+from configs.load import flatten, load_sweep
 from configs.schema import RunConfig
 from tasks.files.atomic import replacing
 from workflow.cluster import cluster
 from workflow.evaluate.comparison import Comparison, compare
-from workflow.pages.comparison import write_comparison
+from workflow.pages.comparison import CURVE, comparison_table, write_comparison
 from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import record_environment, without_paths
 from workflow.tracking.reading import RunRecord, read_curves, read_runs
 from workflow.tracking.registry import model_of_run
 from workflow.train.report import TrainReport
 from workflow.train.run import ADDRESS, resumable_run, run_train
-from workflow.train.sweep_grid import Trial
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 SWEEP = "sweep.json"
-CURVE = "train/loss"
 # The best comes first by the first of these that a training has recorded.
 MEASURES = ("validation/psnr", CURVE)
+KEY = "sweep"
+MAX_TRAININGS = 500
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep.
+
+    Args:
+        number: From 1.
+        settings: Its varied keys, each `section.key=value`.
+    """
+
+    number: int
+    settings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,19 +83,19 @@ class SweepReport:
 
 
 def run_sweep(
-    trials: Sequence[Trial],
-    configured: Callable[[Sequence[str]], RunConfig],
+    name: str,
+    overrides: Sequence[str],
     folder: Path,
     *,
     parallel: int,
     resume: bool,
-    console: "Console",
+    console: Console,
 ) -> SweepReport:
     """Train every trial of a sweep.
 
     Args:
-        trials: What is varied.
-        configured: Makes settings into a configuration.
+        name: A YAML file with a section `sweep`.
+        overrides: Of every training, each `section.key=value`.
         folder: One folder a training below it, by number.
         parallel: Trainings at a time; each waits until the cluster has room for it.
         resume: Keep the trainings that have finished, and go on with the others.
@@ -91,7 +105,9 @@ def run_sweep(
         ConfigError: A configuration is wrong, or the sweep to resume varies something else.
         InputError: The tracking store cannot be used.
     """
-    configs = {trial.number: configured(trial.settings) for trial in trials}
+    varied, configured = load_sweep(name)
+    trials = all_trials(varied)
+    configs = {trial.number: configured([*overrides, *trial.settings]) for trial in trials}
     names = {trial.number: _name(trial, configs[trial.number]) for trial in trials}
     experiment = configs[trials[0].number].tracking.experiment
     parent = _parent(folder, trials) if resume else None
@@ -105,8 +121,6 @@ def run_sweep(
         stop = Event()
 
         def trained(trial: Trial) -> TrainReport:
-            from rich.console import Console
-
             return run_train(
                 configs[trial.number],
                 folder / str(trial.number),
@@ -139,6 +153,57 @@ def run_sweep(
     return SweepReport(recorder.address.run_id, children, comparison, files)
 
 
+def all_trials(varied: Mapping[str, Any]) -> list[Trial]:
+    """Make every combination of what is varied.
+
+    Args:
+        varied: By `section.key`: a list of values, or a range `{from: 0.001, to: 0.004, steps: 3}`, with `log: true`
+            by equal factors instead of equal differences.
+
+    Raises:
+        ConfigError: Nothing is varied, or a key is given neither a list nor a range.
+
+    >>> [trial.settings for trial in all_trials({"training.seed": [0, 1]})]
+    [('training.seed=0',), ('training.seed=1',)]
+    >>> all_trials({"training.learning_rate": {"from": 0.001, "to": 0.004, "steps": 3, "log": True}})[1].settings
+    ('training.learning_rate=0.002',)
+    """
+    axes = [[f"{key}={_text(value)}" for value in _values(key, given)] for key, given in varied.items()]
+    if not axes:
+        raise ConfigError(f"Cannot sweep: the section {KEY} of the configuration names no key to vary.")
+    made = [Trial(number, settings) for number, settings in enumerate(product(*axes), start=1)]
+    if len(made) > MAX_TRAININGS:
+        raise ConfigError(f"Cannot sweep: {len(made)} trainings are more than {MAX_TRAININGS}.", "Vary less at a time.")
+    return made
+
+
+def _values(key: str, given: Any) -> Sequence[Any]:  # noqa: ANN401 - whatever YAML holds
+    if isinstance(given, list) and given:
+        return given
+    if isinstance(given, Mapping) and set(given) - {"log"} == {"from", "to", "steps"}:
+        low, high, steps, log = given["from"], given["to"], given["steps"], given.get("log", False)
+        numbers = all(isinstance(value, int | float) for value in (low, high)) and isinstance(steps, int)
+        if numbers and steps >= 2 and (not log or low > 0 < high):
+            shares = [place / (steps - 1) for place in range(steps)]
+            values = [low * (high / low) ** share if log else low + (high - low) * share for share in shares]
+            whole = isinstance(low, int) and isinstance(high, int)
+            return [round(value) if whole else float(f"{value:.6g}") for value in values]
+    raise ConfigError(
+        f"Cannot sweep over {key}: give a list of values, or a range such as {{from: 0.001, to: 0.004, steps: 3}} (with"
+        f" log: true for equal factors), received {given!r}."
+    )
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - whatever YAML holds
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...").strip()
+
+
+def summary(report: SweepReport) -> list[RenderableType]:
+    """A table that compares the trainings, and the files."""
+    table = comparison_table(report.comparison) if report.comparison else []
+    return [*table, *map(str, report.files)]
+
+
 def _reports(
     trials: Sequence[Trial],
     finished: Mapping[int, RunRecord],
@@ -169,7 +234,7 @@ def _compared(
     runs = read_runs(run_ids=done)
     measure = next((name for name in MEASURES if any(name in run.metrics for run in runs)), None)
     comparison = compare(runs, measure)
-    files = write_comparison(folder, comparison, read_curves(done, CURVE), CURVE)
+    files = write_comparison(folder, comparison, read_curves(done, CURVE))
     for file in files:
         recorder.artifact(file, "comparison")
     best = comparison.rows[0]

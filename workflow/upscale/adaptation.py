@@ -4,26 +4,23 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.load import load_config, resolved_yaml
 from configs.schema import Resources, RunConfig
-from tasks.artifacts.manifest import file_digest
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.atomic import replacing
 from tasks.imaging.consistency import recipe_at
 from tasks.volume.grid import network_axes
-from tasks.volume.inspection import preflight
-from tasks.volume.nifti import open_volume
+from tasks.volume.inspection import inspect_volume
+from tasks.volume.scan import Scan
 from tasks.volume.target import Three, target_grid
 from workflow.cluster import cluster
 from workflow.train.run import MODEL, run_train
 from workflow.upscale.run import saved_network
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 PRESET = "self4x"
 FOLDER, MADE_FROM = "adapted", "made-from.json"
@@ -40,7 +37,7 @@ def run_adaptation(
     resources: Resources,
     settings: Sequence[str],
     resume: bool,
-    console: "Console",
+    console: Console,
 ) -> Path:
     """Train a network on thick-slice volumes themselves, recorded as a run of its own and not registered.
 
@@ -63,14 +60,13 @@ def run_adaptation(
         ConfigError: A setting is wrong, or the cluster has no room.
     """
     given = None if model is None else saved_network(model)
-    for source in sources:
-        preflight(source)
-    config = adaptation_config(sources, given, scale, spacing, resources, settings)
+    inspected = [inspect_volume(source) for source in sources]
+    config = adaptation_config([one.scan for one in inspected], given, scale, spacing, resources, settings)
     folder = out.resolve() / FOLDER
     made_from = json.dumps(
         {
             "configuration": resolved_yaml(config),
-            "volumes": [file_digest(source) for source in sources],
+            "volumes": [digest for one in inspected for digest in one.digests],
             "model": None if given is None else given.digest,
         }
     )
@@ -99,7 +95,7 @@ def run_adaptation(
 
 
 def adaptation_config(
-    sources: Sequence[Path],
+    scans: Sequence[Scan],
     given: NetworkFile | None,
     scale: Three | None,
     spacing: Three | None,
@@ -120,18 +116,18 @@ def adaptation_config(
                 "Leave --model out to start from random weights.",
             )
         recipe, network = given.card.degradation, [f"network={given.card.network.model_dump_json()}"]
-    recipes = [_recipe_across(source, recipe, scale, spacing) for source in sources]
+    recipes = [_recipe_across(scan, recipe, scale, spacing) for scan in scans]
     factors = [recipe.depth.factor for recipe in recipes]
     if max(factors) > EQUAL_SCALE * min(factors):
         raise InputError(
-            f"Cannot adapt to {len(sources)} volumes at once: their scales across the slices reach from"
+            f"Cannot adapt to {len(scans)} volumes at once: their scales across the slices reach from"
             f" {min(factors):.3g} to {max(factors):.3g}, and one network is trained for one.",
             "Give --scale, or adapt to them one by one.",
         )
     return load_config(
         PRESET,
         [
-            f"data.volumes={json.dumps([str(source.resolve()) for source in sources])}",
+            f"data.volumes={json.dumps([str(scan.path.resolve()) for scan in scans])}",
             f"degradation={recipes[0].model_dump_json()}",
             f"resources={resources.model_dump_json()}",
             "tracking.experiment=voxlift",
@@ -141,16 +137,16 @@ def adaptation_config(
     )
 
 
-def _recipe_across(source: Path, recipe: Degradation, scale: Three | None, spacing: Three | None) -> Degradation:
+def _recipe_across(scan: Scan, recipe: Degradation, scale: Three | None, spacing: Three | None) -> Degradation:
     """Degradation from the wanted slices to those of a volume."""
-    grid = open_volume(source).grid
+    grid = scan.grid
     axes = network_axes(grid)
     target = target_grid(grid, scale, spacing, trained_for=recipe.scale)
     fine, coarse = axes.network_shape(target.shape), axes.network_shape(grid.shape)
     if fine[1:] != coarse[1:] or fine[0] <= coarse[0]:
         wanted = ",".join(f"{size / have:.3g}" for size, have in zip(target.shape, grid.shape, strict=True))
         raise InputError(
-            f"Cannot adapt to {source.name}: its planes teach the way across them, along {'ijk'[axes.order[0]]}, and"
+            f"Cannot adapt to {scan.path.name}: its planes teach the way across them, along {'ijk'[axes.order[0]]}, and"
             f" the scale is {wanted}.",
             "Give a --scale or --spacing that is finer there and leaves the planes as they are, or leave --adapt out.",
         )

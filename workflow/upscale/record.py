@@ -1,25 +1,31 @@
 """Record of a super-resolution run in MLflow, with the contracts and QC pages of its outputs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
+from configs.errors import ContractError, ContractsError
 from configs.load import flatten
-from tasks.artifacts.contracts import VolumeContract, volume_contract
-from tasks.artifacts.manifest import ContractsError, ManifestEntry, manifest_entry, read_contracts, write_contracts
+from tasks.artifacts.contracts import volume_contract
+from tasks.artifacts.manifest import ManifestEntry, manifest_entry, read_contracts, write_contracts
 from tasks.files.naming import output_paths, sidecar_name, split_name
+from tasks.sharding.restore import CoarseVolume
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
-from workflow.pages.quality import write_quality_page
+from tasks.volume.intensity import find_intensity
+from tasks.volume.nifti import read_volume
+from workflow.pages.quality import QualityCase, write_quality_page
 from workflow.pages.quality_cases import upscaled_case
-from workflow.tracking import Recorder, input_volume
+from workflow.tracking import Recorder, described_volume
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
-from workflow.upscale.report import UpscaleReport
-from workflow.upscale.volume_work import VolumeWork
-from workflow.upscale.volumes import UpscaleRequest
+from workflow.upscale.plan import UpscaleRequest, VolumePlan
+from workflow.upscale.report import COLUMNS, UpscaleReport
+from workflow.upscale.volume_work import Output, VolumeWork
 
 PAGE_VOXELS = 1 << 27  # larger outputs get no QC page, which holds the volume several times: 4 GiB at this size
 
@@ -40,7 +46,8 @@ def record_order(recorder: Recorder, order: UpscaleRequest, works: Sequence[Volu
     """Record what is to be done, from what and with what, once; no path and nothing from a header."""
     if recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
         return
-    recorder.inputs([input_volume(work.scan.path, "input", record_paths=False) for work in works])
+    found = [work.inspected for work in works]
+    recorder.inputs([described_volume(one.scan, one.digests, "input", record_paths=False) for one in found])
     record_network(recorder, order.network)
     recipe = order.network.card.degradation if order.network.card else None
     recorder.parameters(
@@ -56,54 +63,63 @@ def record_order(recorder: Recorder, order: UpscaleRequest, works: Sequence[Volu
     record_environment(recorder, "upscale")
 
 
-def output_contract(work: VolumeWork) -> VolumeContract:
-    """Contract of the output of a planned volume."""
-    return volume_contract(work.target, stored_name(work.scan.header.dtype, work.dtype), work.times)
+def keep_output(recorder: Recorder, number: int, work: VolumeWork, output: Output) -> str:
+    """Put a written output and what stands next to it under contract in their folder, and make its QC page.
 
-
-def keep_output(recorder: Recorder, work: VolumeWork) -> None:
-    """Put a written output and what stands next to it under contract in their folder.
-
-    Args:
-        recorder: Of the run.
-        work: The volume, written.
-
-    Raises:
-        ContractError: The output departs from the target grid or its type.
-    """
-    _page(work).unlink(missing_ok=True)  # of an output that is no more
-    partial = work.output.with_name(sidecar_name(work.output.name))
-    seals = {
-        work.output.name: manifest_entry(work.output, output_contract(work)),
-        partial.name: manifest_entry(partial),
-    }
-    write_contracts(work.output.parent, _known(work.output.parent) | seals, recorder.address.run_id)
-
-
-def _page(work: VolumeWork) -> Path:
-    return work.output.with_name(f"{split_name(work.output.name)[0]}_quality.html")
-
-
-def keep_page(recorder: Recorder, number: int, work: VolumeWork) -> str:
-    """Make the QC page of a written output, next to it and in the run, unless an earlier run has made it.
+    The output is read back once, for both.
 
     Args:
         recorder: Of the run.
         number: Of the volume, by which MLflow knows it.
         work: The volume, written.
+        output: What was written.
 
     Returns:
         Why there is no page, "" if there is one.
+
+    Raises:
+        ContractError: The output departs from the target grid or its type, or was changed after it was written.
     """
-    page = _page(work)
-    if page.exists():
-        return ""
-    if prod(work.target.shape) > PAGE_VOXELS:
+    plan = work.plan
+    _page(plan).unlink(missing_ok=True)  # of an output that is no more
+    contract = volume_contract(plan.target, stored_name(plan.scan.header.dtype, plan.dtype), plan.times)
+    restored = np.empty(plan.target.shape, np.float32, order="F") if _has_page(plan) else None
+    entry = manifest_entry(plan.output, contract, restored)
+    if entry.sha256 != output.sha256:
+        raise ContractError(f"{plan.output.name} departs from its contract: it was changed after it was written.")
+    sidecar = plan.output.with_name(sidecar_name(plan.output.name))
+    _add_entries(recorder, {plan.output: entry, sidecar: manifest_entry(sidecar)})
+    work.conclude(output)  # before the page: an output is worth having without it
+    if restored is None:
         return "too large for a QC page"
-    write_quality_page(page, upscaled_case(f"volume {number}", work))
-    recorder.artifact(page, "quality", name=f"{number}.html")
-    write_contracts(page.parent, _known(page.parent) | {page.name: manifest_entry(page)}, recorder.address.run_id)
+    _keep_page(recorder, upscaled_case(f"volume {number}", work, output.first, restored), number, plan)
     return ""
+
+
+def keep_missing_page(recorder: Recorder, number: int, work: VolumeWork) -> None:
+    """Make the QC page of an output of an earlier run that was stopped before it had made it."""
+    plan = work.plan
+    if _has_page(plan) and not _page(plan).exists():
+        given = plan.scan.read(0).voxels
+        shape, intensity = plan.shard_plan.target_shape, find_intensity(given)
+        first = CoarseVolume(plan.axes.to_network(given), shape, intensity)
+        case = upscaled_case(f"volume {number}", work, first, read_volume(plan.output).voxels)
+        _keep_page(recorder, case, number, plan)
+
+
+def _keep_page(recorder: Recorder, case: QualityCase, number: int, plan: VolumePlan) -> None:
+    page = _page(plan)
+    write_quality_page(page, case)
+    recorder.artifact(page, "quality", name=f"{number}.html")
+    _add_entries(recorder, {page: manifest_entry(page)})
+
+
+def _page(plan: VolumePlan) -> Path:
+    return plan.output.with_name(f"{split_name(plan.output.name)[0]}_quality.html")
+
+
+def _has_page(plan: VolumePlan) -> bool:
+    return prod(plan.target.shape) <= PAGE_VOXELS
 
 
 def record_report(recorder: Recorder, report: UpscaleReport) -> None:
@@ -133,22 +149,16 @@ def _description(report: UpscaleReport) -> str:
         f"{len(report.volumes) - len(report.failed)} of {len(report.volumes)} volume(s) super-resolved on"
         f" {report.workers} worker(s), {report.voxels_per_second / 1e6:.2f} million voxels per second.",
         "",
-        "| volume | status | voxels | mm | shards | seconds | consistency |",
+        f"| volume | {' | '.join(COLUMNS)} |",
         "|---:|---|---|---|---:|---:|---:|",
+        *(f"| {number} | {' | '.join(one.row(' × '))} |" for number, one in enumerate(report.volumes, start=1)),
     ]
-    for number, volume in enumerate(report.volumes, start=1):
-        sizes, steps = (
-            " × ".join(f"{value:.4g}" for value in values or ())
-            for values in (volume.output_shape, volume.output_spacing)
-        )
-        left = "" if volume.consistency is None else f"{volume.consistency:.4f}"
-        shown = (volume.status, sizes, steps, str(volume.shards), f"{volume.seconds:.1f}", left)
-        lines.append(f"| {number} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
-def _known(folder: Path) -> dict[str, ManifestEntry]:
-    """Manifest entries of what earlier runs have written to a folder and what is still there."""
+def _add_entries(recorder: Recorder, entries: Mapping[Path, ManifestEntry]) -> None:
+    """Add to the manifest of a folder; what earlier runs have written there stays in it while it is there."""
+    folder, known = next(iter(entries)).parent, {}
     with suppress(ContractsError):
-        return {name: seal for name, seal in read_contracts(folder).seals.items() if (folder / name).is_file()}
-    return {}
+        known = {name: entry for name, entry in read_contracts(folder).seals.items() if (folder / name).is_file()}
+    write_contracts(folder, known | {path.name: entry for path, entry in entries.items()}, recorder.address.run_id)

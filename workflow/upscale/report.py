@@ -1,22 +1,24 @@
 """Report of `voxlift upscale`: a record per volume, what the workers took, and both as a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.console import RenderableType
+from rich.table import Table
 
 from configs.axes import NetworkShape
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import axis_codes
 from tasks.volume.sidecar import Sidecar
 from workflow.tracking import RunAddress
-from workflow.upscale.volume_work import VolumeWork
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from workflow.upscale.plan import VolumePlan
+from workflow.upscale.volume_work import Output, VolumeWork
 
 Three = tuple[float, float, float]
+COLUMNS = ("status", "voxels", "mm", "shards", "seconds", "consistency")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,17 @@ class VolumeReport:
     consistency_before: float | None = None
     noise: float | None = None
     warnings: tuple[str, ...] = ()
+
+    def row(self, times: str = "x") -> tuple[str, ...]:
+        """Return its cells under `COLUMNS`, with a sign between the numbers of voxels along the axes."""
+        return (
+            self.status,
+            _by(self.output_shape, times),
+            _by(self.output_spacing, times),
+            str(self.shards) + (f" ({self.shards_resumed} resumed)" if self.shards_resumed else ""),
+            f"{self.seconds:.1f}",
+            "" if self.consistency is None else f"{self.consistency:.4f}",
+        )
 
 
 @dataclass(frozen=True)
@@ -133,35 +146,32 @@ class UpscaleReport:
 
 def volume_report(work: VolumeWork) -> VolumeReport:
     """Outcome of a planned volume."""
-    written = work.written if work.error is None else None
-    times = (work.times,) if work.times > 1 else ()
+    plan, written = work.plan, work.written if work.error is None else None
+    times = (plan.times,) if plan.times > 1 else ()
     return VolumeReport(
-        input=work.scan.path,
-        status="failed" if written is None else "resumed" if work.shards_resumed == work.shards else "done",
-        output=work.output if written else None,
+        input=plan.scan.path,
+        status="failed" if written is None else "resumed" if work.shards_resumed == plan.shards else "done",
+        output=plan.output if written else None,
         error=None if written else str(work.failure),
-        input_shape=(*work.scan.grid.shape, *times),
-        output_shape=(*work.target.shape, *times),
-        output_spacing=work.target.spacing,
-        scale=work.scale,
-        shards=work.shards,
+        input_shape=(*plan.scan.grid.shape, *times),
+        output_shape=(*plan.target.shape, *times),
+        output_spacing=plan.target.spacing,
+        scale=plan.scale,
+        shards=plan.shards,
         shards_resumed=work.shards_resumed,
         retries=work.tally.retries,
         seconds=work.seconds,
-        sha256=written.sha256 if written else None,
-        consistency=written.consistency if written else None,
-        consistency_before=written.consistency_before if written else None,
-        noise=written.noise if written else None,
-        warnings=(*(work.findings.warnings if work.findings else ()), *work.remarks),
+        warnings=work.warnings,
+        **(asdict(written) if written else {}),
     )
 
 
-def plan_report(works: Sequence[VolumeWork], budget_mib: int) -> PlanReport:
+def plan_report(volumes: Sequence[VolumePlan], budget_mib: int) -> PlanReport:
     """Summarise the shard plans of planned volumes."""
-    plans = [work.plan for work in works]
-    kept = sum(work.times * prod(work.plan.target_shape) for work in works)
+    plans = [volume.shard_plan for volume in volumes]
+    kept = sum(volume.times * prod(volume.target.shape) for volume in volumes)
     return PlanReport(
-        overhead=sum(work.shards * prod(work.plan.read_shape) for work in works) / kept,
+        overhead=sum(volume.shards * prod(volume.shard_plan.read_shape) for volume in volumes) / kept,
         halo=plans[0].halo,
         core_shape=max((plan.core_shape for plan in plans), key=prod),
         budget_mib=budget_mib,
@@ -169,50 +179,40 @@ def plan_report(works: Sequence[VolumeWork], budget_mib: int) -> PlanReport:
     )
 
 
-def sidecar(work: VolumeWork, run_id: str | None) -> Sidecar:
+def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
     """Sidecar of a written output."""
-    report = volume_report(work)
-    intensities = tuple((found.low, found.high) for _, found in sorted(work.intensities.items()))
+    plan, times = work.plan, (work.plan.times,) if work.plan.times > 1 else ()
+    intensities = tuple((found.low, found.high) for found in output.intensities)
     return Sidecar(
-        sources=(work.scan.path.name,),
-        resolution=f"super-resolved {'x'.join(f'{factor:.4g}' for factor in work.scale)}",
-        model_digest=work.network.digest,
+        sources=(plan.name,),
+        resolution=f"super-resolved {'x'.join(f'{factor:.4g}' for factor in plan.scale)}",
+        model_digest=plan.network.digest,
         mlflow_run=run_id,
-        scale=work.scale,
-        input_shape=(*work.scan.grid.shape, *((work.times,) if work.times > 1 else ())),
-        output_shape=(*work.target.shape, *((work.times,) if work.times > 1 else ())),
-        input_spacing=work.scan.grid.spacing,
-        output_spacing=work.target.spacing,
+        scale=plan.scale,
+        input_shape=(*plan.scan.grid.shape, *times),
+        output_shape=(*plan.target.shape, *times),
+        input_spacing=plan.scan.grid.spacing,
+        output_spacing=plan.target.spacing,
         intensity=intensities if len(intensities) > 1 else intensities[0],
-        consistency=report.consistency,
-        warnings=report.warnings,
+        consistency=output.written.consistency,
+        warnings=work.warnings,
     )
 
 
-def understood(work: VolumeWork) -> str:
+def understood(plan: VolumePlan) -> str:
     """Describe the geometry of a volume and of its output in one line."""
-    grid, target = work.scan.grid, work.target
+    grid, target = plan.scan.grid, plan.target
     return (
-        f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[work.axes.order[0]]},"
+        f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[plan.axes.order[0]]},"
         f" becomes {_by(target.shape)} at {_by(target.spacing)} mm"
     )
 
 
-def summary(report: UpscaleReport) -> "list[RenderableType]":
+def summary(report: UpscaleReport) -> list[RenderableType]:
     """Show a report to a person."""
-    from rich.table import Table
-
-    table = Table("volume", "status", "voxels", "mm", "shards", "seconds", "consistency")
+    table = Table("volume", *COLUMNS)
     for volume in report.volumes:
-        table.add_row(
-            (volume.output or volume.input).name,
-            volume.status,
-            _by(volume.output_shape),
-            _by(volume.output_spacing),
-            str(volume.shards) + (f" ({volume.shards_resumed} resumed)" if volume.shards_resumed else ""),
-            f"{volume.seconds:.1f}",
-            "" if volume.consistency is None else f"{volume.consistency:.4f}",
-        )
+        table.add_row((volume.output or volume.input).name, *volume.row())
     spent = report.timings
     lines: list[RenderableType] = [
         table,
@@ -225,5 +225,5 @@ def summary(report: UpscaleReport) -> "list[RenderableType]":
     return lines
 
 
-def _by(values: tuple[float, ...] | None) -> str:
-    return "x".join(f"{value:.4g}" for value in values or ())
+def _by(values: tuple[float, ...] | None, times: str = "x") -> str:
+    return times.join(f"{value:.4g}" for value in values or ())

@@ -1,21 +1,19 @@
 """A super-resolution run: plan shown, volumes restored under a progress bar, record kept in MLflow."""
 
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from tasks.artifacts.network_file import NetworkFile, read_network
 from workflow.cluster import cluster
 from workflow.restore.restoration import Progress
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import RunAddress, recorded_run, resolve_model, tracking_uri
-from workflow.upscale.record import address_file, keep_output, keep_page, record_order, record_report
+from workflow.upscale.plan import UpscaleRequest
+from workflow.upscale.record import address_file, keep_missing_page, keep_output, record_order, record_report
 from workflow.upscale.report import UpscaleReport, understood
-from workflow.upscale.volume_work import VolumeWork
-from workflow.upscale.volumes import UpscaleRequest, plan_volumes, upscale
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from workflow.upscale.volume_work import Output, VolumeWork
+from workflow.upscale.volumes import plan_volumes, upscale
 
 EXPERIMENT = "voxlift"
 
@@ -29,7 +27,7 @@ def saved_network(model: str) -> NetworkFile:
     return read_network(resolve_model(model))
 
 
-def run_upscaling(order: UpscaleRequest, console: "Console") -> UpscaleReport:
+def run_upscaling(order: UpscaleRequest, console: Console) -> UpscaleReport:
     """Super-resolve volumes and record it.
 
     Args:
@@ -42,41 +40,39 @@ def run_upscaling(order: UpscaleRequest, console: "Console") -> UpscaleReport:
         Exception: Why a volume failed, if the order says so.
     """
     planned = plan_volumes(order)
-    shards = 0
-    for work in planned:
-        if isinstance(work, VolumeWork):
-            unseen = (f"{remark}; do not trust the result unseen" for remark in work.remarks)
-            odd = [*(work.findings.warnings if work.findings else ()), *unseen]
-            for line, style in [(understood(work), None), (work.plan, None), *((said, "yellow") for said in odd)]:
-                console.print(f"{work.scan.path.name}: {line}", style=style, markup=False)
-            shards += work.shards
+    numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
+    for work in numbers:
+        unseen = (f"{remark}; do not trust the result unseen" for remark in work.plan.remarks)
+        odd = [*work.inspected.warnings, *unseen]
+        said = [(understood(work.plan), None), (work.plan.shard_plan, None), *((one, "yellow") for one in odd)]
+        for line, style in said:
+            console.print(f"{work.plan.name}: {line}", style=style, markup=False)
     request, kept = order.resources, address_file(order)
     earlier = RunAddress.read(kept) if order.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
         earlier = None  # recorded in another store: the cores are as good
-    works = {number: work for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
     with recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None) as recorder:
         address = recorder.address
-        if works:
+        if numbers:
             address.write(kept)
-        record_order(recorder, order, list(works.values()))
+        record_order(recorder, order, list(numbers))
         with (
             cluster(request.workers * request.cpus_per_worker),
-            progress_bar(console, "Restoring", shards) as advance,
+            progress_bar(console, "Restoring", sum(work.plan.shards for work in numbers)) as advance,
         ):
 
             def reported(progress: Progress) -> None:
                 remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
                 advance(remark, progress.shards)
 
-            report = upscale(replace(order, run_id=address.run_id), planned, reported, partial(keep_output, recorder))
+            def written(work: VolumeWork, output: Output) -> None:
+                if missing := keep_output(recorder, numbers[work], work, output):
+                    console.print(f"{work.plan.name}: {missing}.", markup=False)
+
+            report = upscale(replace(order, run_id=address.run_id), planned, reported, written)
         record_report(recorder, report)
-        # Only now: they would take the time of the workers, and an output is worth having without its page.
-        done = {number: work for number, work in works.items() if work.failure is None}
-        with progress_bar(console, "QC pages", len(done)) as advance:
-            for number, work in done.items():
-                if missing := keep_page(recorder, number, work):
-                    console.print(f"{work.scan.path.name}: {missing}.", markup=False)
-                advance("")
+        for work, number in numbers.items():
+            if work.failure is None:
+                keep_missing_page(recorder, number, work)
     kept.unlink(missing_ok=True)
     return replace(report, mlflow=address)

@@ -1,39 +1,41 @@
-"""One volume on its way from file to file: read ahead, restored shard by shard, written while shards still come in."""
+"""One volume on its way from file to file: read ahead, restored shard by shard, written while shards still come in.
+
+Three threads share a volume, and each part of its state belongs to one of them:
+
+- the thread that reads ahead runs `VolumeWork.frames` and its clock `reading`;
+- the thread that collects what the workers return runs `VolumeWork.arrive`, and the clock `keeping` and the tally;
+- the thread that writes behind runs `VolumeWork.write` and `conclude`, and the clock `writing`.
+
+They meet in `Arrivals` alone, which has a lock; the plan and what inspecting the input found do not change.
+"""
 
 import hashlib
+import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from threading import Condition
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.degradation import Degradation
-from configs.errors import InputError, RunError
-from configs.schema import Resources
+from configs.errors import AbandonedError, InputError, RunError
 from tasks.artifacts.manifest import file_digest
-from tasks.artifacts.network_file import NetworkFile
-from tasks.files.atomic import sweep
+from tasks.files.atomic import replacing, sweep
 from tasks.imaging.consistency import Change
 from tasks.sharding.assemble import Assembly, Consistency
-from tasks.sharding.plan import Shard, ShardPlan
+from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, RestoredCore
-from tasks.sharding.store import ShardStore, content_key, program_versions
-from tasks.volume.grid import Grid, NetworkAxes
-from tasks.volume.inspection import Findings, preflight
+from tasks.sharding.store import ShardStore
+from tasks.volume.inspection import InspectedVolume
 from tasks.volume.intensity import Intensity, find_intensity
 from tasks.volume.nifti import write_slabs
-from tasks.volume.scan import Scan
+from workflow.cluster import fetch, share
 from workflow.restore.restoration import Tally
-from workflow.upscale.volume_record import Written, note, noted
-
-
-class AbandonedError(RuntimeError):
-    """A volume was given up while its writer waited for shards."""
+from workflow.upscale.plan import VolumePlan
 
 
 class VolumeError(RunError):
@@ -45,250 +47,297 @@ class Frame:
     """One time point of a volume, ready to be restored.
 
     Args:
-        number: Of the time point.
-        coarse: As the workers get it.
+        coarse: A `CoarseVolume`, shared with the workers.
         missing: Shards that are not in the store, in the order of the file.
     """
 
-    number: int
-    coarse: CoarseVolume
+    coarse: Any
     missing: tuple[Shard, ...]
 
 
-@dataclass(eq=False)
-class VolumeWork:
-    """One volume on its way.
+@dataclass(frozen=True)
+class Written:
+    """Record of a written output, by which a resumed run recognises it.
 
     Args:
-        scan: The input, opened.
-        output: Where the output goes.
-        target: The grid to restore on.
-        axes: Between file axes and network axes.
-        plan: How the target grid is cut.
-        network: What restores.
-        resources: What a worker is given.
-        dtype: Of the output on disk.
-        recipe: What leads from the output to the input; None where the target grid is coarser along an axis.
-        corrects: Whether the output is made to explain the input.
-        remarks: Where the volume leaves what the model was trained for.
-        resume: Whether what an earlier run left may be used.
-        findings: What checking the input found.
-        written: What was written, once it is.
-        error: Why the volume was given up, if it was.
-        tally: What its shards took.
-        shards_resumed: Shards that an earlier run had left.
-        seconds: Checking the input, and from reading its first time point to the written file.
-        read_seconds: Of that, checking and reading.
-        write_seconds: Of that, keeping cores and writing.
-        intensities: Which intensities are 0 and 1 to the network, of each time point.
+        sha256: Of the voxels, float32, i fastest.
+        consistency: Root mean square difference between the output, degraded again, and the input, in normalised
+            intensity; None where the target grid is coarser than the input along an axis.
+        consistency_before: The same before the correction.
+        noise: Standard deviation of the input's noise as the correction took it, in normalised intensity.
     """
 
-    scan: Scan
-    output: Path
-    target: Grid
-    axes: NetworkAxes
-    plan: ShardPlan
-    network: NetworkFile
-    resources: Resources
-    dtype: str | None
-    recipe: Degradation | None
-    corrects: bool
-    remarks: tuple[str, ...]
-    resume: bool
-    findings: Findings | None = None
-    written: Written | None = None
-    error: Exception | None = None
-    tally: Tally = field(default_factory=Tally)
-    shards_resumed: int = 0
-    seconds: float = 0.0
-    read_seconds: float = 0.0
-    write_seconds: float = 0.0
-    intensities: dict[int, Intensity] = field(default_factory=dict)
-    _began: float = 0.0
-    _here: set[tuple[int, Shard]] = field(default_factory=set)
-    _news: Condition = field(default_factory=Condition)
+    sha256: str
+    consistency: float | None
+    consistency_before: float | None
+    noise: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """An output that this run has written.
+
+    Args:
+        written: Its record.
+        sha256: Of the file, from its writer.
+        intensities: Which intensities are 0 and 1 to the network, of each time point.
+        first: The first time point of the input, as the workers had it.
+    """
+
+    written: Written
+    sha256: str
+    intensities: tuple[Intensity, ...]
+    first: CoarseVolume
+
+
+class Clock:
+    """Seconds that one thread has spent on a volume."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Add the time that the block takes."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+class Arrivals:
+    """What has arrived of a volume, and why it was given up if it was: the state that all threads share."""
+
+    def __init__(self) -> None:
+        self._news = Condition()
+        self._frames: dict[int, Any] = {}
+        self._shards: set[tuple[int, Shard]] = set()
+        self._error: Exception | None = None
 
     @property
-    def times(self) -> int:
-        """Time points."""
-        return self.scan.header.times
+    def error(self) -> Exception | None:
+        """The first error for which the volume was given up."""
+        return self._error
 
-    @property
-    def shards(self) -> int:
-        """Shards over all time points."""
-        return self.times * len(self.plan.shards)
-
-    @property
-    def shards_to_compute(self) -> int:
-        """Shards that this run has computed or will compute, as far as it is known."""
-        return self.tally.shards if self.error is not None else self.shards - self.shards_resumed
-
-    @property
-    def scale(self) -> tuple[float, float, float]:
-        """Target voxels per voxel along (i, j, k)."""
-        i, j, k = (fine / size for fine, size in zip(self.target.shape, self.scan.grid.shape, strict=True))
-        return i, j, k
-
-    @cached_property
-    def key(self) -> str:
-        """Everything that determines the output, down to the programs and threads that decide on the last bits."""
-        return content_key(
-            {
-                "output": self.output.name,  # two inputs of the same bytes do not share their cores
-                "input": [file_digest(path) for path in sorted({self.scan.path, self.scan.data_path})],
-                "model": self.network.digest,
-                "target": [self.target.shape, self.axes.order, self.axes.flipped],
-                "plan": [(shard.core, shard.read) for shard in self.plan.shards],
-                "worker": [self.resources.cpus_per_worker, self.resources.gpus_per_worker],
-                "programs": program_versions(),
-            }
-        )
-
-    def check(self) -> None:
-        """See whether an earlier run has finished the volume; if not, read it to its end to know that it is sound.
-
-        Raises:
-            InputError: It cannot be super-resolved.
-        """
-        if self.resume:
-            sweep(self.output)
-            self.written = noted(self._record, self.output, self._asked)
-        if self.written is not None:
-            self.shards_resumed = self.shards
-        elif self.findings is None:
-            with _adding_time(self, "read_seconds"):
-                self.findings = preflight(self.scan.path)
-
-    def frame(self, number: int) -> Frame:
-        """Read a time point and see which of its shards are there already."""
-        if number == 0:
-            # The check came before, with those of all other volumes: its time counts, the wait since then does not.
-            self._began = time.perf_counter() - self.read_seconds
-        with _adding_time(self, "read_seconds"):
-            voxels = self.scan.read(number).voxels
-            intensity = self._intensity(number, voxels)
-            assembly = self._assembly(number)
-            if not self.resume:
-                assembly.store.clear()
-            ordered = assembly.in_file_order()
-            missing = tuple(shard for shard in ordered if not (self.resume and assembly.store.holds(shard)))
-        self.shards_resumed += len(ordered) - len(missing)
+    def add(self, number: int, shards: Iterable[Shard], coarse: Any = None) -> None:  # noqa: ANN401 - of the cluster
+        """Note shards of a time point that are in the store, and the time point itself if it was read."""
         with self._news:
-            self._here |= {(number, shard) for shard in set(ordered) - set(missing)}
-            self._news.notify_all()
-        # Only what lies in one piece is mapped by the workers; anything else would be copied for every shard.
-        coarse = np.ascontiguousarray(self.axes.to_network(voxels))
-        return Frame(number, CoarseVolume(coarse, self.plan.target_shape, intensity), missing)
-
-    def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
-        """Keep a core of a time point that a worker has restored."""
-        with _adding_time(self, "write_seconds"):
-            self._assembly(number).save(shard, core.voxels)
-        with self._news:
-            self._here.add((number, shard))
+            self._shards |= {(number, shard) for shard in shards}
+            if coarse is not None and self._error is None:
+                self._frames[number] = coarse
             self._news.notify_all()
 
     def abandon(self, error: Exception) -> None:
         """Give the volume up; the first error counts."""
         with self._news:
-            self.error = self.error or error
+            self._error = self._error or error
+            self._frames.clear()
             self._news.notify_all()
+
+    def wait(self, number: int, shard: Shard) -> None:
+        """Wait for a shard.
+
+        Raises:
+            AbandonedError: The volume was given up.
+        """
+        with self._news:
+            self._wait_for(lambda: (number, shard) in self._shards)
+
+    def take(self, number: int) -> CoarseVolume:
+        """Wait for a time point and let go of it.
+
+        Raises:
+            AbandonedError: The volume was given up.
+        """
+        with self._news:
+            self._wait_for(lambda: number in self._frames)
+            shared = self._frames.pop(number)
+        coarse: CoarseVolume = fetch(shared)
+        return coarse
+
+    def _wait_for(self, here: Callable[[], bool]) -> None:
+        self._news.wait_for(lambda: self._error is not None or here())
+        if self._error is not None:
+            raise AbandonedError(f"The volume was given up: {self._error}")
+
+
+class VolumeWork:
+    """One volume on its way.
+
+    Args:
+        plan: What is to be done.
+        inspected: The input, inspected.
+        resume: Whether what an earlier run left may be used.
+        seconds: That checking the input took.
+    """
+
+    def __init__(self, plan: VolumePlan, inspected: InspectedVolume, *, resume: bool, seconds: float) -> None:
+        self.plan, self.inspected = plan, inspected
+        self._resume, self._arrivals = resume, Arrivals()
+        self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
+        if resume:
+            sweep(plan.output)
+        self.written = self._noted() if resume else None
+        self.shards_resumed = plan.shards if self.written is not None else 0
+        # Of the thread that reads ahead.
+        self.reading = Clock(seconds)
+        self.frames = self._frames()
+        self._began = 0.0
+        # Of the thread that collects.
+        self.keeping, self.tally = Clock(), Tally()
+        # Of the thread that writes behind.
+        self.writing, self.seconds = Clock(), 0.0
+
+    @property
+    def shards_to_compute(self) -> int:
+        """Shards that this run has computed or will compute, as far as it is known."""
+        return self.tally.shards if self.error is not None else self.plan.shards - self.shards_resumed
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the input, and where it leaves what the model was trained for."""
+        return (*self.inspected.warnings, *self.plan.remarks)
+
+    @property
+    def error(self) -> Exception | None:
+        """Why the volume was given up, if it was."""
+        return self._arrivals.error
 
     @property
     def failure(self) -> Exception | None:
         """Why the volume was given up, if it was, in one line that names it."""
-        if self.error is None or isinstance(self.error, InputError):
-            return self.error
-        return VolumeError(f"Cannot super-resolve {self.scan.path.name}: {self.error}")
+        error = self.error
+        if error is None or isinstance(error, InputError):
+            return error
+        return VolumeError(f"Cannot super-resolve {self.plan.name}: {error}")
 
-    def write(self) -> None:
+    def abandon(self, error: Exception) -> None:
+        """Give the volume up; the first error counts. Any thread may."""
+        self._arrivals.abandon(error)
+
+    def _frames(self) -> Generator[Frame]:
+        """Read one time point after another and see which of its shards are there already."""
+        # The check came before, with those of all other volumes: its time counts, the wait since then does not.
+        self._began = time.perf_counter() - self.reading.seconds
+        intensity, volumes = Intensity(0.0, 1.0), self.inspected.volumes()
+        for number in range(self.plan.times):
+            with self.reading.running():
+                voxels = next(volumes).voxels
+                # A constant time point among others goes by the one before it.
+                with suppress(InputError):
+                    intensity = find_intensity(voxels)
+                # Only what lies in one piece is mapped by the workers; else it would be copied for every shard.
+                voxels = np.ascontiguousarray(self.plan.axes.to_network(voxels))
+                coarse = share(CoarseVolume(voxels, self.plan.shard_plan.target_shape, intensity))
+                assembly = self._assembly(number)
+                if not self._resume:
+                    assembly.store.clear()
+                ordered = assembly.in_file_order()
+                missing = tuple(shard for shard in ordered if not (self._resume and assembly.store.holds(shard)))
+            self.shards_resumed += len(ordered) - len(missing)
+            self._arrivals.add(number, set(ordered) - set(missing), coarse)
+            yield Frame(coarse, missing)
+
+    def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
+        """Keep a core of a time point that a worker has restored."""
+        with self.keeping.running():
+            self._assembly(number).save(shard, core.voxels)
+        self._arrivals.add(number, [shard])
+
+    def write(self) -> Output:
         """Write the output: while its cores come in, or, corrected, when they are all there.
 
         Raises:
             AbandonedError: The volume was given up.
         """
-        digest = hashlib.sha256()
-        checks: list[Consistency] = []
-        extent = (self.findings.lowest, self.findings.highest) if self.findings else None
-        write_slabs(self.output, self._slabs(digest, checks), self.target, self.scan, self.dtype, extent, self.times)
-        with _adding_time(self, "write_seconds"):
-            if self.recipe is None:
-                written = Written(digest.hexdigest(), None, None, None)
-            else:
-                over_times = np.array([(check.after, check.before, check.noise) for check in checks])
-                after, before, noise = np.sqrt(np.mean(over_times**2, axis=0)).tolist()
-                written = Written(digest.hexdigest(), after, before, noise if self.corrects else None)
-        self.seconds = time.perf_counter() - self._began
-        self.written = written
+        plan, found = self.plan, self.inspected.extent
+        writer = _Writer(plan, self._arrivals, self._assembly, self.writing)
+        extent = (found.lowest, found.highest)
+        sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, plan.times)
+        output = writer.output(sha256)
+        self.written, self.seconds = output.written, time.perf_counter() - self._began
+        return output
 
-    def conclude(self) -> None:
+    def conclude(self, output: Output) -> None:
         """Note that the output and what stands next to it are done, and drop the cores."""
-        if self.written is not None:
-            note(self._record, self.output, self._asked, self.written)
-            ShardStore(self._record.with_suffix("")).clear()
+        content = {"output": output.sha256, "asked": self._asked, "written": asdict(output.written)}
+        with replacing(self._record) as partial:
+            partial.write_text(json.dumps(content))
+        ShardStore(self._record.with_suffix("")).clear()
+
+    def _noted(self) -> Written | None:
+        """Return the record of an output that is unchanged and was made for the same request; None otherwise."""
+        output = self.plan.output
+        if not self._record.is_file() or not output.is_file():
+            return None
+        try:
+            content = json.loads(self._record.read_text())
+            same = content["asked"] == self._asked and content["output"] == file_digest(output)
+            return Written(**content["written"]) if same else None
+        except (ValueError, KeyError, TypeError):
+            return None
 
     @property
     def _asked(self) -> list[str | bool | None]:
         """Everything besides its cores that determines the output."""
-        return [self.dtype, self.corrects]
+        return [self.plan.dtype, self.plan.corrects]
 
-    def _slabs(self, digest: "hashlib._Hash", checks: list[Consistency]) -> Iterator[NDArray[np.float32]]:
-        for number in range(self.times):
-            assembly, arrived, start = self._assembly(number), partial(self._await, number), 0
-            change = self._change(number, assembly, checks) if self.corrects else None
-            for slab in assembly.slabs(arrived):
-                with _adding_time(self, "write_seconds"):
+    def _assembly(self, number: int) -> Assembly:
+        """The cores of a time point, in a folder that is called like the record without its suffix."""
+        return Assembly(self.plan.shard_plan, self.plan.axes, ShardStore(self._record.with_suffix("") / str(number)))
+
+
+@dataclass
+class _Writer:
+    """The slabs of an output, in order, and what is known of them at the end; of the thread that writes."""
+
+    plan: VolumePlan
+    arrivals: Arrivals
+    assembly: Callable[[int], Assembly]
+    clock: Clock
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    checks: list[Consistency] = field(default_factory=list)
+    intensities: list[Intensity] = field(default_factory=list)
+    firsts: list[CoarseVolume] = field(default_factory=list)
+
+    def slabs(self) -> Iterator[NDArray[np.float32]]:
+        for number in range(self.plan.times):
+            assembly, start = self.assembly(number), 0
+            change = self._change(number, assembly) if self.plan.corrects else None
+            for slab in assembly.slabs(partial(self.arrivals.wait, number)):
+                with self.clock.running():
                     stop = start + slab.shape[2]
                     if change is not None:
                         np.add(slab, assembly.change(change, start, stop), out=slab)
                     start = stop
-                    digest.update(slab.T.data)
+                    self.digest.update(slab.T.data)
                     yield slab
-            if not self.corrects:
-                self._change(number, assembly, checks)
+            if not self.plan.corrects:
+                self._change(number, assembly)
 
-    def _change(self, number: int, assembly: Assembly, checks: list[Consistency]) -> Change | None:
+    def _change(self, number: int, assembly: Assembly) -> Change | None:
         """Solve the correction of a time point, in the unit of the file, and note its consistency."""
-        if self.recipe is None:
+        coarse = self.arrivals.take(number)
+        self.intensities.append(coarse.intensity)
+        if number == 0:
+            self.firsts.append(coarse)
+        if self.plan.recipe is None:
             return None
+        arrived = partial(self.arrivals.wait, number)
         for shard in assembly.in_file_order():
-            self._await(number, shard)
-        with _adding_time(self, "write_seconds"):
-            coarse = self.axes.to_network(self.scan.read(number).voxels)
+            arrived(shard)
+        with self.clock.running():
             change, check = assembly.correction(
-                coarse, self.intensities[number], self.recipe, partial(self._await, number), corrects=self.corrects
+                coarse.voxels, coarse.intensity, self.plan.recipe, arrived, corrects=self.plan.corrects
             )
-            checks.append(check)
+            self.checks.append(check)
             return change
 
-    def _await(self, number: int, shard: Shard) -> None:
-        with self._news:
-            self._news.wait_for(lambda: self.error is not None or (number, shard) in self._here)
-        if self.error is not None:
-            raise AbandonedError(self.output.name)
-
-    def _assembly(self, number: int) -> Assembly:
-        return Assembly(self.plan, self.axes, ShardStore(self._record.with_suffix("") / str(number)))
-
-    @property
-    def _record(self) -> Path:
-        """Record of the finished output; the cores are in the folder of that name without suffix."""
-        return self.output.parent / ".voxlift" / f"{self.key}.json"
-
-    def _intensity(self, number: int, voxels: NDArray[np.float32]) -> Intensity:
-        try:
-            self.intensities[number] = find_intensity(voxels)
-        except InputError:
-            # A constant time point among others goes by the one before it.
-            self.intensities[number] = self.intensities.get(number - 1, Intensity(0.0, 1.0))
-        return self.intensities[number]
-
-
-@contextmanager
-def _adding_time(work: VolumeWork, to: str) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        with work._news:  # two threads add
-            setattr(work, to, getattr(work, to) + time.perf_counter() - started)
+    def output(self, sha256: str) -> Output:
+        after = before = noise = None
+        if self.checks:
+            over_times = np.array([(check.after, check.before, check.noise) for check in self.checks])
+            after, before, noise = np.sqrt(np.mean(over_times**2, axis=0)).tolist()
+        written = Written(self.digest.hexdigest(), after, before, noise if self.plan.corrects else None)
+        return Output(written, sha256, tuple(self.intensities), self.firsts[0])

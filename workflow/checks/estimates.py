@@ -1,4 +1,4 @@
-"""Estimate of the duration of a run, from measured times of a step, a shard and the starts."""
+"""Estimate of what a run takes, from measured times of a step, a shard and the starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,47 @@ from math import ceil, prod
 
 from configs.schema import RunConfig
 from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
-from workflow.dry_run.planned_volumes import PlannedVolume
+from workflow.checks.plans import PlannedVolume
 
 BACKWARD = 3  # multiply-adds of a step by those of the way forward
 DRAWING = 2  # patches drawn at one time
 TRACING_BESIDE_DRAWING = 2.0  # times longer than alone, by Python's lock: seen 1.7 on the demo, 2.7 with tissues
 WRITTEN_PER_SECOND = 4e6  # voxels made consistent with their input, compressed and written by one thread
+
+
+@dataclass(frozen=True)
+class Memory:
+    """MiB beyond an idle process: by the layers alone, and as it was seen; None where it was not found out."""
+
+    estimated: float | None = None
+    measured: float | None = None
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimate for the real run; None where it was not found out.
+
+    Args:
+        seconds_per_step: While patches are drawn next to it.
+        training_seconds: From the first patch to the last step.
+        replica_mib: Of each model replica in training.
+        shard_mib: Of a worker for a shard of the volume that has the largest.
+        shards: Of all volumes that would be restored.
+        overhead: Voxels computed over voxels kept.
+        restoring_seconds: From the first shard given out to the last one back.
+        total_seconds: From the command to its end; with inputs, of the two commands.
+        output_bytes: The most that outputs, checkpoints and artifacts take on disk.
+    """
+
+    seconds_per_step: float | None = None
+    training_seconds: float | None = None
+    replica_mib: Memory = Memory()
+    shard_mib: Memory = Memory()
+    shards: int | None = None
+    overhead: float | None = None
+    restoring_seconds: float | None = None
+    total_seconds: float | None = None
+    output_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -34,24 +69,18 @@ class Starts:
 
 
 def seconds_per_step(step: RehearsedStep, device: str, threads: int) -> float:
-    """Time of a step while patches are drawn next to it.
+    """Estimate a step while patches are drawn next to it, on a "GPU" or the "CPU" of a node with so many threads.
 
     On the CPU both share the threads; a GPU waits only where patches come too slowly.
-
-    Args:
-        step: As it was rehearsed.
-        device: "GPU" or "CPU".
-        threads: CPU threads of the node.
     """
-    if device == "GPU":
-        return max(step.step_seconds, step.patch_seconds / DRAWING)
-    return max(step.step_seconds + step.patch_seconds / threads, step.patch_seconds / DRAWING)
+    alone = step.step_seconds if device == "GPU" else step.step_seconds + step.patch_seconds / threads
+    return max(alone, step.patch_seconds / DRAWING)
 
 
 def training_seconds(
     config: RunConfig, step: RehearsedStep, built: BuiltNetwork, validation_voxels: Sequence[int]
 ) -> float:
-    """Time from the first patch to the last step.
+    """Estimate the time from the first patch to the last step.
 
     Args:
         config: The run.
@@ -72,7 +101,7 @@ def training_seconds(
 def restoring_seconds(
     planned: Sequence[PlannedVolume], shard: RehearsedShard, rehearsed: PlannedVolume, workers: int
 ) -> float:
-    """Time from the first shard given out to the last one back.
+    """Estimate the time from the first shard given out to the last one back.
 
     Args:
         planned: What is restored.
@@ -80,27 +109,16 @@ def restoring_seconds(
         rehearsed: The volume that it was of.
         workers: That restore.
     """
-    at_work = min(workers, sum(volume.shards for volume in planned))
     pace = shard.seconds / rehearsed.plan.shard_multiply_adds
-    each = [pace * volume.plan.shard_multiply_adds for volume in planned]
-    mean = sum(seconds * volume.shards for seconds, volume in zip(each, planned, strict=True))
-    mean /= sum(volume.shards for volume in planned)
-    turns = ceil(sum(volume.shards for volume in planned) / at_work)
-    return turns * mean + max(0.0, shard.first_seconds - shard.seconds)
+    shards = sum(volume.shards for volume in planned)
+    mean = sum(pace * volume.plan.shard_multiply_adds * volume.shards for volume in planned) / shards
+    return ceil(shards / min(workers, shards)) * mean + max(0.0, shard.first_seconds - shard.seconds)
 
 
 def total_seconds(
     starts: Starts, training: float, restoring: float, planned: Sequence[PlannedVolume], *, apart: bool
 ) -> float:
-    """Time from the command to its end.
-
-    Args:
-        starts: Of the parts.
-        training: From the first patch to the last step.
-        restoring: From the first shard to the last.
-        planned: What is restored.
-        apart: Whether volumes are restored by a command of its own, after the training.
-    """
+    """Estimate the time from the command to its end, of two commands where volumes are restored `apart` by a second."""
     recording = starts.store + starts.training  # the model is loaded again, asked, logged
     trained = starts.reading + starts.store + starts.cluster + starts.training + training + recording
     # Outputs are written while later shards are computed; the last one is waited for.

@@ -19,9 +19,10 @@ from configs.errors import ConfigError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tasks.imaging.resample import resample
-from tasks.machine.check import Check, Seen, checked, not_tried
+from tasks.machine.check import Attempt, Checklist
 from tasks.volume.grid import Grid, scaled_grid
 from tasks.volume.nifti import Volume
+from workflow.checks.cluster import cluster_report
 from workflow.cluster import RemoteWorker, Request, cluster, fetch, first_answers, require_room, share
 from workflow.cluster.inventory import Node, inventory
 from workflow.restore.restoration import plan_restoration, restore_volume
@@ -36,51 +37,57 @@ TOLERANCE = 1e-6
 PLENTY_MIB = 10_000
 COARSE, SCALE = FileShape(23, 30, 32), (2, 2, 2)
 
-START = "Ray", "starting it here, or joining RAY_ADDRESS"
 ACTOR = "Ray actor", f"sending {SENT_BYTES // MIB} MiB through the object store"
 STORE = "object store", f"its size against {SHARED_MEMORY}"
 NODES = "nodes", "room for the default workers"
 UNITY = "partition of unity", "a volume in shards through Ray and a network that changes nothing"
 
 
-def ray_checks(identity: Callable[[], Path]) -> list[Check]:
+def ray_checks(identity: Callable[[], Path]) -> Checklist:
     """Start or join Ray once and try it.
 
     Args:
         identity: Waits for the file of a network that returns its input.
     """
+    checks = Checklist()
     with ExitStack() as stack:
-        checks = [checked(*START, lambda: _start(stack), "Unset RAY_ADDRESS; see the logs that Ray keeps.")]
-        if checks[0].status == "failed":
-            return [*checks, *(not_tried(*check, "Ray") for check in (ACTOR, STORE, NODES, UNITY))]
-        checks.append(checked(*ACTOR, _actor, "Wait until the cluster is less busy; see Ray's logs."))
-        checks.append(checked(*STORE, lambda: object_store(inventory(), SHARED_MEMORY), _LARGER_STORE))
-        checks.append(checked(*NODES, _nodes, "Ask for fewer --workers, or add nodes."))
-        if checks[1].status == "failed":
-            return [*checks, not_tried(*UNITY, ACTOR[0])]
+        remedy = "Unset RAY_ADDRESS; see the logs that Ray keeps."
+        with checks.trying("Ray", "starting it here, or joining RAY_ADDRESS", remedy) as attempt:
+            _start(attempt, stack)
+        if checks.faults:
+            for check in (ACTOR, STORE, NODES, UNITY):
+                checks.not_tried(*check, "Ray")
+            return checks
+        with checks.trying(*ACTOR, "Wait until the cluster is less busy; see Ray's logs.") as attempt:
+            _actor(attempt)
+        answers = not attempt.faults
+        remedy = "Start Ray with a larger --object-store-memory, on a machine with more memory."
+        with checks.trying(*STORE, remedy) as attempt:
+            object_store(attempt, inventory(), SHARED_MEMORY)
+        with checks.trying(*NODES, "Ask for fewer --workers, or add nodes.") as attempt:
+            _nodes(attempt)
+        if not answers:
+            checks.not_tried(*UNITY, ACTOR[0])
+            return checks
         remedy = "Do not trust restored volumes of this machine; run make test and report what fails."
-        checks.append(checked(*UNITY, lambda: _unity(identity()), remedy))
+        with checks.trying(*UNITY, remedy) as attempt:
+            _unity(attempt, identity())
     return checks
 
 
-def _start(stack: ExitStack) -> Seen:
+def _start(attempt: Attempt, stack: ExitStack) -> None:
     started = time.monotonic()
     address = os.environ.get("RAY_ADDRESS") or "local"
     _require_ray(address)
     stack.enter_context(cluster())
     did = "started here" if address == "local" else f"joined at {address}"
-    return Seen(f"{did} in {time.monotonic() - started:.1f} s")
+    attempt.ok(f"{did} in {time.monotonic() - started:.1f} s")
 
 
 def _require_ray(address: str) -> None:
-    """Let a process that can be ended join first, where something listens: Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
+    """Let a process that can be ended join first: Ray itself tries for minutes. Why it cannot, `cluster` says."""
+    if address == "local":
         return
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except OSError:
-        return  # `cluster` says it
     script = "from workflow.cluster import cluster\nwith cluster(): pass"
     try:
         subprocess.run(  # noqa: S603 - fixed arguments
@@ -102,7 +109,7 @@ class Adder:
         return float(numbers.sum()), socket.gethostname()
 
 
-def _actor() -> Seen:
+def _actor(attempt: Attempt) -> None:
     request = Request()
     require_room(1, request)
     started = time.monotonic()
@@ -111,21 +118,23 @@ def _actor() -> Seen:
         sent = np.ones(SENT_BYTES // 4, np.float32)
         answer = worker.call((share(sent),))
         if not first_answers([answer], ANSWER_SECONDS):
-            return Seen(f"no answer within {ANSWER_SECONDS} s", "failed")
+            attempt.failure(f"no answer within {ANSWER_SECONDS} s")
+            return
         total, host = fetch(answer)
     finally:
         worker.end()
     seen = f"answered from {host} after {time.monotonic() - started:.1f} s"
-    return Seen(seen) if total == sent.size else Seen(f"{seen}, with other numbers than it was sent", "failed")
+    if total == sent.size:
+        attempt.ok(seen)
+    else:
+        attempt.failure(f"{seen}, with other numbers than it was sent")
 
 
-_LARGER_STORE = "Start Ray with a larger --object-store-memory, on a machine with more memory."
-
-
-def object_store(nodes: tuple[Node, ...], shared_memory: Path) -> Seen:
+def object_store(attempt: Attempt, nodes: tuple[Node, ...], shared_memory: Path) -> None:
     """Look whether the object store of the driver's node lies in shared memory, and what it holds.
 
     Args:
+        attempt: Gets what is found.
         nodes: Of the cluster.
         shared_memory: Where it should lie.
     """
@@ -140,23 +149,25 @@ def object_store(nodes: tuple[Node, ...], shared_memory: Path) -> Seen:
         if usage.free < size:
             needed = ceil(1.1 * size / MIB)
             remedy = f"Remount {shared_memory} with size={needed}m, or docker run --shm-size={needed}m: disk is slower."
-            return Seen(seen, "warning", remedy)
-    return Seen(seen, "warning" if smallest < SMALL_STORE else "ok")
+            attempt.warning(seen, remedy)
+            return
+    (attempt.warning if smallest < SMALL_STORE else attempt.ok)(seen)
 
 
-def _nodes() -> Seen:
-    nodes = inventory()
-    cpus, gpus, memory = (sum(count) for count in zip(*((n.cpus, n.gpus, n.memory_bytes) for n in nodes), strict=True))
-    seen = f"{len(nodes)} with {cpus} CPUs, {gpus} GPUs and {memory / GIB:.1f} GiB of memory"
+def _nodes(attempt: Attempt) -> None:
+    found = cluster_report(inventory())
+    memory = found.memory_mib * MIB / GIB
+    seen = f"{found.nodes} with {found.cpus} CPUs, {found.gpus} GPUs and {memory:.1f} GiB of memory"
     wanted = Resources()
     try:
         require_room(wanted.workers, Request(wanted.cpus_per_worker, wanted.gpus_per_worker, wanted.memory_budget_mib))
     except ConfigError as error:
-        return Seen(seen, "warning", str(error))
-    return Seen(seen)
+        attempt.warning(seen, str(error))
+    else:
+        attempt.ok(seen)
 
 
-def _unity(identity: Path) -> Seen:
+def _unity(attempt: Attempt, identity: Path) -> None:
     """Restore a volume in shards with a network that changes nothing; it must come back resampled and no more."""
     voxels = np.random.default_rng(0).gamma(2.0, 40.0, size=COARSE).astype(np.float32)
     volume = Volume(voxels, Grid(COARSE, np.diag([-1.0, 1.2, 2.5, 1.0])))
@@ -174,4 +185,4 @@ def _unity(identity: Path) -> Seen:
     difference = float(np.abs(restored.voxels - expected).max() / np.abs(expected).max())
     seen = f"{len(restored.plan.shards)} shards on {resources.workers} workers, largest difference {difference:.1e}"
     # Not `difference > TOLERANCE`: that is false of what is no number.
-    return Seen(seen, "ok" if difference <= TOLERANCE else "failed")
+    (attempt.ok if difference <= TOLERANCE else attempt.failure)(seen)

@@ -1,15 +1,16 @@
 """Check that what a run writes can be written: folders that take it, and disks that hold it."""
 
 import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import RunConfig
+from tasks.machine.check import Checklist
+from tasks.rehearsal import BuiltNetwork
 from tasks.sharding.plan import MIB
-from workflow.dry_run.checklist import Checklist
+from workflow.checks.machine import free_bytes
 
 VALUE_BYTES = 4  # float32
 MODEL_MIB = 1  # what a saved model holds next to its weights: architecture, card, example
@@ -32,22 +33,12 @@ class Need:
     bytes: int
 
 
-def training_needs(
-    config: RunConfig, parameters: int, optimizer_values: int, out: Path, artifacts: Path | None
-) -> list[Need]:
-    """Estimate what training writes.
-
-    Args:
-        config: The run.
-        parameters: Weights of the network.
-        optimizer_values: Numbers that the optimizer keeps.
-        out: Folder of the run.
-        artifacts: Where the tracking store puts artifacts; None where it is not on this machine.
-    """
+def training_needs(config: RunConfig, built: BuiltNetwork, out: Path, artifacts: Path | None) -> list[Need]:
+    """Estimate what training writes; artifacts go to a folder of the tracking store, None if on another machine."""
     training = config.training
-    model = parameters * VALUE_BYTES + MODEL_MIB * MIB
+    model = built.parameters * VALUE_BYTES + MODEL_MIB * MIB
     # Weights, their averages, the best of them; one checkpoint more than are kept while the last is written.
-    values = (3 if training.early_stopping else 2) * parameters + optimizer_values
+    values = (3 if training.early_stopping else 2) * built.parameters + built.optimizer_values
     count = training.checkpoints.keep + 1 if training.checkpoints.every else 0
     needs = [Need("checkpoints", out, count * values * VALUE_BYTES), Need("the model", out, model)]
     return needs + ([Need("artifacts", artifacts, model + RUN_MIB * MIB)] if artifacts is not None else [])
@@ -57,9 +48,7 @@ def check_writable(checks: Checklist, folder: Path) -> bool:
     """Write a file where a folder is or would be made, and remove it; returns whether that can be done."""
     with checks.trying("output folder", "a file written and removed where outputs would go", REMEDY) as attempt:
         try:
-            with tempfile.NamedTemporaryFile(dir=standing_folder(folder), prefix=".voxlift-probe-") as probe:
-                probe.write(b"probe")
-                probe.flush()
+            free_bytes(standing_folder(folder))
         except OSError as error:
             attempt.failure(
                 f"Cannot write to {folder}: {error.strerror or error}.",

@@ -2,18 +2,41 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from configs.errors import ConfigError
 from configs.schema import RunConfig
+from tasks.machine.check import Checklist, counted
 from tasks.rehearsal import BuiltNetwork
 from tasks.sharding.plan import MIB
-from workflow.cluster import Request, cluster, require_room
+from workflow.checks.disk import standing_folder
+from workflow.cluster import cluster, require_room
 from workflow.cluster.inventory import Node, inventory
 from workflow.cluster.resources import restoring_request, training_request
 from workflow.cluster.shared_storage import require_shared
-from workflow.dry_run.checklist import Attempt, Checklist, counted
-from workflow.dry_run.disk_space import standing_folder
+
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """Resources that Ray reports, over all nodes."""
+
+    nodes: int
+    cpus: int
+    gpus: int
+    memory_mib: int
+    object_store_mib: int
+
+
+def cluster_report(nodes: Sequence[Node]) -> ClusterReport:
+    """Add up the nodes."""
+    return ClusterReport(
+        nodes=len(nodes),
+        cpus=sum(node.cpus for node in nodes),
+        gpus=sum(node.gpus for node in nodes),
+        memory_mib=sum(node.memory_bytes for node in nodes) // MIB,
+        object_store_mib=sum(node.object_store_bytes for node in nodes) // MIB,
+    )
 
 
 def check_cluster(checks: Checklist, stack: ExitStack) -> tuple[Node, ...]:
@@ -23,11 +46,9 @@ def check_cluster(checks: Checklist, stack: ExitStack) -> tuple[Node, ...]:
     with checks.trying("cluster", "joining RAY_ADDRESS, or starting Ray here", remedy) as attempt:
         stack.enter_context(cluster())
         nodes = inventory()
-        cpus, gpus, memory = (
-            sum(values) for values in zip(*((node.cpus, node.gpus, node.memory_bytes) for node in nodes), strict=True)
-        )
-        parts = counted(len(nodes), "node"), counted(cpus, "CPU"), counted(gpus, "GPU")
-        attempt.ok(f"{', '.join(parts)}, {memory / MIB:.0f} MiB of memory")
+        found = cluster_report(nodes)
+        parts = counted(found.nodes, "node"), counted(found.cpus, "CPU"), counted(found.gpus, "GPU")
+        attempt.ok(f"{', '.join(parts)}, {found.memory_mib} MiB of memory")
     return nodes
 
 
@@ -39,30 +60,24 @@ def check_room(checks: Checklist, config: RunConfig) -> bool:
     """
     train, restore, workers = training_request(config), restoring_request(config.resources), config.resources.workers
     tried = f"a training of {train}, {counted(workers, 'restoring worker')} of {restore} each"
+    lacking = []
     with checks.trying("room", tried, "Ask for less with --set resources.…, or add nodes.") as attempt:
-        lacking = [
-            request for count, request in ((1, train), (workers, restore)) if not _placed(attempt, count, request)
-        ]
+        for count, request in ((1, train), (workers, restore)):
+            try:
+                require_room(count, request)
+            except ConfigError as error:
+                attempt.error(error)
+                lacking.append(request)
         attempt.ok("the cluster can place all of them")
     return train not in lacking
-
-
-def _placed(attempt: Attempt, count: int, request: Request) -> bool:
-    try:
-        require_room(count, request)
-    except ConfigError as error:
-        attempt.failure(error.problem, error.remedy)
-        return False
-    return True
 
 
 def check_replicas(checks: Checklist, config: RunConfig) -> None:
     """See that the batch divides by the replicas that training would make of the devices."""
     batch, gpus = config.training.batch_size, training_request(config).gpus
     count = gpus or config.training.replicas or 1
-    with checks.trying(
-        "replicas", "the batch against the devices of the cluster", "Set training.batch_size."
-    ) as attempt:
+    tried = "the batch against the devices of the cluster"
+    with checks.trying("replicas", tried, "Set training.batch_size.") as attempt:
         if batch % count:
             attempt.failure(
                 f"Cannot train: training.batch_size must divide by the replicas, received {batch} over {count} GPUs.",
@@ -85,9 +100,9 @@ def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, 
         whole = max(node.memory_bytes + node.object_store_bytes for node in nodes)
         said = f"{needed / MIB:.0f} MiB in all, {replicas}, and the largest node has {free / MIB:.0f} MiB"
         if needed > whole:
-            attempt.failure(f"Cannot train: it takes about {said}.", remedy)
+            attempt.failure(f"Cannot train: it takes about {said}.")
         elif needed > free:
-            attempt.warning(f"{said}; little is left for anything else", remedy)
+            attempt.warning(f"{said}; little is left for anything else")
         else:
             attempt.ok(said)
 

@@ -11,13 +11,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from configs.errors import ConfigError, InputError, VoxliftError
+from configs.errors import ConfigError, InputError
 from configs.schema import RunConfig
 from tasks.files.selection import expand_inputs
-from tasks.machine.check import first_line
+from tasks.machine.check import Attempt, Checklist, counted, first_line
 from tasks.training.template import template_path
-from tasks.volume.inspection import preflight
-from workflow.dry_run.checklist import Attempt, Checklist, counted
+from tasks.volume.inspection import inspect_volume
 from workflow.train.data import TrainingSource, lesson, require_named, training_paths, validation_volume
 
 Role = Literal["training", "validation", "input"]
@@ -34,14 +33,14 @@ class VolumeCheck:
     Args:
         voxels: Of one time point.
         warnings: What is odd but no obstacle.
-        fault: Why it cannot be used, naming it.
+        error: Why it cannot be used, naming it.
         spacing: mm per voxel along depth, height and width, of a volume to learn from.
         lesson: Of the first volume to learn from.
     """
 
     voxels: int = 0
     warnings: tuple[str, ...] = ()
-    fault: VoxliftError | None = None
+    error: InputError | None = None
     spacing: tuple[float, float, float] | None = None
     lesson: TrainingSource | None = None
 
@@ -68,7 +67,7 @@ class VolumesSeen:
 
 
 def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) -> VolumesSeen:
-    """Look at all training, validation and input volumes; every one that cannot be used is a fault.
+    """Look at all training, validation and input volumes; every one that cannot be used is a failure.
 
     Args:
         checks: Gets the check.
@@ -80,23 +79,26 @@ def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) ->
     with checks.trying("data", f"every volume {READ}", REMEDY) as attempt:
         wanted = list(_wanted(attempt, config, given))
         attempt.tried = f"{counted(len(wanted), 'volume')} {READ}, several at a time"
-        with _several(wanted) as pool:
-            found = dict(zip(wanted, pool.map(partial(_looked, config), wanted), strict=True))
-        for (path, _), looked in found.items():
-            if looked.fault is not None:
-                attempt.failure(looked.fault.problem, looked.fault.remedy)
-            for warning in looked.warnings:
+        with _pool([path for path, _ in wanted]) as pool:
+            found = dict(zip(wanted, pool.map(partial(_examined, config), wanted), strict=True))
+        for (path, _), check in found.items():
+            if check.error is not None:
+                attempt.error(check.error)
+            for warning in check.warnings:
                 attempt.warning(f"{path.name}: {warning}", "Look at it with `voxlift inspect`.")
-        attempt.ok(_counted(found))
+        roles = [role for _, role in wanted]
+        counts = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
+        voxels = sum(check.voxels for check in found.values()) / 1e6
+        attempt.ok(f"{counts or 'no file: all that trains is synthetic'}; {voxels:.1f} million voxels")
     return _seen(config, found, time.perf_counter() - began)
 
 
 def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterator[tuple[Path, Role]]:
-    """Which volumes to look at, and for what; what is not named where it must be is a fault."""
+    """Which volumes to look at, and for what; what is not named where it must be is a failure."""
     try:
         require_named(config)
     except ConfigError as error:
-        attempt.failure(error.problem, error.remedy)
+        attempt.error(error)
     # Training from slices that names no scan falls back on nothing.
     named = config.data.volumes or not config.data.mixture.slices
     yield from ((path, "training") for path in dict.fromkeys(training_paths(config) if named else ()))
@@ -107,62 +109,47 @@ def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterat
             expand_inputs([one])
             there.append(one)
         except InputError as error:
-            attempt.failure(error.problem, error.remedy)
+            attempt.error(error)
     yield from ((path, "input") for path in (expand_inputs(there) if there else ()))
 
 
-def _several(wanted: Sequence[tuple[Path, Role]]) -> Executor:
+def _pool(paths: Sequence[Path]) -> Executor:
     """Threads, or for much to read processes."""
-    size = sum(path.stat().st_size for path, _ in wanted if path.is_file())
-    count = max(1, min(os.cpu_count() or 1, len(wanted)))
+    size = sum(path.stat().st_size for path in paths if path.is_file())
+    count = max(1, min(os.cpu_count() or 1, len(paths)))
     return ThreadPoolExecutor(count) if size < PROCESSES_FROM else ProcessPoolExecutor(count, get_context("spawn"))
 
 
-def _naming(path: Path, role: Role, error: InputError | OSError | MemoryError) -> VoxliftError:
-    """Return an error that names the volume."""
-    problem, remedy = (error.problem, error.remedy) if isinstance(error, InputError) else (first_line(error), "")
-    return InputError(problem if path.name in problem else f"Cannot use {path.name} for {role}: {problem}", remedy)
-
-
-def _looked(config: RunConfig, asked: tuple[Path, Role]) -> VolumeCheck:
-    path, role = asked
+def _examined(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
+    path, role = wanted
     try:
-        findings = preflight(path)
-        learned = lesson(config, path) if role == "training" else None
+        inspected = inspect_volume(path)
+        source = lesson(config, path) if role == "training" else None
         if role == "validation" and config.training.early_stopping is not None:
             validation_volume(config, path)
     except (InputError, OSError, MemoryError) as error:
-        return VolumeCheck(fault=_naming(path, role, error))
-    first = role == "training" and path == training_paths(config)[0]
-    return VolumeCheck(
-        voxels=prod(findings.shape),
-        warnings=findings.warnings,
-        spacing=learned.training.spacing if learned else None,
-        lesson=learned if first else None,
-    )
+        problem, remedy = (error.problem, error.remedy) if isinstance(error, InputError) else (first_line(error), "")
+        named = problem if path.name in problem else f"Cannot use {path.name} for {role}: {problem}"
+        return VolumeCheck(error=InputError(named, remedy))
+    first = source is not None and path == training_paths(config)[0]
+    spacing = source.training.spacing if source else None
+    return VolumeCheck(prod(inspected.scan.grid.shape), inspected.warnings, None, spacing, source if first else None)
 
 
 def _seen(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], seconds: float) -> VolumesSeen:
-    usable = {asked: looked for asked, looked in found.items() if looked.fault is None}
-    training = [looked for (_, role), looked in usable.items() if role == "training"]
+    usable = {wanted: check for wanted, check in found.items() if check.error is None}
+    training = [check for (_, role), check in usable.items() if role == "training"]
     # Where a volume trains by its slices alone, the thickness of its slices teaches nothing.
     sharp = 0 if config.data.mixture.volumes else 1
-    spacing = [size for looked in training for size in (looked.spacing or ())[sharp:]]
-    first = next((looked.lesson for looked in training if looked.lesson is not None), None)
+    spacing = [size for check in training for size in (check.spacing or ())[sharp:]]
+    first = next((check.lesson for check in training if check.lesson is not None), None)
     if not training_paths(config):
         first = lesson(config, template_path())
     return VolumesSeen(
         training=len(training),
         spacing=(min(spacing), max(spacing)) if spacing else None,
         lesson=first,
-        validation_voxels=tuple(looked.voxels for (_, role), looked in usable.items() if role == "validation"),
+        validation_voxels=tuple(check.voxels for (_, role), check in usable.items() if role == "validation"),
         inputs=tuple(path for path, role in usable if role == "input"),
         seconds=seconds,
     )
-
-
-def _counted(found: dict[tuple[Path, Role], VolumeCheck]) -> str:
-    roles = [role for _, role in found]
-    voxels = sum(looked.voxels for looked in found.values()) / 1e6
-    counts = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
-    return f"{counts or 'no file: all that trains is synthetic'}; {voxels:.1f} million voxels"

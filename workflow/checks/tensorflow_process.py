@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -36,23 +37,22 @@ class TensorFlowProcess:
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
         }
         self._process: subprocess.Popen[bytes] | None = None
-        self._failure = ""
+        self._not_started = ""
         try:
             with self._log.open("w") as log:
                 command = [sys.executable, "-m", "tasks.machine.tensorflow_check", str(folder)]
                 self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603
         except OSError as error:
-            self._failure = f"not started ({error})"
+            self._not_started = f"not started ({error})"
 
     def checks(self) -> list[Check]:
         """Wait for the checks; that the process did not come to its end is one more."""
-        self._wait()
-        file = self._folder / CHECKS
+        failure, file = self._failure, self._folder / CHECKS
         lines = file.read_text().splitlines() if file.exists() else []
         made = [TypeAdapter(Check).validate_json(line) for line in lines if line.endswith("}")]
-        if not self._failure:
+        if not failure:
             return made
-        seen = f"{self._failure} {f'after the check of {made[-1].name}' if made else 'before its first check'}"
+        seen = f"{failure} {f'after the check of {made[-1].name}' if made else 'before its first check'}"
         return [*made, Check("TensorFlow process", "whether it comes to its end", seen, "failed", REMEDY)]
 
     def identity(self) -> Path:
@@ -61,9 +61,8 @@ class TensorFlowProcess:
         Raises:
             InputError: The process did not save it.
         """
-        self._wait()
         path = self._folder / IDENTITY
-        if not path.exists():
+        if self._failure or not path.exists():
             raise InputError("not tried: TensorFlow saved no network.", "Fix what the checks of TensorFlow say.")
         return path
 
@@ -73,19 +72,21 @@ class TensorFlowProcess:
             self._process.kill()
             self._process.wait()
 
-    def _wait(self) -> None:
-        if self._process is None or self._failure:
-            return
+    @cached_property
+    def _failure(self) -> str:
+        """Wait for the process; why it did not come to its end, empty where it did."""
+        if self._process is None:
+            return self._not_started
         try:
             status = self._process.wait(LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
             self.end()
-            self._failure = f"not ended within {LONGEST_SECONDS} s,"
-            return
-        if status:
-            how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-            lines = self._log.read_text(errors="replace").strip().splitlines()
-            self._failure = f"ended {how} (last words: {lines[-1][:200] if lines else 'none'})"
+            return f"not ended within {LONGEST_SECONDS} s,"
+        if not status:
+            return ""
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return f"ended {how} (last words: {lines[-1][:200] if lines else 'none'})"
 
 
 @contextmanager

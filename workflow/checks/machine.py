@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from configs.schema import Resources
-from tasks.machine.check import Check, Seen, checked
+from tasks.machine.check import Attempt, Checklist
 from tasks.machine.versions import installed_versions
 
 PACKAGE = "voxlift"
@@ -22,55 +22,55 @@ GIB = 2**30
 FEW_BYTES, LEAST_BYTES = 5 * GIB, GIB // 4
 TRIED_BYTES = 2**20
 MOST_NAMED = 5
+SETUP = "Run make setup, which installs the versions that constraints.txt pins."
 
 
-def machine_checks(constraints: Path) -> list[Check]:
+def machine_checks(constraints: Path) -> Checklist:
     """Look at Python, packages, CPUs and disk.
 
     Args:
         constraints: The file of pinned versions.
     """
-    return [
-        checked("Python", "the version that voxlift needs", _python, "Run make setup PYTHON=/path/to/python3.11."),
-        checked("packages", f"installed versions against {constraints.name}", lambda: packages(constraints), SETUP),
-        checked("CPU threads", "threads that would be started against CPUs", threads, "Ask for fewer --workers."),
-        checked("working directory", "writing there, room", lambda: room(Path.cwd()), "Work in a folder of your own."),
-        checked(
-            "temporary folder",
-            "writing there, room",
-            lambda: room(Path(tempfile.gettempdir())),
-            "Set TMPDIR to a folder with room.",
-        ),
-    ]
+    checks = Checklist()
+    python = "Run make setup PYTHON=/path/to/python3.11."
+    with checks.trying("Python", "the version that voxlift needs", python) as attempt:
+        needed, found = metadata(PACKAGE)["Requires-Python"], platform.python_version()
+        (attempt.ok if SpecifierSet(needed).contains(found) else attempt.failure)(f"{found}, needs {needed}")
+    with checks.trying("packages", f"installed versions against {constraints.name}", SETUP) as attempt:
+        _packages(attempt, constraints)
+    with checks.trying(
+        "CPU threads", "threads that would be started against CPUs", "Ask for fewer --workers."
+    ) as attempt:
+        _threads(attempt)
+    for name, folder, remedy in (
+        ("working directory", Path.cwd, "Work in a folder of your own."),
+        ("temporary folder", lambda: Path(tempfile.gettempdir()), "Set TMPDIR to a folder with room."),
+    ):
+        with checks.trying(name, "writing there, room", remedy) as attempt:
+            _room(attempt, folder())
+    return checks
 
 
-SETUP = "Run make setup, which installs the versions that constraints.txt pins."
-
-
-def _python() -> Seen:
-    needed = metadata(PACKAGE)["Requires-Python"]
-    found = platform.python_version()
-    return Seen(f"{found}, needs {needed}", "ok" if SpecifierSet(needed).contains(found) else "failed")
-
-
-def packages(constraints: Path) -> Seen:
+def _packages(attempt: Attempt, constraints: Path) -> None:
     """Compare what is installed with what is needed and with what is pinned."""
     wheels = [name for name in WHEELS if _installed(name)]
     unmet = [*_unmet(), *([] if wheels else ["no TensorFlow"])]
     if unmet:
-        return Seen(_listed(unmet), "failed")
-    if len(wheels) > 1:
-        return Seen("tensorflow and tensorflow-cpu in one folder", "warning", "Run make clean, then make setup.")
-    if not constraints.is_file():
+        attempt.failure(_listed(unmet))
+    elif len(wheels) > 1:
+        attempt.warning("tensorflow and tensorflow-cpu in one folder", "Run make clean, then make setup.")
+    elif not constraints.is_file():
         remedy = "Run it in a checkout of voxlift, or name the file with --constraints."
-        return Seen(f"all that are needed; {constraints} is not there to compare with", "warning", remedy)
-    lines = [line.partition("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
-    pins = [(pin, found) for pin in map(Requirement, filter(None, lines)) if (found := _installed(pin.name))]
-    departing = [f"{pin.name} {found} ({pin.specifier})" for pin, found in pins if not _admits(pin, found)]
-    as_pinned = f"{len(pins) - len(departing)} as pinned"
-    if departing:
-        return Seen(f"{as_pinned}, {len(departing)} not: {_listed(departing)}", "warning")
-    return Seen(as_pinned)
+        attempt.warning(f"all that are needed; {constraints} is not there to compare with", remedy)
+    else:
+        lines = [line.partition("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
+        pins = [(pin, found) for pin in map(Requirement, filter(None, lines)) if (found := _installed(pin.name))]
+        departing = [f"{pin.name} {found} ({pin.specifier})" for pin, found in pins if not _admits(pin, found)]
+        as_pinned = f"{len(pins) - len(departing)} as pinned"
+        if departing:
+            attempt.warning(f"{as_pinned}, {len(departing)} not: {_listed(departing)}")
+        else:
+            attempt.ok(as_pinned)
 
 
 def _unmet() -> list[str]:
@@ -97,7 +97,7 @@ def _listed(parts: list[str]) -> str:
     return ", ".join(parts[:MOST_NAMED]) + more
 
 
-def threads() -> Seen:
+def _threads(attempt: Attempt) -> None:
     """Compare what TensorFlow and the default workers would start with the CPUs that this process may use."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(CGROUP)
@@ -109,10 +109,11 @@ def threads() -> Seen:
     limit = f", a quota of {quota:g}" if quota else ""
     seen = f"{usable} usable of {os.cpu_count()} CPUs{limit}; {pool} of TensorFlow in a training, {workers} of workers"
     if pool > usable:
-        return Seen(seen, "warning", f"Set TF_NUM_INTRAOP_THREADS={usable}.")
-    if workers > usable:
-        return Seen(seen, "warning", f"Ask for --workers {usable}.")
-    return Seen(seen)
+        attempt.warning(seen, f"Set TF_NUM_INTRAOP_THREADS={usable}.")
+    elif workers > usable:
+        attempt.warning(seen, f"Ask for --workers {usable}.")
+    else:
+        attempt.ok(seen)
 
 
 def cpu_quota(folder: Path) -> float | None:
@@ -132,14 +133,21 @@ def cpu_quota(folder: Path) -> float | None:
     return None if quota in {"max", "-1"} else int(quota) / int(period)
 
 
-def room(folder: Path) -> Seen:
+def _room(attempt: Attempt, folder: Path) -> None:
     """Write a file, and look how much more would fit."""
-    with tempfile.TemporaryFile(dir=folder) as file:
+    free = free_bytes(folder)
+    note = attempt.failure if free < LEAST_BYTES else attempt.warning if free < FEW_BYTES else attempt.ok
+    note(f"{free / GIB:.1f} GiB free in {folder}")
+
+
+def free_bytes(folder: Path) -> int:
+    """Write a file into a folder, remove it, and return how much more would fit.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder, prefix=".voxlift-probe-") as file:
         file.write(bytes(TRIED_BYTES))
         file.flush()
         os.fsync(file.fileno())
-        free = shutil.disk_usage(folder).free
-    seen = f"{free / GIB:.1f} GiB free in {folder}"
-    if free < LEAST_BYTES:
-        return Seen(seen, "failed")
-    return Seen(seen, "warning" if free < FEW_BYTES else "ok")
+        return shutil.disk_usage(folder).free

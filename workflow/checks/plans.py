@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -11,21 +11,21 @@ from configs.errors import InputError
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.destination import check_destination
 from tasks.files.naming import output_name, output_paths
-from tasks.sharding.plan import MIB, ShardPlan
+from tasks.machine.check import Attempt, Checklist, counted
+from tasks.sharding.plan import ShardPlan
 from tasks.sharding.restore import CoarseVolume
 from tasks.volume.grid import NetworkAxes
 from tasks.volume.intensity import find_intensity
-from tasks.volume.nifti import Volume
-from workflow.dry_run.checklist import Checklist, counted
-from workflow.dry_run.disk_space import VALUE_BYTES, Need
+from tasks.volume.nifti import Volume, open_volume
+from workflow.checks.disk import VALUE_BYTES, Need
 from workflow.restore.restoration import plan_restoration
 from workflow.train.data import TrainingSource
-from workflow.upscale.volume_work import VolumeWork
-from workflow.upscale.volumes import UpscaleRequest, plan_volume
+from workflow.upscale.plan import UpscaleRequest, VolumePlan, plan_volume
 
 REMEDY = "Raise resources.memory_budget_mib, or choose another --scale or --spacing."
 # The planner's figure is a bound that no shard has gone beyond; over thirteen plans they took 0.63 to 0.97 of it.
 LIKELY_SHARE = 0.78
+MAX_SHOWN = 3
 IN_FLIGHT = 2  # volumes whose cores lie on disk at one time: one is written while the next is restored
 
 
@@ -74,57 +74,51 @@ def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writ
         out: Folder of the outputs.
         writable: Whether it can be written: then that it takes each name is looked at, too.
     """
-    with checks.trying(
-        "outputs", f"the names of {counted(len(sources), 'output')}", "Choose another --out."
-    ) as attempt:
+    tried = f"the names of {counted(len(sources), 'output')}"
+    with checks.trying("outputs", tried, "Choose another --out.") as attempt:
         outputs = output_paths(sources, out)
         for output in outputs if writable else ():
             try:
                 check_destination(output, 0)
             except InputError as error:
-                attempt.failure(error.problem, error.remedy)
-        more = f" and {len(outputs) - 3} more" if len(outputs) > 3 else ""
-        attempt.ok(", ".join(output.name for output in outputs[:3]) + more)
+                attempt.error(error)
+        more = f" and {len(outputs) - MAX_SHOWN} more" if len(outputs) > MAX_SHOWN else ""
+        attempt.ok(", ".join(output.name for output in outputs[:MAX_SHOWN]) + more)
 
 
-def plan_inputs(checks: Checklist, order: UpscaleRequest) -> list[PlannedVolume]:
-    """Plan the inputs; each that cannot be restored is a fault.
-
-    Args:
-        checks: Gets the check.
-        order: As `voxlift upscale` would take it.
-    """
+def plan_inputs(checks: Checklist, request: UpscaleRequest) -> list[PlannedVolume]:
+    """Plan the inputs as `voxlift upscale` would; each that cannot be restored is a failure."""
     planned = []
-    tried = f"{counted(len(order.sources), 'input')} cut for {order.network.name} by header"
+    tried = f"{counted(len(request.sources), 'input')} cut for {request.network.name} by header"
     with checks.trying("shard plan", tried, REMEDY) as attempt:
-        for source in order.sources:
+        for source in request.sources:
             try:
-                planned.append(_planned(plan_volume(order, source, order.out / output_name(source.name))))
+                output = request.out / output_name(source.name)
+                planned.append(_planned(plan_volume(request, open_volume(source), output)))
             except InputError as error:
-                # Here the budget comes from the configuration.
-                attempt.failure(error.problem, error.remedy.replace("--memory-budget", "resources.memory_budget_mib"))
-        attempt.ok(_overview(planned, order.resources.memory_budget_mib))
+                attempt.error(error)
+        _note_plans(attempt, planned)
     return planned
 
 
 def plan_lesson(
     checks: Checklist, lesson: TrainingSource, network: NetworkFile, budget_mib: int
 ) -> list[PlannedVolume]:
-    """Plan to restore what is learned from, as the demo does.
-
-    Args:
-        checks: Gets the check.
-        lesson: From the first training volume.
-        network: What restores.
-        budget_mib: What a worker may take beyond an idle one, MiB.
-    """
+    """Plan to restore what is learned from, the first training volume, as the demo does."""
     planned = []
     name = "the first training volume"
     with checks.trying("shard plan", f"{name}, degraded, cut for {network.name}", REMEDY) as attempt:
         plan = plan_restoration(lesson.coarse, lesson.target, network, budget_mib, axes=lesson.axes, name=name)
         planned = [PlannedVolume(name, plan, lambda: _coarse(lesson.coarse, lesson.axes, plan))]
-        attempt.ok(_overview(planned, budget_mib))
+        _note_plans(attempt, planned)
     return planned
+
+
+def _note_plans(attempt: Attempt, planned: Sequence[PlannedVolume]) -> None:
+    for volume in planned[:MAX_SHOWN]:
+        attempt.ok(f"{volume.name}: {volume.plan}")
+    if len(planned) > MAX_SHOWN:
+        attempt.ok(f"{counted(sum(volume.shards for volume in planned), 'shard')} of {len(planned)} volumes in all")
 
 
 def check_range(checks: Checklist, network: NetworkFile, planned: Sequence[PlannedVolume], *, trained: bool) -> None:
@@ -142,14 +136,14 @@ def check_range(checks: Checklist, network: NetworkFile, planned: Sequence[Plann
         for volume in planned:
             for remark in volume.remarks:
                 if trained:
-                    attempt.failure(f"Cannot trust {network.name} with {volume.name}: {remark}.", remedy)
+                    attempt.failure(f"Cannot trust {network.name} with {volume.name}: {remark}.")
                 else:
-                    attempt.warning(f"{volume.name}: {remark}", remedy)
+                    attempt.warning(f"{volume.name}: {remark}")
         if network.card is None:
             attempt.warning(
                 f"{network.name} carries no card: what it was trained for is not known", "Train it with voxlift."
             )
-        elif not attempt.remarks:
+        elif not any(volume.remarks for volume in planned):
             attempt.ok("all inside")
 
 
@@ -166,33 +160,19 @@ def output_needs(planned: Sequence[PlannedVolume], out: Path) -> list[Need]:
     return [Need("outputs", out, outputs), Need("restored shards", out, sum(cores[:IN_FLIGHT]))]
 
 
-def _planned(work: VolumeWork) -> PlannedVolume:
-    scan, plan = work.scan, work.plan
-    on_disk = np.dtype(work.dtype) if work.dtype else scan.header.dtype
+def _planned(volume: VolumePlan) -> PlannedVolume:
+    scan, plan = volume.scan, volume.shard_plan
+    on_disk = np.dtype(volume.dtype) if volume.dtype else scan.header.dtype
     return PlannedVolume(
         name=scan.path.name,
         plan=plan,
-        coarse=lambda: _coarse(scan.read(0), work.axes, plan),
-        times=work.times,
-        value_bytes=on_disk.itemsize if on_disk.kind in "iu" or work.dtype else VALUE_BYTES,
-        remarks=work.remarks,
+        coarse=lambda: _coarse(scan.read(0), volume.axes, plan),
+        times=volume.times,
+        value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
+        remarks=volume.remarks,
     )
 
 
 def _coarse(volume: Volume, axes: NetworkAxes, plan: ShardPlan) -> CoarseVolume:
     voxels = np.ascontiguousarray(axes.to_network(volume.voxels))
     return CoarseVolume(voxels, plan.target_shape, find_intensity(volume.voxels))
-
-
-def _overview(planned: Sequence[PlannedVolume], budget_mib: int) -> str:
-    if not planned:
-        return "nothing to restore"
-    most = max(volume.plan.shard_bytes for volume in planned) / MIB
-    least = max(volume.plan.smallest_bytes for volume in planned) / MIB
-    reads = " and ".join(dict.fromkeys("x".join(map(str, volume.plan.read_shape)) for volume in planned[:2]))
-    shards = counted(sum(volume.shards for volume in planned), "shard")
-    return (
-        f"{shards} of {reads}{' …' if len(planned) > 2 else ''} voxels,"
-        f" {overhead(planned):.2f} voxels computed per voxel kept, at most"
-        f" {most:.0f} MiB each of {budget_mib} MiB (least possible budget: {ceil(least)} MiB)"
-    )

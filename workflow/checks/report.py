@@ -1,0 +1,38 @@
+"""Checks as a report and as a table."""
+
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from tasks.machine.check import Check, counted
+
+STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChecksReport:
+    """Findings of the doctor or of a dry run.
+
+    Args:
+        checks: In the order in which a run needs what they are about.
+        ok: Whether none has failed.
+        seconds: What it all took.
+    """
+
+    checks: tuple[Check, ...]
+    ok: bool
+    seconds: float
+
+
+def checks_table(report: ChecksReport, remark: str = "") -> Table:
+    """A line for each check, with the remedy below what was seen; and the verdict, with a remark of the caller."""
+    checks = report.checks
+    failed, warned = (sum(check.status == status for check in checks) for status in ("failed", "warning"))
+    verdict = f"{len(checks)} checks in {report.seconds:.0f} s: {failed} failed, {counted(warned, 'warning')}{remark}"
+    table = Table("", "check", "tried", "seen", box=SIMPLE_HEAD, caption=verdict, caption_justify="left")
+    for check in checks:
+        seen = Text(f"{check.seen}\n→ {check.remedy}" if check.remedy else check.seen, overflow="fold")
+        table.add_row(Text(check.status, style=STYLES[check.status]), Text(check.name), Text(check.tried), seen)
+    return table

@@ -1,0 +1,48 @@
+"""Options that several commands share."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from configs.errors import InputError
+
+if TYPE_CHECKING:
+    from configs.schema import Resources
+
+Three = tuple[float, float, float]
+Volumes = Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
+]
+Spacing = Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")]
+Workers = Annotated[int, typer.Option(min=1, help="Ray workers.")]
+MemoryBudget = Annotated[int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")]
+
+
+def resources_of(workers: int, memory_budget: int, **others: float) -> "Resources":
+    """Make the resources of a run from its options: Ray workers, MiB of a shard, and fields of `Resources`."""
+    from configs.schema import Resources  # its models take time to build, which `--help` need not wait for
+
+    return Resources.model_validate({"workers": workers, "memory_budget_mib": memory_budget, **others})
+
+
+def three_numbers(text: str | None, option: str) -> Three | None:
+    """Read `I,J,K`: three positive numbers, along the file's own voxel axes; None where the option is not given.
+
+    Raises:
+        InputError: It is anything else.
+
+    >>> three_numbers("2,2,1.5", "--scale")
+    (2.0, 2.0, 1.5)
+    """
+    if not text:
+        return None
+    try:
+        i, j, k = (float(part) for part in text.split(","))
+    except ValueError:
+        i = j = k = float("nan")
+    if not all(0 < value < float("inf") for value in (i, j, k)):
+        raise InputError(
+            f"Cannot use {option} {text}: three positive numbers I,J,K are needed, such as {option} 2,2,2."
+        )
+    return i, j, k

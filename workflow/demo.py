@@ -1,0 +1,179 @@
+"""The main job on one volume: what `train` and `evaluate` do, in one run: degrade, train, super-resolve, score."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from configs.schema import RunConfig
+from tasks.artifacts.contracts import ModelContract, volume_contract
+from tasks.artifacts.manifest import manifest_entry, write_contracts
+from tasks.artifacts.network_file import read_network
+from tasks.scoring.metrics import foreground_mask
+from tasks.scoring.protocol import Score, Slab, degraded_reference, held_out_slabs
+from tasks.training.job import TrainingJob
+from tasks.training.template import template_path
+from tasks.volume.intensity import normalise
+from tasks.volume.nifti import read_volume, write_volume
+from workflow.cluster import cluster
+from workflow.evaluate.run import description, record_scores, write_page
+from workflow.evaluate.scoring import Evaluation, ScoredTrial, evaluation_of, score_trial
+from workflow.evaluate.scoring import summary as score_table
+from workflow.pages.picture import comparison_picture
+from workflow.tracking import recorded_run
+from workflow.train.data import training_volumes, validation_volumes
+from workflow.train.report import MlflowReport, TrainReport
+from workflow.train.report import summary as training_table
+from workflow.train.run import MODEL, record_training
+
+FILES = "input.nii.gz", "restored.nii.gz", "comparison.png", "quality.html"
+
+
+@dataclass(frozen=True)
+class InferenceReport:
+    """Record of the super-resolution of the degraded volume."""
+
+    shards: int
+    workers: int
+    seconds: float
+    voxels_per_second: float
+    overhead: float
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """Report of the demo; scores are of the held-out part, inside the foreground."""
+
+    reference: Path
+    input: Path
+    output: Path
+    output_shape: tuple[int, ...]
+    output_spacing: tuple[float, ...]
+    psnr: Score
+    ssim: Score
+    training: TrainReport
+    inference: InferenceReport
+    mlflow: MlflowReport
+    model: Path
+    picture: Path
+    quality_page: Path
+    seconds: float
+
+
+def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Console) -> tuple[DemoReport, Evaluation]:
+    """Degrade a volume, train on one part of it, super-resolve the whole, score the other part, and record it all.
+
+    Args:
+        config: The run.
+        volume_path: The reference; None takes the first volume of the configuration, or the MNI152 template.
+        out: Folder for what is written; made if it is missing.
+        console: For progress.
+
+    Returns:
+        Scores, timings and where everything is; and the scores as of `voxlift evaluate`.
+
+    Raises:
+        InputError: The volume or the tracking store cannot be used.
+        ConfigError: The cluster cannot hold what is asked of it.
+    """
+    started, folder, recipe = time.perf_counter(), out.resolve(), config.degradation
+    if volume_path is not None:
+        config = config.model_copy(update={"data": config.data.model_copy(update={"volumes": (volume_path,)})})
+    path = next(iter(config.data.volumes), None) or template_path()
+    reference = read_volume(path)
+    degraded = degraded_reference(reference, recipe, config.training.seed)
+    _, slab = held_out_slabs(reference.grid.shape, config.data.held_out)
+    job = TrainingJob(config, training_volumes(config), folder / MODEL, validation=validation_volumes(config))
+    source, output, picture, page = (folder / name for name in FILES)
+    # What each artifact must be, before any of them is made.
+    coarse, fine = (volume_contract(grid, "float32") for grid in (degraded.coarse.grid, reference.grid))
+    model = ModelContract(total_stride=config.network.total_stride)
+    write_volume(source, degraded.coarse.voxels, degraded.coarse.grid)
+
+    with recorded_run(config.tracking.experiment, "demo") as recorder, cluster():
+        training = record_training(job, recorder, console, command="demo")
+        network = read_network(training.model)
+        with recorder.phase("inference"):
+            scored = score_trial(path, degraded, network, recipe, config.resources, console, slab=slab)
+        restored, plan = scored.restored, scored.restored.plan
+        write_volume(output, scored.voxels, reference.grid, like=reference, dtype="float32")
+        console.print("Recording …")
+        _draw(picture, scored, slab)
+        write_page(page, "restored volume of the demo", scored, network, recipe)
+        evaluation = evaluation_of([scored.scores], recipe)
+        record_scores(recorder, evaluation)
+        recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead})
+        entries = {
+            MODEL: manifest_entry(training.model, model),
+            output.name: manifest_entry(output, fine),
+            source.name: recorder.volume(source, "volumes", coarse, with_header=True),
+            picture.name: recorder.artifact(picture, "pictures"),
+            page.name: recorder.artifact(page, "quality"),
+        }
+        recorder.volume(output, "volumes", fine, with_header=config.tracking.record_paths)
+        write_contracts(folder, entries, recorder.address.run_id)
+        did = (
+            f"Degraded a volume of {'x'.join(map(str, reference.grid.shape))} voxels, trained {training.parameters}"
+            f" weights on one part of it for {training.steps} steps, restored the whole in {len(plan.shards)} shards,"
+            " and scored the part that training never saw."
+        )
+        recorder.describe(f"{did}\n\n{description(evaluation)}")
+    workers, pace = config.resources.workers, restored.voxels_per_second
+    report = DemoReport(
+        reference=path,
+        input=source,
+        output=output,
+        output_shape=reference.grid.shape,
+        output_spacing=reference.grid.spacing,
+        psnr=scored.scores.psnr,
+        ssim=scored.scores.ssim,
+        training=training,
+        inference=InferenceReport(len(plan.shards), workers, restored.seconds, pace, plan.overhead),
+        mlflow=training.mlflow,
+        model=training.model,
+        picture=picture,
+        quality_page=page,
+        seconds=time.perf_counter() - started,
+    )
+    return report, evaluation
+
+
+def summary(report: DemoReport, evaluation: Evaluation) -> list[RenderableType]:
+    """Tables of the scores, the training and what was written, and how to look at the run."""
+    files, work = Table.grid(padding=(0, 2)), report.inference
+    for name, value in {
+        "restored": f"{work.shards} shards on {work.workers} workers in {work.seconds:.1f} s",
+        "in all": f"{report.seconds:.0f} s",
+        "input": report.input,
+        "output": report.output,
+        "picture": report.picture,
+        "QC page": report.quality_page,
+        "registered": report.mlflow.registered,
+    }.items():
+        files.add_row(name, str(value))
+    page = f"mlflow ui --backend-store-uri {report.mlflow.tracking_uri} --host 127.0.0.1 --port 5000"
+    look = f"Look at the run:  .venv/bin/{page}\n  then open http://127.0.0.1:5000"
+    if report.mlflow.tracking_uri.startswith("http"):
+        look = f"Look at the run: {report.mlflow.tracking_uri}"
+    scores = score_table(evaluation, "Held-out part, inside the foreground, degraded by {}")
+    return [*scores, *training_table(report.training), files, look]
+
+
+def _draw(path: Path, scored: ScoredTrial, slab: Slab) -> None:
+    """Draw planes through the foreground in the part that was scored, off the middle, where hemispheres meet."""
+    degraded = scored.degraded
+    truth = normalise(degraded.reference.voxels, degraded.intensity)
+    inside = np.zeros(truth.shape, bool)
+    inside[slab] = foreground_mask(truth[slab])
+    i, j, k = (int(np.quantile(places, 0.35)) for places in np.nonzero(inside))
+    nearest = [
+        np.minimum(np.arange(size) * coarse // padded, coarse - 1)
+        for size, coarse, padded in zip(truth.shape, degraded.coarse.grid.shape, degraded.padded.shape, strict=True)
+    ]
+    given = degraded.coarse.voxels[np.ix_(*nearest)]
+    volumes = {"input": given, "cubic": degraded.baseline("cubic"), "restored": scored.voxels}
+    shown = {title: normalise(volume, degraded.intensity) for title, volume in volumes.items()}
+    comparison_picture(path, shown, truth, (i, j, k))

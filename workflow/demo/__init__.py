@@ -1,1 +1,0 @@
-"""The demo: train, restore and score on one volume."""

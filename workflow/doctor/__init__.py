@@ -1,1 +1,0 @@
-"""Checks of the machine: packages, TensorFlow, Ray, MLflow, disk, sharding."""

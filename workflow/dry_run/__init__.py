@@ -1,1 +1,0 @@
-"""Checks and estimates before a run: configuration, volumes, memory, cluster, disk."""

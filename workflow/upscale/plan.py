@@ -1,0 +1,168 @@
+"""What is to be done: the request for many volumes, and the plan of each of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from configs.degradation import Degradation
+from configs.errors import InputError
+from configs.schema import Resources
+from tasks.artifacts.model_card import ModelCard
+from tasks.artifacts.network_file import NetworkFile
+from tasks.imaging.consistency import recipe_at
+from tasks.sharding.plan import ShardPlan, plan_shards
+from tasks.sharding.store import content_key, program_versions
+from tasks.volume.grid import Grid, NetworkAxes, network_axes
+from tasks.volume.scan import Scan
+from tasks.volume.target import Three, target_grid
+
+
+@dataclass(frozen=True)
+class UpscaleRequest:
+    """Request to super-resolve volumes.
+
+    Args:
+        sources: Volumes.
+        out: Folder for the outputs.
+        network: What restores.
+        resources: Workers, what each takes, the memory budget.
+        scale: Target voxels per voxel along (i, j, k); without it and a spacing, that of the model's card.
+        spacing: Wanted mm along (i, j, k), instead of a scale.
+        slice_axis: The file axis across the slices, 0, 1 or 2; without it the one of the largest spacing.
+        dtype: Of the outputs on disk; None keeps integers.
+        correct: Make outputs consistent with their inputs, as far as the model's card gives the degradation.
+        resume: Go on with what an interrupted run left.
+        fail_fast: Stop at the first volume that fails.
+        run_id: Of the MLflow run that records it, for the files next to the outputs.
+    """
+
+    sources: Sequence[Path]
+    out: Path
+    network: NetworkFile
+    resources: Resources
+    scale: Three | None = None
+    spacing: Three | None = None
+    slice_axis: int | None = None
+    dtype: str | None = None
+    correct: bool = True
+    resume: bool = False
+    fail_fast: bool = False
+    run_id: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class VolumePlan:
+    """What is to be done with one volume.
+
+    Args:
+        scan: The input, opened.
+        output: Where the output goes.
+        target: The grid to restore on.
+        axes: Between file axes and network axes.
+        shard_plan: How the target grid is cut.
+        network: What restores.
+        resources: What a worker is given.
+        dtype: Of the output on disk.
+        recipe: What leads from the output to the input; None where the target grid is coarser along an axis.
+        corrects: Whether the output is made to explain the input.
+        remarks: Where the volume leaves what the model was trained for.
+    """
+
+    scan: Scan
+    output: Path
+    target: Grid
+    axes: NetworkAxes
+    shard_plan: ShardPlan
+    network: NetworkFile
+    resources: Resources
+    dtype: str | None
+    recipe: Degradation | None
+    corrects: bool
+    remarks: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the input."""
+        return self.scan.path.name
+
+    @property
+    def times(self) -> int:
+        """Time points."""
+        return self.scan.header.times
+
+    @property
+    def shards(self) -> int:
+        """Shards over all time points."""
+        return self.times * len(self.shard_plan.shards)
+
+    @property
+    def scale(self) -> Three:
+        """Target voxels per voxel along (i, j, k)."""
+        i, j, k = (fine / size for fine, size in zip(self.target.shape, self.scan.grid.shape, strict=True))
+        return i, j, k
+
+    def key(self, digests: Sequence[str]) -> str:
+        """Name everything that determines the cores, down to the programs and threads that decide on the last bits.
+
+        Args:
+            digests: Of the files of the input.
+        """
+        return content_key(
+            {
+                "output": self.output.name,  # two inputs of the same bytes do not share their cores
+                "input": list(digests),
+                "model": self.network.digest,
+                "target": [self.target.shape, self.axes.order, self.axes.flipped],
+                "plan": [(shard.core, shard.read) for shard in self.shard_plan.shards],
+                "worker": [self.resources.cpus_per_worker, self.resources.gpus_per_worker],
+                "programs": program_versions(),
+            }
+        )
+
+
+def plan_volume(order: UpscaleRequest, scan: Scan, output: Path) -> VolumePlan:
+    """Plan a volume by its header.
+
+    Args:
+        order: What is to be done.
+        scan: The volume.
+        output: Where its output goes.
+
+    Raises:
+        InputError: It cannot be super-resolved.
+    """
+    axes, card = network_axes(scan.grid, order.slice_axis), order.network.card
+    scale = order.scale
+    if scale is None and order.spacing is None:
+        if card is None:
+            raise InputError(
+                f"Cannot choose the target grid of {scan.path.name}: the model carries no card that says what scale it"
+                " was trained for.",
+                "Give --scale I,J,K or --spacing I,J,K.",
+            )
+        scale = axes.of_network(card.degradation.scale)
+    target = target_grid(scan.grid, scale, order.spacing)
+    budget = order.resources.memory_budget_mib
+    resident = prod(scan.grid.shape) * 4
+    plan = plan_shards(
+        axes.network_shape(target.shape), order.network.cost, budget, resident_bytes=resident, name=scan.path.name
+    )
+    fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
+    finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
+    recipe = recipe_at(card.degradation if card else Degradation(name="mean"), fine, coarse) if finer else None
+    corrects = order.correct and card is not None and recipe is not None
+    remarks = range_remarks(card, axes, scan.grid, target)
+    return VolumePlan(
+        scan, output, target, axes, plan, order.network, order.resources, order.dtype, recipe, corrects, remarks
+    )
+
+
+def range_remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
+    """List where a volume is outside the range that the model was trained for."""
+    if card is None:
+        return ()
+    depth, height, width = (
+        fine / coarse for fine, coarse in zip(axes.of_file(target.shape), axes.of_file(grid.shape), strict=True)
+    )
+    return tuple(card.remarks((depth, height, width), axes.of_file(target.spacing)))
