@@ -75,7 +75,7 @@ class FileReads:
                 offset += EVENT.size + length
         status = path.stat()
         reads = self._files[status.st_dev, status.st_ino]
-        assert reads.seen == reads.counted
+        assert reads.seen == reads.counted, "someone has opened it whose reads are not counted"
         return reads
 
     def _next_events(self) -> bytes:
