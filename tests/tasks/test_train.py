@@ -103,11 +103,11 @@ def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_pa
 def test_training_may_start_from_given_weights(tmp_path):
     first = outcome(train(small_job(tmp_path / "first", "training.steps=3")))[2]
     still = ("training.optimizer=sgd", "training.learning_rate=1e-12", "training.steps=1")
-    second = outcome(train(small_job(tmp_path / "second", *still, start_from=first.path)))[2]
+    second = outcome(train(small_job(tmp_path / "second", *still, start_from=first.model)))[2]
     for one, other in zip(weights_of(first), weights_of(second), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
     with pytest.raises(InputError, match=r"Cannot start from model\.keras: its weights are those of another network"):
-        outcome(train(small_job(tmp_path, *still, "network.latent_filters=6", start_from=first.path)))
+        outcome(train(small_job(tmp_path, *still, "network.latent_filters=6", start_from=first.model)))
 
 
 @pytest.mark.parametrize("route", ["iso2x", "iso2x-three-stage"])
