@@ -10,7 +10,7 @@ from workflow.checks.plans import PlannedVolume
 
 BACKWARD = 3  # multiply-adds of a step by those of the way forward
 DRAWING = 2  # patches drawn at one time
-TRACING_BESIDE_DRAWING = 2.0  # times longer than alone, by Python's lock: seen 1.7 on the demo, 2.7 with tissues
+TRACING_WHILE_DRAWING = 2.0  # times longer than alone, by Python's lock: seen 1.7 on the demo, 2.7 with tissues
 WRITTEN_PER_SECOND = 4e6  # voxels made consistent with their input, compressed and written by one thread
 
 
@@ -90,7 +90,7 @@ def training_seconds(
     """
     training = config.training
     each = seconds_per_step(step, built.device, built.threads)
-    seconds = step.fill_seconds + TRACING_BESIDE_DRAWING * step.first_seconds + (training.steps - 1) * each
+    seconds = step.fill_seconds + TRACING_WHILE_DRAWING * step.first_seconds + (training.steps - 1) * each
     if training.early_stopping is not None:
         patch = training.batch_size * prod(training.patch)
         forward = step.step_seconds / BACKWARD / patch  # a voxel

@@ -21,7 +21,7 @@ CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
 FEW_BYTES, LEAST_BYTES = 5 * GIB, GIB // 4
 TRIED_BYTES = 2**20
-MOST_NAMED = 5
+MAX_NAMED = 5
 SETUP = "Run make setup, which installs the versions that constraints.txt pins."
 
 
@@ -93,8 +93,8 @@ def _installed(name: str) -> str | None:
 
 
 def _listed(parts: list[str]) -> str:
-    more = f" and {len(parts) - MOST_NAMED} more" if len(parts) > MOST_NAMED else ""
-    return ", ".join(parts[:MOST_NAMED]) + more
+    more = f" and {len(parts) - MAX_NAMED} more" if len(parts) > MAX_NAMED else ""
+    return ", ".join(parts[:MAX_NAMED]) + more
 
 
 def _threads(attempt: Attempt) -> None:

@@ -17,7 +17,7 @@ from tasks.machine.check import Check
 from tasks.machine.tensorflow_check import CHECKS, IDENTITY
 
 ROOT = Path(__file__).parents[2]
-LONGEST_SECONDS = 120
+MAX_SECONDS = 120
 REMEDY = "Run make setup again; TensorFlow's wheels need a processor with AVX, and memory of about 1 GiB."
 
 
@@ -78,10 +78,10 @@ class TensorFlowProcess:
         if self._process is None:
             return self._not_started
         try:
-            status = self._process.wait(LONGEST_SECONDS)
+            status = self._process.wait(MAX_SECONDS)
         except subprocess.TimeoutExpired:
             self.end()
-            return f"not ended within {LONGEST_SECONDS} s,"
+            return f"not ended within {MAX_SECONDS} s,"
         if not status:
             return ""
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"

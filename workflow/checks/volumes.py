@@ -94,7 +94,7 @@ def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) ->
 
 
 def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterator[tuple[Path, Role]]:
-    """Which volumes to look at, and for what; what is not named where it must be is a failure."""
+    """List the volumes to look at, and what for; what is not named where it must be is a failure."""
     try:
         require_named(config)
     except ConfigError as error:
