@@ -197,6 +197,7 @@ def _voxel_warnings(header: Header, extent: Extent) -> list[str]:
 def shear(grid: Grid) -> float:
     """Return by how many degrees the angle between two axes differs from a right one, at most.
 
+    >>> from configs.axes import FileShape
     >>> round(shear(Grid(FileShape(2, 2, 2), np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))))
     45
     """
