@@ -18,6 +18,9 @@ class FileShape(NamedTuple):
     j: int
     k: int
 
+    def __str__(self) -> str:
+        return str(tuple(self))
+
 
 class NetworkShape(NamedTuple):
     """Voxels along the axes of the network; `tasks.volume.grid.NetworkAxes` converts."""
@@ -25,6 +28,9 @@ class NetworkShape(NamedTuple):
     depth: int
     height: int
     width: int
+
+    def __str__(self) -> str:
+        return str(tuple(self))
 
 
 def total_stride(strides: Iterable[Triple]) -> NetworkShape:

@@ -215,7 +215,7 @@ class RunConfig(Section):
         for axis, size, stride in zip(AXES, self.training.patch, total, strict=True):
             if size % stride:
                 raise ValueError(
-                    f"training.patch must be a multiple of the network's total stride {tuple(total)}, "
+                    f"training.patch must be a multiple of the network's total stride {total}, "
                     f"received {size} along {axis}: take {-(-size // stride) * stride}"
                 )
         return self

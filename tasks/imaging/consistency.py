@@ -147,7 +147,7 @@ def correct(
     expected = coarse_shape(shape, recipe)
     if expected != coarse.shape:
         raise InputError(
-            f"Cannot correct a volume of {restored.shape} voxels: {recipe.name} makes {tuple(expected)} of it, and the"
+            f"Cannot correct a volume of {restored.shape} voxels: {recipe.name} makes {expected} of it, and the"
             f" input has {coarse.shape}.",
             "Use the degradation that belongs to this scale.",
         )
