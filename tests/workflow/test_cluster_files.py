@@ -41,7 +41,9 @@ def voxlift(command):
     assert program == "voxlift"
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    return group.commands[name].make_context(name, arguments)
+    found = group.get_command(group.make_context(program, [name]), name)
+    assert found is not None
+    return found.make_context(name, arguments)
 
 
 def ray_start(command):
