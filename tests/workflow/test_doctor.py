@@ -27,7 +27,7 @@ from workflow.checks.ray_checks import object_store, ray_checks
 from workflow.checks.report import ChecksReport, checks_table
 from workflow.checks.store import store_checks
 from workflow.checks.tensorflow_process import trying_tensorflow
-from workflow.cluster.inventory import Node, inventory
+from workflow.cluster.resources import Node, inventory
 
 ROOT = Path(__file__).parents[2]
 MACHINE = ["Python", "packages", "CPU threads", "working directory", "temporary folder"]

@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError
-from workflow.cluster import on_other_nodes, shared_storage
-from workflow.cluster.shared_storage import answer_probe, require_shared
+from workflow.cluster import shared_storage
+from workflow.cluster.shared_storage import answer_probe, on_other_nodes, require_shared
 
 
 def test_a_folder_of_the_only_node_is_shared(ray_cluster, tmp_path):
     require_shared(tmp_path / "run")
-    assert on_other_nodes(str) == []
+    assert on_other_nodes(str, "probe") == []
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_probe_is_answered_beside_it(tmp_path):
+def test_a_probe_is_answered_next_to_it(tmp_path):
     probe = tmp_path / "probe"
     probe.touch()
     answer = Path(answer_probe(str(probe)))
     assert answer.parent == tmp_path
-    assert answer.read_text() == shared_storage.HEARD
+    assert answer.read_text() == shared_storage.EXPECTED
     with pytest.raises(FileNotFoundError, match="what the driver writes is not there"):
         answer_probe(str(tmp_path / "elsewhere"))
 

@@ -12,8 +12,7 @@ from tasks.rehearsal import BuiltNetwork
 from tasks.sharding.plan import MIB
 from workflow.checks.disk import standing_folder
 from workflow.cluster import cluster, require_room
-from workflow.cluster.inventory import Node, inventory
-from workflow.cluster.resources import restoring_request, training_request
+from workflow.cluster.resources import Node, inventory, restoring_request, training_request
 from workflow.cluster.shared_storage import require_shared
 
 

@@ -35,7 +35,7 @@ from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.run import EXPERIMENT, saved_network
 
 if TYPE_CHECKING:
-    from workflow.cluster.inventory import Node
+    from workflow.cluster.resources import Node
 
 UNTRAINED = "untrained.keras"
 CLUSTER_REMEDY = "Look at the worker's log below Ray's temporary folder, and at the memory of its node."

@@ -24,7 +24,7 @@ from tasks.volume.grid import Grid, scaled_grid
 from tasks.volume.nifti import Volume
 from workflow.checks.cluster import cluster_report
 from workflow.cluster import RemoteWorker, Request, cluster, fetch, first_answers, require_room, share
-from workflow.cluster.inventory import Node, inventory
+from workflow.cluster.resources import Node, inventory
 from workflow.restore.restoration import plan_restoration, restore_volume
 
 ROOT = Path(__file__).parents[2]

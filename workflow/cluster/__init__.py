@@ -1,8 +1,7 @@
-"""The only package that imports Ray: clusters, workers, streams of records, and queries of every node."""
+"""The only package that imports Ray: clusters, their resources, workers, streams of records, and shared storage."""
 
 from workflow.cluster.connection import cluster
-from workflow.cluster.nodes import on_other_nodes
-from workflow.cluster.request import Request, most_gpus_on_a_node, require_room
+from workflow.cluster.resources import Request, require_room
 from workflow.cluster.streams import stream
 from workflow.cluster.workers import RemoteWorker, WorkerDiedError, WorkerError, fetch, first_answers, share
 
@@ -14,8 +13,6 @@ __all__ = [
     "cluster",
     "fetch",
     "first_answers",
-    "most_gpus_on_a_node",
-    "on_other_nodes",
     "require_room",
     "share",
     "stream",

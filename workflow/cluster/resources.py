@@ -1,7 +1,98 @@
-"""Requests of the parts of a run to the cluster."""
+"""Resources of the cluster: what its nodes have, what the parts of a run request, and whether there is room."""
 
+from dataclasses import dataclass
+
+import ray
+
+from configs.errors import ConfigError
 from configs.schema import Resources, RunConfig
-from workflow.cluster import Request, most_gpus_on_a_node
+from tasks.machine.check import counted
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Request:
+    """Request of one worker to the cluster: CPU threads, GPUs, and MiB of memory reserved for it alone."""
+
+    cpus: int = 1
+    gpus: int = 0
+    memory_mib: int = 0
+
+    @property
+    def options(self) -> dict[str, int]:
+        """The same as options of a Ray task or actor."""
+        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory_mib * MIB}
+
+    def __str__(self) -> str:
+        memory = f"{self.memory_mib} MiB" if self.memory_mib else ""
+        *most, last = filter(None, (counted(self.cpus, "CPU"), counted(self.gpus, "GPU"), memory))
+        return f"{', '.join(most)} and {last}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that is alive, with the resources that Ray hands out.
+
+    Args:
+        name: Of its host.
+        cpus: CPU threads.
+        gpus: GPUs.
+        memory_bytes: Memory for workers.
+        object_store_bytes: Of its object store.
+        here: Whether the driver is on it.
+    """
+
+    name: str
+    cpus: int
+    gpus: int
+    memory_bytes: int
+    object_store_bytes: int
+    here: bool
+
+    def room(self, request: Request) -> int:
+        """Workers of a request that the node can hold at a time."""
+        pairs = (
+            (self.cpus, request.cpus),
+            (self.gpus, request.gpus),
+            (self.memory_bytes, request.memory_mib * MIB),
+        )
+        return min(available // needed for available, needed in pairs if needed)
+
+
+def inventory() -> tuple[Node, ...]:
+    """Return the nodes of the cluster. Call it within `cluster()`."""
+    own = ray.get_runtime_context().get_node_id()
+    return tuple(
+        Node(
+            name=node["NodeManagerHostname"],
+            cpus=int(node["Resources"].get("CPU", 0)),
+            gpus=int(node["Resources"].get("GPU", 0)),
+            memory_bytes=int(node["Resources"].get("memory", 0)),
+            object_store_bytes=int(node["Resources"].get("object_store_memory", 0)),
+            here=node["NodeID"] == own,
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+
+
+def require_room(workers: int, request: Request) -> None:
+    """Check that the cluster can ever hold so many workers: Ray itself would wait forever.
+
+    Raises:
+        ConfigError: It cannot; the message says what the cluster has.
+    """
+    nodes = inventory()
+    room = sum(node.room(request) for node in nodes)
+    if room < workers:
+        memory = sum(node.memory_bytes for node in nodes) // MIB if request.memory_mib else 0
+        total = Request(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), memory)
+        raise ConfigError(
+            f"Cannot start {counted(workers, 'worker')} of {request} each: the cluster has {total} on"
+            f" {counted(len(nodes), 'node')}, room for {room}.",
+            "Ask for fewer workers or less for each, or add nodes.",
+        )
 
 
 def training_request(config: RunConfig) -> Request:
@@ -10,7 +101,7 @@ def training_request(config: RunConfig) -> Request:
     Without `training.replicas`, all GPUs of the node that has most. More replicas than any node has GPUs become logical
     CPU devices if there is no GPU at all, else the cluster refuses.
     """
-    most = most_gpus_on_a_node()
+    most = max(node.gpus for node in inventory())
     gpus = (config.training.replicas or most) if most else 0
     return Request(cpus=config.resources.workers * config.resources.cpus_per_worker, gpus=gpus)
 

@@ -1,16 +1,21 @@
 """Check that every node of the cluster shares a folder, before there is anything to lose."""
 
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.errors import ConfigError
-from workflow.cluster import on_other_nodes
+from workflow.cluster.workers import WorkerError, fetch
 
-HEARD = "seen"
+EXPECTED = "seen"
 
 
 def require_shared(folder: Path) -> None:
-    """Check that each node reads what this one writes in a folder, and this one what the node writes.
+    """Check that each node reads what this one writes in a folder, and vice versa.
 
     Args:
         folder: Made if it is missing. On one node there is nothing to check.
@@ -21,12 +26,42 @@ def require_shared(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=folder, prefix=".voxlift-probe-") as probe:
         for node, answer in on_other_nodes(answer_probe, probe.name):
-            why = str(answer) if isinstance(answer, Exception) else _unheard(Path(answer))
-            if why:
+            problem = str(answer) if isinstance(answer, Exception) else _problem(Path(answer))
+            if problem:
                 raise ConfigError(
-                    f"Cannot use the folder {folder.name} for the run: node {node} does not share it ({why}).",
+                    f"Cannot use the folder {folder.name} for the run: node {node} does not share it ({problem}).",
                     "Put --out on storage that every node mounts at the same path.",
                 )
+
+
+def on_other_nodes(function: Callable[[str], Any], argument: str, seconds: float = 60.0) -> list[tuple[str, Any]]:
+    """Call a module-level function once on every node of the cluster but the driver's own.
+
+    Args:
+        function: The function.
+        argument: Its argument.
+        seconds: Until a node that has not answered is given up.
+
+    Returns:
+        For each node its name and what the function returned there, an exception where it raised or did not answer.
+    """
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    calls = [
+        ray.remote(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        )(function).remote(argument)
+        for node in nodes
+    ]
+    ready = set(ray.wait(calls, num_returns=len(calls), timeout=seconds)[0]) if calls else set()
+    answers: list[Any] = []
+    for call in calls:
+        try:
+            answers.append(fetch(call) if call in ready else WorkerError(f"no answer for {seconds:g} s"))
+        except Exception as error:  # noqa: BLE001 - reported next to the node's name
+            answers.append(error)
+    names = [f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in nodes]
+    return list(zip(names, answers, strict=True))
 
 
 def answer_probe(probe: str) -> str:
@@ -38,15 +73,15 @@ def answer_probe(probe: str) -> str:
     if not Path(probe).is_file():
         raise FileNotFoundError("what the driver writes is not there")
     with NamedTemporaryFile("w", dir=Path(probe).parent, prefix=".voxlift-probe-", delete=False) as answer:
-        answer.write(HEARD)
+        answer.write(EXPECTED)
     return answer.name
 
 
-def _unheard(answer: Path) -> str:
-    """Say why an answer is none; removes it."""
+def _problem(answer: Path) -> str:
+    """Remove an answer; return why it is not the expected one, if it is not."""
     try:
-        heard = answer.read_text()
+        content = answer.read_text()
         answer.unlink()
     except OSError:
-        heard = ""
-    return "" if heard == HEARD else "what it writes is not seen here"
+        content = ""
+    return "" if content == EXPECTED else "what it writes is not seen here"

@@ -1,4 +1,4 @@
-"""One piece of work in a process of its own that tells how it goes, and is stopped by who no longer listens."""
+"""One piece of work in a process of its own that reports as it goes, and is stopped when nobody listens any more."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ from typing import Any
 
 import ray
 
-from workflow.cluster.request import Request, require_room
+from workflow.cluster.resources import Request, require_room
 from workflow.cluster.workers import fetch, plain_errors, prepare
 
-LOOK_SECONDS = 0.5
-# A process that trained with TensorFlow was seen to idle for a minute and more before its end, for no known reason.
+POLL_SECONDS = 0.5
+# A process that trained with TensorFlow has idled for a minute and more before its end, for no known reason.
 ENDING_SECONDS = 5.0
-# How a tracking store is entered: workers on other nodes do not inherit the driver's environment.
+# Access to a tracking store: workers on other nodes do not inherit the driver's environment.
 CREDENTIALS = (
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
@@ -39,7 +39,7 @@ def stream(
     Who stops listening, by an exception or by closing the generator, stops the function.
 
     Args:
-        function: A module-level generator function. With `grace` it is called with `should_stop` besides, which tells
+        function: A module-level generator function. With `grace` it is called with `should_stop` too, which returns
             whether anybody still listens.
         arguments: Of the function.
         request: What it asks of the cluster.
@@ -55,8 +55,9 @@ def stream(
         Exception: What the function raised.
     """
     require_room(1, request)
+    credentials = {name: os.environ[name] for name in CREDENTIALS if name in os.environ}
     remote = ray.remote(num_returns="streaming", max_retries=0, **request.options)(_streamed)
-    references = remote.remote(function, arguments, request, _credentials(), asks=grace > 0)
+    references = remote.remote(function, arguments, request, credentials, asks=grace > 0)
     try:
         for reference in references if stop is None else _until_set(stop, references):
             record = fetch(reference)
@@ -68,22 +69,16 @@ def stream(
     except Exception:  # the work has ended by itself
         raise
     except BaseException:
-        _end(references, grace)
+        if grace:
+            ray.cancel(references, force=False)
+        if not grace or not ray.wait([references.completed()], timeout=grace)[0]:
+            ray.cancel(references, force=True)
         raise
-
-
-def _end(references: "ray.ObjectRefGenerator", grace: float) -> None:
-    """End the work that nobody listens to any more."""
-    if grace:
-        ray.cancel(references, force=False)
-        if ray.wait([references.completed()], timeout=grace)[0]:
-            return  # it has ended by itself
-    ray.cancel(references, force=True)
 
 
 def _until_set(stop: threading.Event, references: "ray.ObjectRefGenerator") -> "Iterator[ray.ObjectRef]":
     while True:
-        while not ray.wait([references], timeout=LOOK_SECONDS)[0] or stop.is_set():
+        while not ray.wait([references], timeout=POLL_SECONDS)[0] or stop.is_set():
             if stop.is_set():
                 raise KeyboardInterrupt
         try:
@@ -113,21 +108,17 @@ def _streamed(
 
 def _until_stopped(function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]) -> Iterator[Any]:
     """Yield what a function yields; it may ask whether the task was cancelled, and ends by itself."""
-    reported = threading.Event()
+    cancelled = threading.Event()
     # Ray cancels a task by an interrupt of its main thread …
-    before = signal.signal(signal.SIGINT, lambda *_: reported.set())
-    records = iter(function(*arguments, should_stop=reported.is_set))
+    before = signal.signal(signal.SIGINT, lambda *_: cancelled.set())
+    records = iter(function(*arguments, should_stop=cancelled.is_set))
     try:
         for record in records:  # noqa: UP028 - as above
             yield record
     except GeneratorExit:
         # … or, while it hands out a record, by closing the generator: the work goes on to where it asks.
-        reported.set()
+        cancelled.set()
         deque(records, maxlen=0)
         raise
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _credentials() -> dict[str, str]:
-    return {name: os.environ[name] for name in CREDENTIALS if name in os.environ}

@@ -9,7 +9,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from configs.errors import RunError
-from workflow.cluster.request import Request
+from tasks.machine.check import first_line
+from workflow.cluster.resources import Request
 
 
 class WorkerError(RunError):
@@ -44,7 +45,7 @@ class RemoteWorker:
         return self._actor.call.remote(*arguments)
 
     def end(self) -> None:
-        """End the process, whatever it is at."""
+        """End the process at once."""
         ray.kill(self._actor)
 
 
@@ -66,9 +67,9 @@ def fetch(answer: "ray.ObjectRef") -> Any:  # noqa: ANN401 - whatever the tool r
     try:
         return ray.get(answer)
     except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else WorkerError(_first_line(error))) from None
+        raise (error.cause if isinstance(error.cause, Exception) else WorkerError(first_line(error))) from None
     except RayError as error:
-        raise WorkerDiedError(f"the worker died: {_first_line(error)}") from error
+        raise WorkerDiedError(f"the worker died: {first_line(error)}") from error
 
 
 class _Process:
@@ -87,7 +88,7 @@ class _Process:
 
 
 def prepare(request: Request) -> None:
-    """Settle what must be settled before TensorFlow is imported."""
+    """Set the environment that TensorFlow reads when it is imported."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if not request.gpus:
         # Ray hides no GPU from a worker that asked for none.
@@ -102,11 +103,6 @@ def plain_errors() -> Iterator[None]:
     except (ValueError, MemoryError) as error:
         if type(error).__module__.split(".")[0] in {"builtins", "tasks", "models", "configs"}:
             raise
-        raise WorkerError(f"{type(error).__name__}: {_first_line(error)}") from None
+        raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None
     except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the driver as plain text
-        raise WorkerError(f"{type(error).__name__}: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__
+        raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None
