@@ -21,13 +21,14 @@ from models.stages.wording import by, grouped
 FORM = "FILTERS,kDxHxW,sDxHxW and optionally dDxHxW, psame or pvalid, opDxHxW, one number standing for three"
 _PART = re.compile(r"(?P<key>op|k|s|d)=?(?P<sizes>-?\d{1,9}(x-?\d{1,9}x-?\d{1,9})?)|(p=?)?(?P<padding>same|valid)")
 _NAMES = {"k": "kernel_size", "s": "strides", "d": "dilation_rate", "op": "output_padding"}
+FLOAT_BYTES = 4
 
 
 def read_stage(text: str) -> Stage:
     """Read a stage.
 
     Raises:
-        ShapeError: If the text is no stage, or there is no such stage.
+        ShapeError: The text describes no possible stage.
 
     >>> read_stage("1,k3,s1x2x2") == Stage(1, kernel_size=(3, 3, 3), strides=(1, 2, 2))
     True
@@ -60,7 +61,7 @@ def read_stage(text: str) -> Stage:
 
 
 def stage_text(stage: Stage) -> str:
-    """Write a stage as `read_stage` reads it, leaving out what goes without saying.
+    """Write a stage as `read_stage` reads it, leaving out defaults.
 
     >>> stage_text(Stage(1, (3, 4, 4), (1, 2, 2)))
     '1,k3x4x4,s1x2x2'
@@ -79,7 +80,7 @@ def read_numbers(text: str, option: str) -> list[int]:
     """Read whole numbers between commas.
 
     Raises:
-        ShapeError: If they are none.
+        ShapeError: The text is anything else.
     """
     try:
         return [int(number) for number in text.split(",")]
@@ -92,9 +93,6 @@ def read_numbers(text: str, option: str) -> list[int]:
 def numbers_text(numbers: Sequence[int]) -> str:
     """Write whole numbers as `read_numbers` reads them."""
     return ",".join(map(str, numbers))
-
-
-FLOAT = 4  # bytes of a float32
 
 
 def route_tables(report: Report, stages: Sequence[Stage]) -> list[RenderableType]:
@@ -122,23 +120,18 @@ def route_tables(report: Report, stages: Sequence[Stage]) -> list[RenderableType
             [(_elsewhere(one.caffe), _elsewhere(one.torch)) for one in report.stages],
         ),
         Text(_summary(report)),
-        *_warnings(report),
+        Text("\nWarnings", style="bold") if report.warnings else Text("Clean: no holes, even overlap, no shift."),
+        *(Text(f"- {warning}") for warning in report.warnings),
     ]
 
 
 def solutions_table(latent: TensorShape, solutions: Sequence[Sequence[Stage]]) -> Group:
     """Table of the stages that lead to a target, best first."""
-    rows = []
-    for stages in solutions:
-        report = describe(latent, stages)
-        rows.append(
-            (
-                " ".join(map(stage_text, stages)),
-                f"{sum(one.parameters for one in report.stages):,}",
-                f"{sum(one.multiply_adds for one in report.stages):,}",
-                _verdict(report, stages),
-            )
-        )
+    reports = [describe(latent, stages) for stages in solutions]
+    rows = [
+        (" ".join(map(stage_text, stages)), *_totals(report), _verdict(report, stages))
+        for report, stages in zip(reports, solutions, strict=True)
+    ]
     return _table(
         "Solutions, as --stage takes them, best first; the tables below are of the first",
         ("", "Stages", "Parameters", "Multiply-adds", "Verdict"),
@@ -146,14 +139,19 @@ def solutions_table(latent: TensorShape, solutions: Sequence[Sequence[Stage]]) -
     )
 
 
+def _totals(report: Report) -> tuple[str, str]:
+    """Parameters and multiply-adds of all stages."""
+    return f"{sum(one.parameters for one in report.stages):,}", f"{sum(one.multiply_adds for one in report.stages):,}"
+
+
 def _verdict(report: Report, stages: Sequence[Stage]) -> str:
-    faults = {
+    defects = {
         "holes": any(one.holes for one in report.stages),
         "checkerboard": any(one.checkerboard for one in report.stages),
         "shift": any(any(one.shift) for one in report.stages),
     }
-    if any(faults.values()):
-        return ", ".join(fault for fault, found in faults.items() if found)
+    if any(defects.values()):
+        return ", ".join(defect for defect, found in defects.items() if found)
     return "clean, but blocks" if any(blocks(axis) for stage in stages for axis in stage.axes) else "clean"
 
 
@@ -164,10 +162,12 @@ def verdict(difference: float, *, agrees: bool) -> Text:
     return Text(f"NOT verified: layer and operation differ, in shape or by {difference:g} in value.")
 
 
-def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for head in heads:
-        table.add_column(head, overflow="fold", justify="right" if head in {"Parameters", "Multiply-adds"} else "left")
+    for column in columns:
+        table.add_column(
+            column, overflow="fold", justify="right" if column in {"Parameters", "Multiply-adds"} else "left"
+        )
     for number, row in enumerate(rows, start=1):
         table.add_row(str(number), *row)
     return Group(Text(title, style="bold"), table)
@@ -197,7 +197,7 @@ def _cost_row(report: StageReport) -> tuple[str, ...]:
         numbers_text(report.weights_shape),
         f"{report.parameters:,}",
         f"{report.multiply_adds:,}",
-        _bytes(values * FLOAT),
+        _bytes(values * FLOAT_BYTES),
         f"{numbers_text(check.expected_input)}: {'right' if check.ok else 'wrong'}",
     )
 
@@ -220,17 +220,11 @@ def _elsewhere(elsewhere: Elsewhere) -> str:
 
 def _summary(report: Report) -> str:
     sides = ((axis, f"{a} before, {b} after") for axis, (a, b) in zip(AXES, report.receptive_field, strict=True))
+    parameters, multiply_adds = _totals(report)
     return (
-        f"Total: {sum(one.parameters for one in report.stages):,} parameters,"
-        f" {sum(one.multiply_adds for one in report.stages):,} multiply-adds, stride {by(report.total_stride)}.\n"
+        f"Total: {parameters} parameters, {multiply_adds} multiply-adds, stride {by(report.total_stride)}.\n"
         f"Receptive field, in latent voxels beyond an output voxel's own: {'; '.join(grouped(sides))}."
     )
-
-
-def _warnings(report: Report) -> list[Text]:
-    if not report.warnings:
-        return [Text("Clean: no holes, even overlap, no shift.")]
-    return [Text("\nWarnings", style="bold"), *(Text(f"- {warning}") for warning in report.warnings)]
 
 
 def _bytes(count: int) -> str:

@@ -1,1 +1,1 @@
-"""The commands of voxlift, one module each; importing one loads nothing heavy."""
+"""The commands of voxlift, one module each, with their work imported inside: `--help` needs none of it."""

@@ -20,7 +20,6 @@ def compare(
 ) -> None:
     """Show what differs between runs, their scores next to the baselines, time and size."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.pages.comparison import compare_runs, comparison_table
 
         found, files = compare_runs(experiment, runs.split(",") if runs else (), sort, out)

@@ -19,7 +19,6 @@ def demo(
 ) -> None:
     """Run the main job on a real brain: degrade, train, super-resolve, score, record."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from configs.load import load_config
         from workflow.demo import run_demo, summary
 

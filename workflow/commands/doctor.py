@@ -16,7 +16,6 @@ def doctor(
 ) -> None:
     """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to fix it."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.checks.doctor import CONSTRAINTS, run_doctor
         from workflow.checks.report import checks_table
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from workflow.commands.options import Overrides, Spacing, three_numbers
-from workflow.terminal.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def dry_run(
@@ -29,11 +29,10 @@ def dry_run(
 ) -> None:
     """Check all that a run needs, take one training step and restore one shard, and keep nothing of it."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.checks.dry_run import DryRunOptions, dry_run
         from workflow.checks.report import checks_table
 
-        asked = DryRunOptions(
+        options = DryRunOptions(
             config,
             out or Path("runs") / Path(config).stem,
             settings=overrides or (),
@@ -42,10 +41,7 @@ def dry_run(
             scale=three_numbers(scale, "--scale"),
             spacing=three_numbers(spacing, "--spacing"),
         )
-        report = dry_run(asked, opened.console)
+        report = dry_run(options, opened.console)
         untried = report.faults and report.estimates.seconds_per_step is None
         opened.show(report, checks_table(report, "; nothing was tried beyond them" if untried else ""))
-    for fault in report.faults:
-        typer.echo(f"voxlift: {fault}", err=True)
-    if not report.ok:
-        raise typer.Exit(2)
+    exit_on_failures(report.faults, 2)

@@ -23,7 +23,6 @@ def evaluate(
 ) -> None:
     """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.evaluate import run, scoring
         from workflow.terminal.options import naming_options
 

@@ -6,7 +6,7 @@ import typer
 
 from tasks.files.selection import expand_inputs
 from workflow.commands.options import Volumes, three_numbers
-from workflow.terminal.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def inspect(
@@ -17,14 +17,9 @@ def inspect(
 ) -> None:
     """Check volumes to their last byte and show their geometry as understood."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.inspection import inspect_volumes, inspection_tables
 
         wanted = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
         inspected = inspect_volumes(expand_inputs(volumes), *wanted)
         opened.show({"volumes": [one.record for one in inspected]}, *inspection_tables(inspected))
-    refused = [one.error for one in inspected if one.error]
-    for message in refused:
-        typer.echo(f"voxlift: {message}", err=True)
-    if refused:
-        raise typer.Exit(2)
+    exit_on_failures((one.error for one in inspected if one.error), 2)

@@ -22,7 +22,6 @@ def promote(
 ) -> None:
     """Compare challenger and champion on the same references; the challenger is champion if it is no worse."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from configs.degradation import named_degradation
         from workflow.evaluate import promotion
         from workflow.terminal.options import naming_options

@@ -2,19 +2,20 @@
 
 import os
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from configs.axes import TensorShape
 from configs.errors import ShapeError
 from models.stages.forward_check import check_shape, stage_making
 from models.stages.presets import LATENT, PRESETS
 from models.stages.report import check_runnable, describe
 from models.stages.solver import solve
-from models.stages.stage import Stage
 from workflow.shapes import read_numbers, read_stage, route_tables, solutions_table, verdict
 from workflow.terminal.console import JsonOption, screen
+
+if TYPE_CHECKING:
+    from models.stages.stage import Stage
 
 TOLERANCE = 1e-5
 
@@ -47,11 +48,15 @@ def shapes(
         wanted = read_numbers(target, "--target") if target is not None else None
         found: list[tuple[Stage, ...]] = []
         if preset and not (stage or wanted):
-            chain, start = _preset(preset), start or LATENT
+            if preset not in PRESETS:
+                raise ShapeError(f"There is no preset {preset}.", f"Use one of: {', '.join(PRESETS)}.")
+            chain, start = PRESETS[preset], start or LATENT
         elif start and stage and not preset:
             chain = tuple(map(read_stage, stage))
             if wanted:
-                chain = _ending_in(start, chain, wanted)
+                # The last stage makes it, as `output_shape` does in `tf.nn`.
+                last_input = describe(start, chain).stages[-1].input_shape
+                chain = (*chain[:-1], stage_making(chain[-1], last_input, wanted))
         elif start and wanted and not preset:
             found = solve(start, wanted, stages, read_numbers(channels, "--channels") if channels is not None else None)
             chain = found[0]
@@ -83,15 +88,3 @@ def shapes(
         opened.show(result, *tables)
     if verify and not agrees:
         raise typer.Exit(1)
-
-
-def _preset(name: str) -> tuple[Stage, ...]:
-    if name not in PRESETS:
-        raise ShapeError(f"There is no preset {name}.", f"Use one of: {', '.join(PRESETS)}.")
-    return PRESETS[name]
-
-
-def _ending_in(start: TensorShape, chain: tuple[Stage, ...], wanted: list[int]) -> tuple[Stage, ...]:
-    """Let the last stage make a wanted shape, as `output_shape` does in `tf.nn`."""
-    last_input = describe(start, chain).stages[-1].input_shape
-    return (*chain[:-1], stage_making(chain[-1], last_input, wanted))

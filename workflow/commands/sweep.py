@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from workflow.commands.options import Overrides
-from workflow.terminal.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def sweep(
@@ -19,14 +19,10 @@ def sweep(
 ) -> None:
     """Train every combination of what the section sweep varies, and compare the trainings."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.train.sweep import run_sweep, summary
 
         folder = (out or Path("runs") / Path(config).stem).resolve()
         report = run_sweep(config, overrides or [], folder, parallel=parallel, resume=resume, console=opened.console)
         opened.show(report, *summary(report))
-    failed = [child for child in report.children if child.status == "failed"]
-    for child in failed:
-        typer.echo(f"voxlift: training {child.number} ({', '.join(child.settings)}) failed: {child.error}", err=True)
-    if failed:
-        raise typer.Exit(1)
+    failed = (child for child in report.children if child.status == "failed")
+    exit_on_failures((f"training {one.number} ({', '.join(one.settings)}) failed: {one.error}" for one in failed), 1)

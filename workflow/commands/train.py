@@ -25,7 +25,6 @@ def train(
 ) -> None:
     """Train a restorer under MirroredStrategy and record it in MLflow."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.train import report, run
 
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]

@@ -9,7 +9,7 @@ import typer
 from configs.errors import InputError
 from tasks.files.selection import expand_inputs
 from workflow.commands.options import MemoryBudget, Spacing, Volumes, Workers, resources_of, three_numbers
-from workflow.terminal.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def upscale(
@@ -51,7 +51,6 @@ def upscale(
 ) -> None:
     """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.upscale.adaptation import run_adaptation
         from workflow.upscale.plan import UpscaleRequest
         from workflow.upscale.report import summary
@@ -77,8 +76,7 @@ def upscale(
             retries=retries,
             patience_seconds=patience,
         )
-        by_scale = three_numbers(scale, "--scale")
-        by_spacing = three_numbers(spacing, "--spacing")
+        by_scale, by_spacing = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
         adapted = None
         if adapt:
             adapted = run_adaptation(
@@ -92,7 +90,7 @@ def upscale(
                 resume=resume,
                 console=opened.console,
             )
-        order = UpscaleRequest(
+        request = UpscaleRequest(
             sources=sources,
             out=out,
             network=saved_network(str(adapted or model)),
@@ -105,9 +103,7 @@ def upscale(
             resume=resume,
             fail_fast=fail_fast,
         )
-        report = replace(run_upscaling(order, opened.console), adapted_model=adapted)
+        report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))
-    for volume in report.failed:
-        typer.echo(f"voxlift: {volume.error}", err=True)
-    if report.failed:
-        raise typer.Exit(1 if report.plan else 2)  # without a plan no input could be used at all
+    # Without a plan no input could be used at all.
+    exit_on_failures((volume.error for volume in report.failed), 1 if report.plan else 2)

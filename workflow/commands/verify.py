@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.terminal.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def verify(
@@ -13,12 +13,8 @@ def verify(
 ) -> None:
     """Check every artifact of a run or folder again: content, shape, type and spacing."""
     with screen(as_json) as opened:
-        # Not at the top: `--help` needs none of what a run loads.
         from workflow.tracking import verification
 
         found = verification.verify(run_or_folder)
         opened.show(found, verification.verdict(found))
-    for damage in found.damages:
-        typer.echo(f"voxlift: {damage}", err=True)
-    if found.damages:
-        raise typer.Exit(2)
+    exit_on_failures(found.damages, 2)

@@ -45,10 +45,10 @@ class Progress:
 
 @dataclass
 class Tally:
-    """Sum of what the shards took.
+    """Totals over the shards that are back.
 
     Args:
-        shards: Shards that are back.
+        shards: Their number.
         voxels: Voxels of their cores.
         retries: Shards that were computed again.
         resample_seconds: Of all workers, summed.
@@ -80,9 +80,9 @@ class Restored:
 
     Args:
         voxels: float32 `(i, j, k)` on the target grid, in the unit of the file.
-        plan: How the target grid was cut.
+        plan: Its shards.
         seconds: From the first shard given out to the last one back.
-        tally: What the shards took.
+        tally: Totals over the shards.
     """
 
     voxels: NDArray[np.float32]
@@ -104,9 +104,9 @@ def plan_restoration(
     Args:
         volume: The input.
         target: The grid to restore on, over the same field of view.
-        network: What restores.
-        budget_mib: What a worker may take beyond an idle one, MiB.
-        axes: Between file axes and network axes; those of the volume's grid by default.
+        network: The restorer.
+        budget_mib: Memory of a worker beyond that of an idle one, MiB.
+        axes: Map between file axes and network axes; from the volume's grid by default.
         name: The volume, for messages.
 
     Raises:
@@ -134,21 +134,21 @@ def restore_volume(
     Args:
         volume: The input.
         target: The grid to restore on, over the same field of view.
-        network: What restores.
-        resources: Workers, what each takes, and the memory budget.
+        network: The restorer.
+        resources: Workers, what each requests, and the memory budget.
         name: The volume, for messages.
-        axes: Between file axes and network axes; those of the volume's grid by default.
-        intensity: Which intensities are 0 and 1 to the network; found in the volume by default.
+        axes: Map between file axes and network axes; from the volume's grid by default.
+        intensity: The intensities that the network sees as 0 and 1; found in the volume by default.
         on_progress: Called whenever a shard is back.
 
     Raises:
         InputError: The budget holds no shard, or the model cannot be loaded.
         ConfigError: The cluster has no room for the workers.
-        WorkerError: A shard failed for good.
+        WorkerError: A shard failed on every try.
     """
     axes = axes or network_axes(volume.grid)
     plan = plan_restoration(volume, target, network, resources.memory_budget_mib, axes=axes, name=name)
-    # Only what lies in one piece is mapped by the workers; anything else would be copied for every shard.
+    # Workers map a contiguous array; any other would be copied for every shard.
     voxels = np.ascontiguousarray(axes.to_network(volume.voxels))
     coarse = CoarseVolume(voxels, plan.target_shape, intensity or find_intensity(volume.voxels))
     restored = np.empty(target.shape, np.float32)

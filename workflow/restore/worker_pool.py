@@ -5,21 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
-from workflow.cluster import WorkerError, fetch, first_answers
-
-
-class Worker(Protocol):
-    """A process that makes its tool and then answers calls one after another: `cluster.RemoteWorker`."""
-
-    loading: Any
-
-    def call(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an answer of the cluster
-        """Call the tool."""
-
-    def end(self) -> None:
-        """End the process."""
+from workflow.cluster import RemoteWorker, WorkerError, fetch, first_answers
 
 
 @dataclass(frozen=True)
@@ -27,7 +15,7 @@ class Job:
     """One call of the workers' tool.
 
     Args:
-        key: Names the job to who asked for it.
+        key: Identifies the job to the caller.
         arguments: Of the call; what was shared arrives as its value.
     """
 
@@ -54,9 +42,9 @@ class Outcome:
 
 @dataclass(eq=False)
 class WorkerState:
-    """One worker process, seen from the driver: jobs that it was given, the first being worked on."""
+    """A worker process as the driver sees it, with the jobs given to it; it works on the first."""
 
-    worker: Worker
+    worker: RemoteWorker
     loaded: bool = False
     since: float = field(default_factory=time.monotonic)
     given: deque[tuple[Any, Job, int]] = field(default_factory=deque)
@@ -70,19 +58,19 @@ class WorkerState:
 
 
 class WorkerPool:
-    """Workers that hold one tool each and take jobs as they can.
+    """Workers that each hold a tool and take jobs as they become free.
 
     Args:
         start: Starts a worker.
         workers: How many.
-        retries: How often a job is tried again after the worker's death, its silence or a failure that is not the
-            input's fault.
+        retries: How often a job is tried again after the worker died, did not answer, or failed other than by wrong
+            input.
         patience: Seconds after which a worker that does not answer is replaced.
     """
 
-    AHEAD = 2  # jobs given to a worker: while one is fetched and written, it works on the next
+    AHEAD = 2  # jobs given to a worker: while the result of one is fetched and written, it works on the next
 
-    def __init__(self, start: Callable[[], Worker], workers: int, *, retries: int, patience: float) -> None:
+    def __init__(self, start: Callable[[], RemoteWorker], workers: int, *, retries: int, patience: float) -> None:
         self._start, self._retries, self._patience = start, retries, patience
         self._failed_starts = 0  # in a row
         self._began = 0.0
@@ -131,7 +119,7 @@ class WorkerPool:
 
     def _give(self, source: Iterator[Job]) -> bool:
         """Give jobs to the workers that have room; returns whether there are no more."""
-        # Who is ready first does not take ahead what those that still load could begin with.
+        # While others load, a worker takes one job at a time: the rest are for them to begin with.
         ahead = self.AHEAD if all(state.loaded for state in self._workers) else 1
         for depth in range(ahead):
             for state in self._workers:
@@ -159,7 +147,7 @@ class WorkerPool:
                     raise
                 yield from self._finished(state, error=error)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's or its job's
-                # Out of memory, or with a GPU in disorder, the process would fail at the next job too.
+                # Out of memory, or with its GPU in a bad state, the process would fail at the next job too.
                 yield from self._lost(state, error)
             else:
                 if not state.loaded:
@@ -174,7 +162,7 @@ class WorkerPool:
     def _finished(
         self, state: WorkerState, value: object = None, error: Exception | None = None, *, again: bool = False
     ) -> Iterator[Outcome]:
-        """Use the first job from a worker."""
+        """Take the first job off a worker: tried again, or an outcome."""
         _, job, retries = state.given.popleft()
         state.since = time.monotonic()
         if again and retries < self._retries:
@@ -183,7 +171,7 @@ class WorkerPool:
             yield Outcome(job.key, value, error, retries)
 
     def _lost(self, state: WorkerState, error: Exception) -> Iterator[Outcome]:
-        """Replace a worker; its first job counts a try, those that waited behind it do not."""
+        """Replace a worker; its first job has used a try, those that waited behind it have not."""
         state.worker.end()
         self._workers.remove(state)
         if not state.loaded:
@@ -191,7 +179,7 @@ class WorkerPool:
         suspected, waiting = list(state.given)[:1], list(state.given)[1:]
         self._again.extendleft((job, retries) for _, job, retries in reversed(waiting))
         if suspected:
-            # Tried again before the others: if it is what kills workers, none of them is blamed for it.
+            # Tried again before the others: if this job kills workers, no other is blamed for it.
             yield from self._finished(state, error=error, again=True)
         if self._failed_starts <= self._retries:
             self._workers.append(WorkerState(self._start()))

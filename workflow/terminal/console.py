@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -20,7 +20,7 @@ class Screen:
     """Output of a command.
 
     Args:
-        console: Receives tables, progress and remarks; standard error when a JSON object is asked for.
+        console: Receives tables, progress and messages; standard error when a JSON object is asked for.
         json_stream: Receives the JSON object, or None when a person reads.
     """
 
@@ -42,6 +42,14 @@ class Screen:
 
         self._json_stream.write(to_json(result, indent=2, inf_nan_mode="null").decode() + "\n")
         self._json_stream.flush()
+
+
+def exit_on_failures(failures: Iterable[object], status: int) -> None:
+    """Print failures on standard error, one a line, and exit with the status if there are any."""
+    messages = [f"voxlift: {failure}" for failure in failures]
+    if messages:
+        typer.echo("\n".join(messages), err=True)
+        raise typer.Exit(status)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from tasks.sharding.plan import BudgetError
 
 @contextmanager
 def naming_options() -> Iterator[None]:
-    """Name the option of `upscale`, `evaluate` and `promote` in the remedy of an error that an option would mend.
+    """Name the option of `upscale`, `evaluate` and `promote` in the remedy of an error that an option would fix.
 
     Raises:
         InputError: The same error, with that remedy.
