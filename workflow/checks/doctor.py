@@ -1,8 +1,8 @@
 """The doctor: check every part of this machine for real, with a remedy for each failure."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 from tasks.machine.check import Checklist, first_line
@@ -14,47 +14,28 @@ CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def run_doctor(constraints: Path = CONSTRAINTS) -> ChecksReport:
-    """Try everything that a run needs.
-
-    TensorFlow works in a process of its own and the tracking store is tried in a thread, while Ray starts.
+    """Try everything that a run needs; TensorFlow in a process and the tracking store in a thread, while Ray starts.
 
     Args:
         constraints: The file of pinned versions.
     """
     started = time.monotonic()
     with ThreadPoolExecutor(1) as thread, trying_tensorflow() as tensorflow:
-        store = thread.submit(_part, "MLflow", _store_checks)
-        machine = _part("machine", lambda: _machine_checks(constraints))
-        ray = _part("Ray", lambda: _ray_checks(tensorflow.identity))
+        store = thread.submit(_part, "MLflow", "store.store_checks")
+        machine = _part("machine", "machine.machine_checks", constraints)
+        ray = _part("Ray", "ray_checks.ray_checks", tensorflow.identity)
         checks = (*machine.checks, *tensorflow.checks(), *ray.checks, *store.result().checks)
     ok = all(check.status != "failed" for check in checks)
     return ChecksReport(checks=checks, ok=ok, seconds=time.monotonic() - started)
 
 
-def _part(name: str, make: Callable[[], Checklist]) -> Checklist:
-    """Make the checks of a part; what keeps it from making them is a check that failed."""
+def _part(name: str, function: str, *arguments: object) -> Checklist:
+    """Import and make the checks of a part; an error, such as of a broken package, is a failed check."""
+    module, _, made_by = function.partition(".")
     try:
-        return make()
-    except Exception as error:  # noqa: BLE001 - a package that cannot be imported must not stop the others
+        checks: Checklist = getattr(import_module(f"workflow.checks.{module}"), made_by)(*arguments)
+    except Exception as error:  # noqa: BLE001 - must not stop the other parts
         checks = Checklist()
         with checks.trying(name, "importing what it needs", "Run make setup.") as attempt:
             attempt.failure(f"{type(error).__name__}: {first_line(error)}")
-        return checks
-
-
-def _machine_checks(constraints: Path) -> Checklist:
-    from workflow.checks.machine import machine_checks
-
-    return machine_checks(constraints)
-
-
-def _ray_checks(identity: Callable[[], Path]) -> Checklist:
-    from workflow.checks.ray_checks import ray_checks
-
-    return ray_checks(identity)
-
-
-def _store_checks() -> Checklist:
-    from workflow.checks.store import store_checks
-
-    return store_checks()
+    return checks

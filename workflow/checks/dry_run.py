@@ -1,4 +1,4 @@
-"""Everything short of the work: what a run needs is checked, one step and one shard are taken, nothing is kept."""
+"""Dry run: check what a run needs, take one training step and restore one shard, and keep nothing."""
 
 import time
 from collections.abc import Sequence
@@ -20,15 +20,18 @@ from tasks.machine.check import Checklist, counted
 from tasks.rehearsal import BuiltNetwork, RehearsedStep
 from tasks.sharding.plan import MIB
 from tasks.training.memory import replica_bytes
+from tasks.training.start import training_rehearsal
 from tasks.volume.target import Three
 from workflow.checks import cluster, disk, estimates, plans
 from workflow.checks.cluster import ClusterReport
 from workflow.checks.estimates import Estimates, Memory, Starts
 from workflow.checks.plans import PlannedVolume
-from workflow.checks.rehearsal import RehearsalWorker, check_stages, rehearse_shard, training_worker
+from workflow.checks.rehearsal import check_stages, rehearse_shard
 from workflow.checks.report import ChecksReport
 from workflow.checks.store import check_store
 from workflow.checks.volumes import VolumesSeen, check_volumes
+from workflow.cluster import TimedWorker
+from workflow.cluster.resources import training_request
 from workflow.tracking.probe import StoreProbe, try_store
 from workflow.train.data import TrainingSource
 from workflow.upscale.plan import UpscaleRequest
@@ -62,15 +65,15 @@ class DryRunReport(ChecksReport):
 
 @dataclass(frozen=True)
 class DryRunOptions:
-    """Which run is rehearsed.
+    """Run that is rehearsed.
 
     Args:
         config: A preset's name or a YAML file.
         out: Folder that the run would write to.
         settings: Each `section.key=value`.
-        inputs: Volumes to restore: files, folders, globs or lists; without any, what is learned from.
-        model: What restores them; without it the untrained network of the configuration.
-        scale: Target voxels per voxel along (i, j, k); without it and a spacing, what the model is for.
+        inputs: Volumes to restore: files, folders, globs or lists; the first training volume by default.
+        model: The model that restores them; the untrained network of the configuration by default.
+        scale: Target voxels per voxel along (i, j, k); with neither it nor a spacing, the model's own.
         spacing: Wanted mm along (i, j, k), instead of a scale.
     """
 
@@ -84,12 +87,7 @@ class DryRunOptions:
 
 
 def dry_run(options: DryRunOptions, console: Console) -> DryRunReport:
-    """Check all that can be checked without working; if nothing is wrong, take one training step and restore one shard.
-
-    Args:
-        options: Which run.
-        console: For what is being tried.
-    """
+    """Check all that can be checked in advance; if nothing is wrong, take one training step and restore one shard."""
     began, checks, config = time.perf_counter(), Checklist(), None
     overrides = f" with {counted(len(options.settings), 'override')}" if options.settings else ""
     remedy = "Change the configuration or the --set option."
@@ -113,12 +111,7 @@ def dry_run(options: DryRunOptions, console: Console) -> DryRunReport:
 
 
 class _Rehearsal:
-    """A dry run of a configuration that could be read.
-
-    Attributes:
-        estimates: What is known so far.
-        nodes: Of the cluster, once it is joined.
-    """
+    """A dry run of a configuration that could be read, with its estimates so far and the nodes of the cluster."""
 
     def __init__(self, options: DryRunOptions, config: RunConfig, console: Console, checks: Checklist) -> None:
         self.estimates = Estimates()
@@ -148,11 +141,12 @@ class _Rehearsal:
             with ExitStack() as training:
                 if trains:
                     self._console.print("Building the network …")
-                    worker = training.enter_context(training_worker(config))
+                    arguments = (config,), training_request(config), config.resources.patience_seconds
+                    worker = training.enter_context(TimedWorker(training_rehearsal, *arguments))
                     built = check_stages(checks, config, worker)
                 if built is not None:
-                    starts = replace(starts, training=worker.start_seconds or 0.0)
-                    # As training would leave it, but for the weights.
+                    starts = replace(starts, training=worker.start_seconds)
+                    # As training would leave it, apart from the weights.
                     card = make_card(config, built.parameters, 0, volumes.training, volumes.spacing)
                     untrained = replace(parse_network(UNTRAINED, built.content), card=card)
                     self._check_memory(built, untrained)
@@ -177,7 +171,7 @@ class _Rehearsal:
         return checks, check_store(checks, lambda: try_store(experiments), "tracking")
 
     def _model(self, named: str) -> NetworkFile | None:
-        """The model that was named; None if it is none."""
+        """Read the model that was named; None if it cannot be used."""
         network = None
         with self._checks.trying("model", f"reading {named}", "Name a .keras file saved by voxlift.") as attempt:
             network = saved_network(named)
@@ -221,9 +215,9 @@ class _Rehearsal:
             self._estimate(output_bytes=sum(need.bytes for need in needs))
 
     def _step(
-        self, worker: RehearsalWorker, built: BuiltNetwork, source: TrainingSource, validation_voxels: Sequence[int]
+        self, worker: TimedWorker, built: BuiltNetwork, source: TrainingSource, validation_voxels: Sequence[int]
     ) -> RehearsedStep | None:
-        """Take a training step and see what it takes."""
+        """Take a training step and estimate the training from it."""
         self._console.print("Taking a training step …")
         step: RehearsedStep | None = None
         with self._checks.trying("training step", "one step, again to time it", CLUSTER_REMEDY) as attempt:
@@ -242,7 +236,7 @@ class _Rehearsal:
         return step
 
     def _shard(self, network: NetworkFile, planned: Sequence[PlannedVolume], starts: Starts) -> None:
-        """Restore a shard of the volume that has the largest, and add up the whole job."""
+        """Restore a shard of the volume that has the largest, and estimate the whole job."""
         self._console.print("Restoring a shard …")
         resources, largest = self._config.resources, _largest(planned)
         with self._checks.trying("shard", f"one of {largest.name}, twice", CLUSTER_REMEDY) as attempt:

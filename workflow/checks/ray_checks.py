@@ -23,8 +23,8 @@ from tasks.machine.check import Attempt, Checklist
 from tasks.volume.grid import Grid, scaled_grid
 from tasks.volume.nifti import Volume
 from workflow.checks.cluster import cluster_report
-from workflow.cluster import RemoteWorker, Request, cluster, fetch, first_answers, require_room, share
-from workflow.cluster.resources import Node, inventory
+from workflow.cluster import Request, TimedWorker, cluster, require_room, share
+from workflow.cluster.resources import Node, inventory, restoring_request
 from workflow.restore.restoration import plan_restoration, restore_volume
 
 ROOT = Path(__file__).parents[2]
@@ -53,20 +53,24 @@ def ray_checks(identity: Callable[[], Path]) -> Checklist:
     with ExitStack() as stack:
         remedy = "Unset RAY_ADDRESS; see the logs that Ray keeps."
         with checks.trying("Ray", "starting it here, or joining RAY_ADDRESS", remedy) as attempt:
-            _start(attempt, stack)
+            started = time.monotonic()
+            address = os.environ.get("RAY_ADDRESS") or "local"
+            _require_ray(address)
+            stack.enter_context(cluster())
+            did = "started here" if address == "local" else f"joined at {address}"
+            attempt.ok(f"{did} in {time.monotonic() - started:.1f} s")
         if checks.faults:
             for check in (ACTOR, STORE, NODES, UNITY):
                 checks.not_tried(*check, "Ray")
             return checks
-        with checks.trying(*ACTOR, "Wait until the cluster is less busy; see Ray's logs.") as attempt:
-            _actor(attempt)
-        answers = not attempt.faults
+        with checks.trying(*ACTOR, "Wait until the cluster is less busy; see Ray's logs.") as actor:
+            _actor(actor)
         remedy = "Start Ray with a larger --object-store-memory, on a machine with more memory."
         with checks.trying(*STORE, remedy) as attempt:
             object_store(attempt, inventory(), SHARED_MEMORY)
         with checks.trying(*NODES, "Ask for fewer --workers, or add nodes.") as attempt:
             _nodes(attempt)
-        if not answers:
+        if actor.faults:
             checks.not_tried(*UNITY, ACTOR[0])
             return checks
         remedy = "Do not trust restored volumes of this machine; run make test and report what fails."
@@ -75,17 +79,8 @@ def ray_checks(identity: Callable[[], Path]) -> Checklist:
     return checks
 
 
-def _start(attempt: Attempt, stack: ExitStack) -> None:
-    started = time.monotonic()
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    _require_ray(address)
-    stack.enter_context(cluster())
-    did = "started here" if address == "local" else f"joined at {address}"
-    attempt.ok(f"{did} in {time.monotonic() - started:.1f} s")
-
-
 def _require_ray(address: str) -> None:
-    """Let a process that can be ended join first: Ray itself tries for minutes. Why it cannot, `cluster` says."""
+    """Join from a process that can be ended first: Ray itself tries for minutes. If it fails, `cluster` reports why."""
     if address == "local":
         return
     script = "from workflow.cluster import cluster\nwith cluster(): pass"
@@ -102,7 +97,7 @@ def _require_ray(address: str) -> None:
 
 
 class Adder:
-    """Adds up what it is sent."""
+    """Adds up the numbers of an array."""
 
     def __call__(self, numbers: NDArray[np.float32]) -> tuple[float, str]:
         """Return the sum, and the host of the process."""
@@ -110,19 +105,10 @@ class Adder:
 
 
 def _actor(attempt: Attempt) -> None:
-    request = Request()
-    require_room(1, request)
     started = time.monotonic()
-    worker = RemoteWorker(Adder, (), request)
-    try:
-        sent = np.ones(SENT_BYTES // 4, np.float32)
-        answer = worker.call((share(sent),))
-        if not first_answers([answer], ANSWER_SECONDS):
-            attempt.failure(f"no answer within {ANSWER_SECONDS} s")
-            return
-        total, host = fetch(answer)
-    finally:
-        worker.end()
+    sent = np.ones(SENT_BYTES // 4, np.float32)
+    with TimedWorker(Adder, (), Request(), ANSWER_SECONDS) as worker:
+        total, host = worker.ask(share(sent))
     seen = f"answered from {host} after {time.monotonic() - started:.1f} s"
     if total == sent.size:
         attempt.ok(seen)
@@ -131,13 +117,7 @@ def _actor(attempt: Attempt) -> None:
 
 
 def object_store(attempt: Attempt, nodes: tuple[Node, ...], shared_memory: Path) -> None:
-    """Look whether the object store of the driver's node lies in shared memory, and what it holds.
-
-    Args:
-        attempt: Gets what is found.
-        nodes: Of the cluster.
-        shared_memory: Where it should lie.
-    """
+    """Compare the size of the object store of the driver's node with the free space of the shared memory."""
     size = next((node.object_store_bytes for node in nodes if node.here), 0)
     smallest = min(node.object_store_bytes for node in nodes)
     seen = f"{size / GIB:.1f} GiB here"
@@ -160,7 +140,7 @@ def _nodes(attempt: Attempt) -> None:
     seen = f"{found.nodes} with {found.cpus} CPUs, {found.gpus} GPUs and {memory:.1f} GiB of memory"
     wanted = Resources()
     try:
-        require_room(wanted.workers, Request(wanted.cpus_per_worker, wanted.gpus_per_worker, wanted.memory_budget_mib))
+        require_room(wanted.workers, restoring_request(wanted))
     except ConfigError as error:
         attempt.warning(seen, str(error))
     else:
@@ -168,7 +148,7 @@ def _nodes(attempt: Attempt) -> None:
 
 
 def _unity(attempt: Attempt, identity: Path) -> None:
-    """Restore a volume in shards with a network that changes nothing; it must come back resampled and no more."""
+    """Restore a volume in shards with the identity network: the result must be the resampled input."""
     voxels = np.random.default_rng(0).gamma(2.0, 40.0, size=COARSE).astype(np.float32)
     volume = Volume(voxels, Grid(COARSE, np.diag([-1.0, 1.2, 2.5, 1.0])))
     target = scaled_grid(volume.grid, SCALE)
@@ -184,5 +164,5 @@ def _unity(attempt: Attempt, identity: Path) -> None:
     expected = resample(voxels, target.shape)
     difference = float(np.abs(restored.voxels - expected).max() / np.abs(expected).max())
     seen = f"{len(restored.plan.shards)} shards on {resources.workers} workers, largest difference {difference:.1e}"
-    # Not `difference > TOLERANCE`: that is false of what is no number.
+    # Not `difference > TOLERANCE`, which is false of NaN.
     (attempt.ok if difference <= TOLERANCE else attempt.failure)(seen)

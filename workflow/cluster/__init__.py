@@ -3,11 +3,20 @@
 from workflow.cluster.connection import cluster
 from workflow.cluster.resources import Request, require_room
 from workflow.cluster.streams import stream
-from workflow.cluster.workers import RemoteWorker, WorkerDiedError, WorkerError, fetch, first_answers, share
+from workflow.cluster.workers import (
+    RemoteWorker,
+    TimedWorker,
+    WorkerDiedError,
+    WorkerError,
+    fetch,
+    first_answers,
+    share,
+)
 
 __all__ = [
     "RemoteWorker",
     "Request",
+    "TimedWorker",
     "WorkerDiedError",
     "WorkerError",
     "cluster",

@@ -1,16 +1,17 @@
 """Worker processes: what they are given, what they answer, how they end, and which errors come back."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from configs.errors import RunError
 from tasks.machine.check import first_line
-from workflow.cluster.resources import Request
+from workflow.cluster.resources import Request, require_room
 
 
 class WorkerError(RunError):
@@ -47,6 +48,54 @@ class RemoteWorker:
     def end(self) -> None:
         """End the process at once."""
         ray.kill(self._actor)
+
+
+class TimedWorker(RemoteWorker):
+    """A worker for a `with` block that answers one call at a time, each within a time limit.
+
+    Args:
+        make: As of a `RemoteWorker`.
+        arguments: Of `make`.
+        request: What the worker asks of the cluster.
+        seconds: Limit for an answer.
+
+    Attributes:
+        start_seconds: From the request to the tool; 0 before the first call.
+
+    Raises:
+        ConfigError: The cluster has no room for it.
+    """
+
+    def __init__(
+        self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...], request: Request, seconds: float
+    ) -> None:
+        require_room(1, request)
+        self._limit, self._began = seconds, time.perf_counter()
+        self.start_seconds = 0.0
+        super().__init__(make, arguments, request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def ask(self, *arguments: Any) -> Any:  # noqa: ANN401 - whatever the tool takes and returns
+        """Call the tool, once it is made.
+
+        Raises:
+            WorkerError: The worker died or did not answer.
+            Exception: What the tool, or making it, raised.
+        """
+        if not self.start_seconds:
+            self._answer(self.loading)
+            self.start_seconds = time.perf_counter() - self._began
+        return self._answer(self.call(arguments))
+
+    def _answer(self, answer: "ray.ObjectRef") -> Any:  # noqa: ANN401 - whatever the tool returns
+        if not first_answers([answer], self._limit):
+            raise WorkerError(f"A worker did not answer for {self._limit:g} s.", "Look at the load of the cluster.")
+        return fetch(answer)
 
 
 def first_answers(answers: Iterable["ray.ObjectRef"], seconds: float) -> "list[ray.ObjectRef]":
