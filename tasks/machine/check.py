@@ -1,4 +1,4 @@
-"""Checks of a machine or of a run that is to start: what was tried, what was seen, the verdict, the remedy."""
+"""Checks of a machine or of a planned run: what was tried, what was seen, the verdict, the remedy."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +17,9 @@ class Check:
     Args:
         name: What was checked.
         tried: How.
-        seen: What came of it, a line for each thing.
+        seen: The result, a line for each finding.
         status: "ok"; "warning" where work goes on, but not as well as it could; "failed" where it cannot.
-        remedy: What to do about it; None where there is nothing to do.
+        remedy: What to do about it, if anything.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Check:
 
 @dataclass
 class Attempt:
-    """A check on its way; what is noted without a remedy gets the check's own."""
+    """A check in progress; a finding without a remedy of its own gets the remedy of the check."""
 
     name: str
     tried: str
@@ -43,7 +43,7 @@ class Attempt:
         self._note("ok", seen, "")
 
     def warning(self, seen: str, remedy: str = "") -> None:
-        """Note what is odd and what to do about it."""
+        """Note what is unusual, and what to do about it."""
         self._note("warning", seen, remedy or self.remedy)
 
     def failure(self, problem: str, remedy: str = "") -> None:
@@ -55,18 +55,18 @@ class Attempt:
         self.failure(error.problem, error.remedy)
 
     def _note(self, *note: *tuple[Status, str, str]) -> None:
-        if note not in self._notes:  # the same counts once
+        if note not in self._notes:  # the same finding counts once
             self._notes.append(note)
 
     @property
-    def faults(self) -> list[str]:
+    def failures(self) -> list[str]:
         """A message for each failure, with its remedy."""
         ended = {seen: seen if seen.endswith((".", "!", "?")) else f"{seen}." for _, seen, _ in self._notes}
         return [f"{ended[seen]} {remedy}".rstrip() for status, seen, remedy in self._notes if status == "failed"]
 
     @property
     def check(self) -> Check:
-        """The check as it stands: of one that has failed, the failures alone."""
+        """The check as it stands; after a failure, with the failures alone."""
         noted = {status for status, *_ in self._notes}
         verdict: Status = "failed" if "failed" in noted else "warning" if "warning" in noted else "ok"
         shown = [note for note in self._notes if verdict != "failed" or note[0] == "failed"]
@@ -80,26 +80,26 @@ class Checklist:
 
     Attributes:
         checks: Those that are done.
-        faults: A message for each failure, with its remedy.
+        failures: A message for each failure, with its remedy.
     """
 
     def __init__(self) -> None:
         self.checks: list[Check] = []
-        self.faults: list[str] = []
+        self.failures: list[str] = []
 
     def extend(self, other: "Checklist") -> None:
         """Take over the checks of another list."""
         self.checks += other.checks
-        self.faults += other.faults
+        self.failures += other.failures
 
     @contextmanager
     def trying(self, name: str, tried: str, remedy: str) -> Iterator[Attempt]:
-        """Make a check of what happens in the block: an error ends it as a failure and stops no other check.
+        """Make a check of the block: an error ends it as a failure and stops no other check.
 
         Args:
             name: Of the check.
             tried: What the block does.
-            remedy: For what is noted, or raised, without one.
+            remedy: For findings and errors that have none.
         """
         attempt = Attempt(name, tried, remedy)
         try:
@@ -109,22 +109,22 @@ class Checklist:
         except Exception as error:  # noqa: BLE001 - whatever it is, work would meet it too
             attempt.failure(f"Cannot check {name}: {type(error).__name__}: {first_line(error)}")
         self.checks.append(attempt.check)
-        self.faults += attempt.faults
+        self.failures += attempt.failures
 
     def not_tried(self, name: str, tried: str, missing: str) -> None:
-        """Count a check as failed that could not be made, because another one failed."""
+        """Count a check as failed because another one that it needs has failed."""
         with self.trying(name, tried, f"Fix what the check of {missing} says.") as attempt:
             attempt.failure(f"not tried: it needs {missing}")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, its name where it says nothing."""
+    """The first line of an error's message, its type where it has none."""
     lines = str(error).strip().splitlines()
     return lines[0][:300] if lines else type(error).__name__
 
 
 def counted(number: int, thing: str) -> str:
-    """A number of things.
+    """A number with its noun.
 
     >>> counted(1, "node"), counted(3, "GPU")
     ('1 node', '3 GPUs')

@@ -72,7 +72,7 @@ def tensorflow_checks(folder: Path) -> Iterator[Check]:
         ("saved network", "building one and saving it", partial(_save_identity, folder / IDENTITY), SETUP),
     ]
     for name, tried, examine, remedy in rest:
-        if loaded.faults:
+        if loaded.failures:
             checks.not_tried(name, tried, "TensorFlow")
         else:
             with checks.trying(name, tried, remedy) as attempt:

@@ -246,10 +246,10 @@ def test_much_to_read_is_read_by_processes_and_every_bad_volume_named(place, mon
     config = load_config("demo", [*SMALL, f"data.volumes={[str(path) for path in paths]}", "data.held_out=null"])
     checks = Checklist()
     seen = check_volumes(checks, config, [])
-    assert [fault.split(":")[0] for fault in checks.faults] == ["Cannot read 1.nii.gz", "Cannot read 3.nii.gz"]
+    assert [fault.split(":")[0] for fault in checks.failures] == ["Cannot read 1.nii.gz", "Cannot read 3.nii.gz"]
     assert seen.training == 2
-    assert seen.lesson is not None
-    assert seen.lesson.training.fine.shape == (22, 20, 24)
+    assert seen.source is not None
+    assert seen.source.training.fine.shape == (22, 20, 24)
 
 
 def test_times_add_up():
@@ -352,4 +352,4 @@ def test_a_check_gives_its_remedy_where_an_error_has_none(error, seen, remedy):
     with checks.trying("data", "reading it", "Leave it out."):
         fail()
     assert (checks.checks[0].seen, checks.checks[0].remedy) == (seen, remedy or error.remedy)
-    assert checks.faults == [f"{seen} {remedy or error.remedy}"]
+    assert checks.failures == [f"{seen} {remedy or error.remedy}"]

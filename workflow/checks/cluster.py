@@ -1,4 +1,4 @@
-"""Check that the cluster can hold a run: who answers, what there is, how the batch is shared, what fits in memory."""
+"""Check that the cluster can hold a run: its resources, the batch per device, memory, and shared storage."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -10,7 +10,7 @@ from configs.schema import RunConfig
 from tasks.machine.check import Checklist, counted
 from tasks.rehearsal import BuiltNetwork
 from tasks.sharding.plan import MIB
-from workflow.checks.disk import standing_folder
+from workflow.checks.disk import existing_folder
 from workflow.cluster import cluster, require_room
 from workflow.cluster.resources import Node, inventory, restoring_request, training_request
 from workflow.cluster.shared_storage import require_shared
@@ -52,11 +52,7 @@ def check_cluster(checks: Checklist, stack: ExitStack) -> tuple[Node, ...]:
 
 
 def check_room(checks: Checklist, config: RunConfig) -> bool:
-    """See that the cluster can place the process that trains and the workers that restore.
-
-    Returns:
-        Whether it can place the one that trains.
-    """
+    """Check that the cluster can place the training and the restoring workers; returns whether it can the training."""
     train, restore, workers = training_request(config), restoring_request(config.resources), config.resources.workers
     tried = f"a training of {train}, {counted(workers, 'restoring worker')} of {restore} each"
     lacking = []
@@ -72,7 +68,7 @@ def check_room(checks: Checklist, config: RunConfig) -> bool:
 
 
 def check_replicas(checks: Checklist, config: RunConfig) -> None:
-    """See that the batch divides by the replicas that training would make of the devices."""
+    """Check that the batch divides by the replicas that training would make of the devices."""
     batch, gpus = config.training.batch_size, training_request(config).gpus
     count = gpus or config.training.replicas or 1
     tried = "the batch against the devices of the cluster"
@@ -87,7 +83,7 @@ def check_replicas(checks: Checklist, config: RunConfig) -> None:
 
 
 def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, replica_bytes: int) -> None:
-    """Compare what training takes, by the layers, with what the largest node has."""
+    """Compare the memory that training takes, estimated from the layers, with that of the largest node."""
     remedy = "Use a smaller training.patch or training.batch_size."
     with checks.trying("memory", "what training takes by its layers, against the nodes", remedy) as attempt:
         replicas = f"{replica_bytes / MIB:.0f} MiB for each of {counted(built.replicas, 'replica')}"
@@ -107,11 +103,11 @@ def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, 
 
 
 def check_shared(checks: Checklist, nodes: Sequence[Node], folder: Path) -> None:
-    """See that every node of several reads and writes where the run's folder is or would be."""
-    standing = standing_folder(folder)
-    if len(nodes) < 2 or not standing.is_dir():
+    """Check that every node of several reads and writes where the run's folder is or would be."""
+    existing = existing_folder(folder)
+    if len(nodes) < 2 or not existing.is_dir():
         return
-    tried = f"{standing} written and read by each of {len(nodes)} nodes"
+    tried = f"{existing} written and read by each of {len(nodes)} nodes"
     with checks.trying("shared storage", tried, "Put --out on storage that every node mounts.") as attempt:
-        require_shared(standing)
+        require_shared(existing)
         attempt.ok("every node sees what another writes")

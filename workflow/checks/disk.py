@@ -20,13 +20,7 @@ REMEDY = "Make room there, or name another folder with --out."
 
 @dataclass(frozen=True)
 class Need:
-    """Files that a run writes into a folder.
-
-    Args:
-        what: In words.
-        folder: Where; need not be there yet.
-        bytes: The most that it takes at one time.
-    """
+    """Files that a run writes into a folder, which need not exist yet, and the most bytes they take at a time."""
 
     what: str
     folder: Path
@@ -45,28 +39,28 @@ def training_needs(config: RunConfig, built: BuiltNetwork, out: Path, artifacts:
 
 
 def check_writable(checks: Checklist, folder: Path) -> bool:
-    """Write a file where a folder is or would be made, and remove it; returns whether that can be done."""
+    """Check that a file can be written where a folder is or would be made; returns whether it can."""
     with checks.trying("output folder", "a file written and removed where outputs would go", REMEDY) as attempt:
         try:
-            free_bytes(standing_folder(folder))
+            free_bytes(existing_folder(folder))
         except OSError as error:
             attempt.failure(
                 f"Cannot write to {folder}: {error.strerror or error}.",
                 "Name a folder that you may write to with --out.",
             )
         attempt.ok(f"{folder} can be written")
-    return not attempt.faults
+    return not attempt.failures
 
 
 def check_room_on_disk(checks: Checklist, needs: Sequence[Need]) -> None:
-    """Compare what a run writes with what the disks that it goes to have free."""
+    """Compare what a run writes with the free space of the disks."""
     on_disks: dict[int, list[Need]] = defaultdict(list)
     for need in needs:
-        on_disks[standing_folder(need.folder).stat().st_dev].append(need)
+        on_disks[existing_folder(need.folder).stat().st_dev].append(need)
     with checks.trying("disk", f"free room against {', '.join(need.what for need in needs)}", REMEDY) as attempt:
         for sharing in on_disks.values():
             wanted = sum(need.bytes for need in sharing)
-            free = shutil.disk_usage(standing_folder(sharing[0].folder)).free
+            free = shutil.disk_usage(existing_folder(sharing[0].folder)).free
             places = " and ".join(dict.fromkeys(str(need.folder) for need in sharing))
             said = f"{wanted / MIB:.0f} MiB at most, {free / MIB:.0f} MiB free at {places}"
             if wanted > free:
@@ -78,7 +72,7 @@ def check_room_on_disk(checks: Checklist, needs: Sequence[Need]) -> None:
             attempt.ok(said)
 
 
-def standing_folder(folder: Path) -> Path:
-    """The folder, or the part of the path to it that is there already."""
+def existing_folder(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())

@@ -29,7 +29,7 @@ from workflow.checks.plans import PlannedVolume
 from workflow.checks.rehearsal import check_stages, rehearse_shard
 from workflow.checks.report import ChecksReport
 from workflow.checks.store import check_store
-from workflow.checks.volumes import VolumesSeen, check_volumes
+from workflow.checks.volumes import VolumesSummary, check_volumes
 from workflow.cluster import TimedWorker
 from workflow.cluster.resources import training_request
 from workflow.tracking.probe import StoreProbe, try_store
@@ -102,8 +102,8 @@ def dry_run(options: DryRunOptions, console: Console) -> DryRunReport:
         rehearsal.run()
     return DryRunReport(
         checks=tuple(sorted(checks.checks, key=lambda check: ORDER.index(check.name))),
-        ok=not checks.faults,
-        faults=tuple(checks.faults),
+        ok=not checks.failures,
+        faults=tuple(checks.failures),
         estimates=rehearsal.estimates if rehearsal else Estimates(),
         cluster=cluster.cluster_report(rehearsal.nodes) if rehearsal and rehearsal.nodes else None,
         seconds=time.perf_counter() - began,
@@ -156,9 +156,9 @@ class _Rehearsal:
                 checks.extend(recorded)
                 starts = replace(starts, store=probe.seconds if probe else 0.0)
                 self._check_disk(built, planned, _folder(probe.artifacts) if probe else None)
-                if built is not None and volumes.lesson is not None and not checks.faults:
-                    step = self._step(worker, built, volumes.lesson, volumes.validation_voxels)
-            if step is not None and network is not None and planned and not checks.faults:
+                if built is not None and volumes.source is not None and not checks.failures:
+                    step = self._step(worker, built, volumes.source, volumes.validation_voxels)
+            if step is not None and network is not None and planned and not checks.failures:
                 self._shard(network, planned, starts)
 
     def _estimate(self, **found: Any) -> None:  # noqa: ANN401 - fields of `Estimates`
@@ -179,7 +179,7 @@ class _Rehearsal:
             attempt.ok(f"{network.cost.parameters} weights, a halo of {halo} voxels")
         return network
 
-    def _plan(self, volumes: VolumesSeen, network: NetworkFile) -> list[PlannedVolume]:
+    def _plan(self, volumes: VolumesSummary, network: NetworkFile) -> list[PlannedVolume]:
         """Check the shard plans of the inputs, and that the network was trained for them."""
         options, resources = self._options, self._config.resources
         planned: list[PlannedVolume] = []
@@ -187,8 +187,8 @@ class _Rehearsal:
             scale, spacing = options.scale, options.spacing
             request = UpscaleRequest(volumes.inputs, options.out, network, resources, scale=scale, spacing=spacing)
             planned = plans.plan_inputs(self._checks, request)
-        elif volumes.lesson is not None:
-            planned = plans.plan_lesson(self._checks, volumes.lesson, network, resources.memory_budget_mib)
+        elif volumes.source is not None:
+            planned = plans.plan_training_source(self._checks, volumes.source, network, resources.memory_budget_mib)
         if planned:
             plans.check_range(self._checks, network, planned, trained=options.model is not None)
             self._estimate(
@@ -246,7 +246,7 @@ class _Rehearsal:
             self._estimate(shard_mib=memory, restoring_seconds=restoring)
             attempt.ok(f"{shard.seconds:.2f} s on {counted(resources.cpus_per_worker, 'CPU thread')}")
             attempt.ok(f"{memory.estimated:.0f} MiB estimated, {memory.measured:.0f} MiB taken")
-        if self._checks.faults:
+        if self._checks.failures:
             return
         tried = "a whole run, from the step, the shard and all starts"
         with self._checks.trying("time", tried, CLUSTER_REMEDY) as attempt:

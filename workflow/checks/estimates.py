@@ -8,7 +8,7 @@ from configs.schema import RunConfig
 from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
 from workflow.checks.plans import PlannedVolume
 
-BACKWARD = 3  # multiply-adds of a step by those of the way forward
+BACKWARD = 3  # multiply-adds of a step over those of a forward pass
 DRAWING = 2  # patches drawn at one time
 TRACING_WHILE_DRAWING = 2.0  # times longer than alone, by Python's lock: seen 1.7 on the demo, 2.7 with tissues
 WRITTEN_PER_SECOND = 4e6  # voxels made consistent with their input, compressed and written by one thread
@@ -16,7 +16,7 @@ WRITTEN_PER_SECOND = 4e6  # voxels made consistent with their input, compressed 
 
 @dataclass(frozen=True)
 class Memory:
-    """MiB beyond an idle process: by the layers alone, and as it was seen; None where it was not found out."""
+    """MiB beyond an idle process: estimated from the layers, and measured; None where unknown."""
 
     estimated: float | None = None
     measured: float | None = None
@@ -24,13 +24,13 @@ class Memory:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Estimate for the real run; None where it was not found out.
+    """Estimate for the real run; None where unknown.
 
     Args:
-        seconds_per_step: While patches are drawn next to it.
+        seconds_per_step: While patches are drawn in parallel.
         training_seconds: From the first patch to the last step.
         replica_mib: Of each model replica in training.
-        shard_mib: Of a worker for a shard of the volume that has the largest.
+        shard_mib: Of a worker for the largest shard.
         shards: Of all volumes that would be restored.
         overhead: Voxels computed over voxels kept.
         restoring_seconds: From the first shard given out to the last one back.
@@ -69,7 +69,7 @@ class Starts:
 
 
 def seconds_per_step(step: RehearsedStep, device: str, threads: int) -> float:
-    """Estimate a step while patches are drawn next to it, on a "GPU" or the "CPU" of a node with so many threads.
+    """Estimate a step while patches are drawn in parallel, on a "GPU" or the "CPU" of a node with so many threads.
 
     On the CPU both share the threads; a GPU waits only where patches come too slowly.
     """
@@ -80,14 +80,7 @@ def seconds_per_step(step: RehearsedStep, device: str, threads: int) -> float:
 def training_seconds(
     config: RunConfig, step: RehearsedStep, built: BuiltNetwork, validation_voxels: Sequence[int]
 ) -> float:
-    """Estimate the time from the first patch to the last step.
-
-    Args:
-        config: The run.
-        step: As it was rehearsed.
-        built: The network on its devices.
-        validation_voxels: Of each volume that early stopping scores on.
-    """
+    """Estimate the time from the first patch to the last step, early stopping on the validation volumes included."""
     training = config.training
     each = seconds_per_step(step, built.device, built.threads)
     seconds = step.fill_seconds + TRACING_WHILE_DRAWING * step.first_seconds + (training.steps - 1) * each
@@ -101,14 +94,7 @@ def training_seconds(
 def restoring_seconds(
     planned: Sequence[PlannedVolume], shard: RehearsedShard, rehearsed: PlannedVolume, workers: int
 ) -> float:
-    """Estimate the time from the first shard given out to the last one back.
-
-    Args:
-        planned: What is restored.
-        shard: As it was rehearsed.
-        rehearsed: The volume that it was of.
-        workers: That restore.
-    """
+    """Estimate the time from the first shard given out to the last one back, from a shard of the rehearsed volume."""
     pace = shard.seconds / rehearsed.plan.shard_multiply_adds
     shards = sum(volume.shards for volume in planned)
     mean = sum(pace * volume.plan.shard_multiply_adds * volume.shards for volume in planned) / shards
@@ -118,8 +104,8 @@ def restoring_seconds(
 def total_seconds(
     starts: Starts, training: float, restoring: float, planned: Sequence[PlannedVolume], *, apart: bool
 ) -> float:
-    """Estimate the time from the command to its end, of two commands where volumes are restored `apart` by a second."""
-    recording = starts.store + starts.training  # the model is loaded again, asked, logged
+    """Estimate the time of the whole command, or of two where a second one restores volumes `apart`."""
+    recording = starts.store + starts.training  # the model is loaded again, probed, logged
     trained = starts.reading + starts.store + starts.cluster + starts.training + training + recording
     # Outputs are written while later shards are computed; the last one is waited for.
     written = max((volume.voxels for volume in planned), default=0) / WRITTEN_PER_SECOND

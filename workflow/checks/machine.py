@@ -26,11 +26,7 @@ SETUP = "Run make setup, which installs the versions that constraints.txt pins."
 
 
 def machine_checks(constraints: Path) -> Checklist:
-    """Look at Python, packages, CPUs and disk.
-
-    Args:
-        constraints: The file of pinned versions.
-    """
+    """Check Python, packages (against a file of constraints), CPUs and disk."""
     checks = Checklist()
     python = "Run make setup PYTHON=/path/to/python3.11."
     with checks.trying("Python", "the version that voxlift needs", python) as attempt:
@@ -38,16 +34,17 @@ def machine_checks(constraints: Path) -> Checklist:
         (attempt.ok if SpecifierSet(needed).contains(found) else attempt.failure)(f"{found}, needs {needed}")
     with checks.trying("packages", f"installed versions against {constraints.name}", SETUP) as attempt:
         _packages(attempt, constraints)
-    with checks.trying(
-        "CPU threads", "threads that would be started against CPUs", "Ask for fewer --workers."
-    ) as attempt:
+    tried = "threads that would be started against CPUs"
+    with checks.trying("CPU threads", tried, "Ask for fewer --workers.") as attempt:
         _threads(attempt)
     for name, folder, remedy in (
         ("working directory", Path.cwd, "Work in a folder of your own."),
         ("temporary folder", lambda: Path(tempfile.gettempdir()), "Set TMPDIR to a folder with room."),
     ):
         with checks.trying(name, "writing there, room", remedy) as attempt:
-            _room(attempt, folder())
+            free = free_bytes(folder())
+            note = attempt.failure if free < LEAST_BYTES else attempt.warning if free < FEW_BYTES else attempt.ok
+            note(f"{free / GIB:.1f} GiB free in {folder()}")
     return checks
 
 
@@ -65,10 +62,10 @@ def _packages(attempt: Attempt, constraints: Path) -> None:
     else:
         lines = [line.partition("#")[0].strip() for line in constraints.read_text(encoding="utf-8").splitlines()]
         pins = [(pin, found) for pin in map(Requirement, filter(None, lines)) if (found := _installed(pin.name))]
-        departing = [f"{pin.name} {found} ({pin.specifier})" for pin, found in pins if not _admits(pin, found)]
-        as_pinned = f"{len(pins) - len(departing)} as pinned"
-        if departing:
-            attempt.warning(f"{as_pinned}, {len(departing)} not: {_listed(departing)}")
+        others = [f"{pin.name} {found} ({pin.specifier})" for pin, found in pins if not _admits(pin, found)]
+        as_pinned = f"{len(pins) - len(others)} as pinned"
+        if others:
+            attempt.warning(f"{as_pinned}, {len(others)} not: {_listed(others)}")
         else:
             attempt.ok(as_pinned)
 
@@ -102,7 +99,7 @@ def _threads(attempt: Attempt) -> None:
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(CGROUP)
     usable = min(cpus, ceil(quota)) if quota else cpus
-    # TensorFlow's own pool knows what CPUs the process is bound to, but of no quota.
+    # TensorFlow's pool heeds the CPUs that the process is bound to, but no quota.
     pool = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or cpus)
     resources = Resources()
     workers = resources.workers * resources.cpus_per_worker
@@ -117,11 +114,7 @@ def _threads(attempt: Attempt) -> None:
 
 
 def cpu_quota(folder: Path) -> float | None:
-    """CPUs that a container may use at a time; None without a limit.
-
-    Args:
-        folder: Where the control groups are mounted, version 2 or 1.
-    """
+    """CPUs that a container may use at a time, by the control groups mounted in a folder; None without a limit."""
     unified = folder / "cpu.max"
     old = folder / "cpu" / "cpu.cfs_quota_us", folder / "cpu" / "cpu.cfs_period_us"
     if unified.is_file():
@@ -133,15 +126,8 @@ def cpu_quota(folder: Path) -> float | None:
     return None if quota in {"max", "-1"} else int(quota) / int(period)
 
 
-def _room(attempt: Attempt, folder: Path) -> None:
-    """Write a file, and look how much more would fit."""
-    free = free_bytes(folder)
-    note = attempt.failure if free < LEAST_BYTES else attempt.warning if free < FEW_BYTES else attempt.ok
-    note(f"{free / GIB:.1f} GiB free in {folder}")
-
-
 def free_bytes(folder: Path) -> int:
-    """Write a file into a folder, remove it, and return how much more would fit.
+    """Write a file into a folder, remove it, and return the free bytes.
 
     Raises:
         OSError: It cannot be written.

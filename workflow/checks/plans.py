@@ -1,4 +1,4 @@
-"""Plans of what a run would restore, by shapes alone: shards, overhead, range of the model, room for the outputs."""
+"""Plans of the volumes that a run would restore: shards, overhead, range of the model, room for the outputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,10 +23,10 @@ from workflow.train.data import TrainingSource
 from workflow.upscale.plan import UpscaleRequest, VolumePlan, plan_volume
 
 REMEDY = "Raise resources.memory_budget_mib, or choose another --scale or --spacing."
-# The planner's figure is a bound that no shard has gone beyond; over thirteen plans they took 0.63 to 0.97 of it.
+# The planner's figure is an upper bound; over thirteen plans shards took 0.63 to 0.97 of it.
 LIKELY_SHARE = 0.78
 MAX_SHOWN = 3
-IN_FLIGHT = 2  # volumes whose cores lie on disk at one time: one is written while the next is restored
+IN_FLIGHT = 2  # volumes whose cores are on disk at one time: one is written while the next is restored
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,22 +37,22 @@ class PlannedVolume:
         name: Of its file.
         plan: Its shards.
         coarse: Reads it for the workers.
-        times: Time points.
+        n_timepoints: Time points.
         value_bytes: Of a voxel of the output on disk.
-        remarks: Where it leaves what the model was trained for.
+        warnings: Where it leaves the range of the model.
     """
 
     name: str
     plan: ShardPlan
     coarse: Callable[[], CoarseVolume] = field(repr=False)
-    times: int = 1
+    n_timepoints: int = 1
     value_bytes: int = VALUE_BYTES
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def shards(self) -> int:
         """Over all time points."""
-        return self.times * len(self.plan.shards)
+        return self.n_timepoints * len(self.plan.shards)
 
     @property
     def likely_bytes(self) -> int:
@@ -62,18 +62,11 @@ class PlannedVolume:
     @property
     def voxels(self) -> int:
         """Of the target grid, all time points."""
-        return self.times * prod(self.plan.target_shape)
+        return self.n_timepoints * prod(self.plan.target_shape)
 
 
 def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writable: bool) -> None:
-    """See that every input has an output of its own and none overwrites an input.
-
-    Args:
-        checks: Gets the check.
-        sources: The inputs.
-        out: Folder of the outputs.
-        writable: Whether it can be written: then that it takes each name is looked at, too.
-    """
+    """Check that each input has an output of its own and none overwrites an input; where writable, that it can be."""
     tried = f"the names of {counted(len(sources), 'output')}"
     with checks.trying("outputs", tried, "Choose another --out.") as attempt:
         outputs = output_paths(sources, out)
@@ -101,15 +94,15 @@ def plan_inputs(checks: Checklist, request: UpscaleRequest) -> list[PlannedVolum
     return planned
 
 
-def plan_lesson(
-    checks: Checklist, lesson: TrainingSource, network: NetworkFile, budget_mib: int
+def plan_training_source(
+    checks: Checklist, source: TrainingSource, network: NetworkFile, budget_mib: int
 ) -> list[PlannedVolume]:
-    """Plan to restore what is learned from, the first training volume, as the demo does."""
+    """Plan to restore the first training volume, as the demo does."""
     planned = []
     name = "the first training volume"
     with checks.trying("shard plan", f"{name}, degraded, cut for {network.name}", REMEDY) as attempt:
-        plan = plan_restoration(lesson.coarse, lesson.target, network, budget_mib, axes=lesson.axes, name=name)
-        planned = [PlannedVolume(name, plan, lambda: _coarse(lesson.coarse, lesson.axes, plan))]
+        plan = plan_restoration(source.coarse, source.target, network, budget_mib, axes=source.axes, name=name)
+        planned = [PlannedVolume(name, plan, lambda: _coarse(source.coarse, source.axes, plan))]
         _note_plans(attempt, planned)
     return planned
 
@@ -122,28 +115,21 @@ def _note_plans(attempt: Attempt, planned: Sequence[PlannedVolume]) -> None:
 
 
 def check_range(checks: Checklist, network: NetworkFile, planned: Sequence[PlannedVolume], *, trained: bool) -> None:
-    """Hold the volumes against the network's card.
-
-    Args:
-        checks: Gets the check.
-        network: What restores.
-        planned: What is restored.
-        trained: Whether what lies outside its range is a fault; of a network that is still to be trained, a remark.
-    """
+    """Compare the volumes with the network's card: outside its range is a failure, before it is trained a warning."""
     remedy = "Choose a model that was trained for it, or another --scale or --spacing."
     tried = f"scale and spacing of {counted(len(planned), 'volume')} against the card of {network.name}"
     with checks.trying("range of the model", tried, remedy) as attempt:
         for volume in planned:
-            for remark in volume.remarks:
+            for warning in volume.warnings:
                 if trained:
-                    attempt.failure(f"Cannot trust {network.name} with {volume.name}: {remark}.")
+                    attempt.failure(f"Cannot trust {network.name} with {volume.name}: {warning}.")
                 else:
-                    attempt.warning(f"{volume.name}: {remark}")
+                    attempt.warning(f"{volume.name}: {warning}")
         if network.card is None:
             attempt.warning(
                 f"{network.name} carries no card: what it was trained for is not known", "Train it with voxlift."
             )
-        elif not any(volume.remarks for volume in planned):
+        elif not any(volume.warnings for volume in planned):
             attempt.ok("all inside")
 
 
@@ -167,9 +153,9 @@ def _planned(volume: VolumePlan) -> PlannedVolume:
         name=scan.path.name,
         plan=plan,
         coarse=lambda: _coarse(scan.read(0), volume.axes, plan),
-        times=volume.times,
+        n_timepoints=volume.times,
         value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
-        remarks=volume.remarks,
+        warnings=volume.remarks,
     )
 
 

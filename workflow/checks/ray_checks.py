@@ -59,7 +59,7 @@ def ray_checks(identity: Callable[[], Path]) -> Checklist:
             stack.enter_context(cluster())
             did = "started here" if address == "local" else f"joined at {address}"
             attempt.ok(f"{did} in {time.monotonic() - started:.1f} s")
-        if checks.faults:
+        if checks.failures:
             for check in (ACTOR, STORE, NODES, UNITY):
                 checks.not_tried(*check, "Ray")
             return checks
@@ -70,7 +70,7 @@ def ray_checks(identity: Callable[[], Path]) -> Checklist:
             object_store(attempt, inventory(), SHARED_MEMORY)
         with checks.trying(*NODES, "Ask for fewer --workers, or add nodes.") as attempt:
             _nodes(attempt)
-        if actor.faults:
+        if actor.failures:
             checks.not_tried(*UNITY, ACTOR[0])
             return checks
         remedy = "Do not trust restored volumes of this machine; run make test and report what fails."

@@ -1,4 +1,4 @@
-"""Every volume that a run would read, looked at to its last byte, several at a time."""
+"""Check of every volume that a run would read, to its last byte, several at a time."""
 
 import os
 import time
@@ -21,7 +21,7 @@ from workflow.train.data import TrainingSource, lesson, require_named, training_
 
 Role = Literal["training", "validation", "input"]
 READ = "read to the last byte, as the run would"
-# From so many bytes of files on, processes read: foreign readers take turns among threads.
+# Bytes of files from which processes read instead of threads, which foreign readers do not run in parallel.
 PROCESSES_FROM = 100e6
 REMEDY = "Fix the volume, or leave it out; `voxlift inspect` shows what is wrong with it."
 
@@ -32,55 +32,49 @@ class VolumeCheck:
 
     Args:
         voxels: Of one time point.
-        warnings: What is odd but no obstacle.
+        warnings: What is unusual but no obstacle.
         error: Why it cannot be used, naming it.
-        spacing: mm per voxel along depth, height and width, of a volume to learn from.
-        lesson: Of the first volume to learn from.
+        spacing: mm per voxel along depth, height and width, of a training volume.
+        source: Of the first training volume.
     """
 
     voxels: int = 0
     warnings: tuple[str, ...] = ()
     error: InputError | None = None
     spacing: tuple[float, float, float] | None = None
-    lesson: TrainingSource | None = None
+    source: TrainingSource | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class VolumesSeen:
+class VolumesSummary:
     """Summary of the volumes of a run.
 
     Args:
-        training: Volumes to learn from that can be used.
-        spacing: Least and most mm per voxel of them, across the slices only where they train as they are.
-        lesson: From the first of them, or from the template where all is synthetic; None if it cannot be used.
-        validation_voxels: Of each volume to be scored on.
+        training: Training volumes that can be used.
+        spacing: Smallest and largest mm per voxel of them, across the slices only where whole volumes train.
+        source: Of the first of them, or of the template where all is synthetic; None if it cannot be used.
+        validation_voxels: Of each validation volume.
         inputs: Volumes to restore that can be used.
-        seconds: What reading what is trained and scored on takes one process.
+        seconds: Time that the reading took.
     """
 
     training: int
     spacing: tuple[float, float] | None
-    lesson: TrainingSource | None
+    source: TrainingSource | None
     validation_voxels: tuple[int, ...]
     inputs: tuple[Path, ...]
     seconds: float
 
 
-def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) -> VolumesSeen:
-    """Look at all training, validation and input volumes; every one that cannot be used is a failure.
-
-    Args:
-        checks: Gets the check.
-        config: The run.
-        given: Volumes to restore: files, folders, globs or lists.
-    """
+def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) -> VolumesSummary:
+    """Check all training, validation and `given` input volumes; each one that cannot be used is a failure."""
     began = time.perf_counter()
     found: dict[tuple[Path, Role], VolumeCheck] = {}
     with checks.trying("data", f"every volume {READ}", REMEDY) as attempt:
         wanted = list(_wanted(attempt, config, given))
         attempt.tried = f"{counted(len(wanted), 'volume')} {READ}, several at a time"
         with _pool([path for path, _ in wanted]) as pool:
-            found = dict(zip(wanted, pool.map(partial(_examined, config), wanted), strict=True))
+            found = dict(zip(wanted, pool.map(partial(_checked, config), wanted), strict=True))
         for (path, _), check in found.items():
             if check.error is not None:
                 attempt.error(check.error)
@@ -90,7 +84,7 @@ def check_volumes(checks: Checklist, config: RunConfig, given: Sequence[str]) ->
         counts = ", ".join(f"{roles.count(role)} {role}" for role in dict.fromkeys(roles))
         voxels = sum(check.voxels for check in found.values()) / 1e6
         attempt.ok(f"{counts or 'no file: all that trains is synthetic'}; {voxels:.1f} million voxels")
-    return _seen(config, found, time.perf_counter() - began)
+    return _summary(config, found, time.perf_counter() - began)
 
 
 def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterator[tuple[Path, Role]]:
@@ -99,28 +93,28 @@ def _wanted(attempt: Attempt, config: RunConfig, given: Sequence[str]) -> Iterat
         require_named(config)
     except ConfigError as error:
         attempt.error(error)
-    # Training from slices that names no scan falls back on nothing.
+    # Training from slices has no scan to fall back on.
     named = config.data.volumes or not config.data.mixture.slices
     yield from ((path, "training") for path in dict.fromkeys(training_paths(config) if named else ()))
     yield from ((path, "validation") for path in dict.fromkeys(config.data.validation))
-    there = []
+    usable = []
     for one in given:
         try:
             expand_inputs([one])
-            there.append(one)
+            usable.append(one)
         except InputError as error:
             attempt.error(error)
-    yield from ((path, "input") for path in (expand_inputs(there) if there else ()))
+    yield from ((path, "input") for path in (expand_inputs(usable) if usable else ()))
 
 
 def _pool(paths: Sequence[Path]) -> Executor:
-    """Threads, or for much to read processes."""
+    """Threads, or processes where there is much to read."""
     size = sum(path.stat().st_size for path in paths if path.is_file())
     count = max(1, min(os.cpu_count() or 1, len(paths)))
     return ThreadPoolExecutor(count) if size < PROCESSES_FROM else ProcessPoolExecutor(count, get_context("spawn"))
 
 
-def _examined(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
+def _checked(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
     path, role = wanted
     try:
         inspected = inspect_volume(path)
@@ -136,19 +130,19 @@ def _examined(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
     return VolumeCheck(prod(inspected.scan.grid.shape), inspected.warnings, None, spacing, source if first else None)
 
 
-def _seen(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], seconds: float) -> VolumesSeen:
+def _summary(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], seconds: float) -> VolumesSummary:
     usable = {wanted: check for wanted, check in found.items() if check.error is None}
     training = [check for (_, role), check in usable.items() if role == "training"]
-    # Where a volume trains by its slices alone, the thickness of its slices teaches nothing.
+    # Of a volume that trains by its slices alone, the slice thickness does not count.
     sharp = 0 if config.data.mixture.volumes else 1
     spacing = [size for check in training for size in (check.spacing or ())[sharp:]]
-    first = next((check.lesson for check in training if check.lesson is not None), None)
+    first = next((check.source for check in training if check.source is not None), None)
     if not training_paths(config):
         first = lesson(config, template_path())
-    return VolumesSeen(
+    return VolumesSummary(
         training=len(training),
         spacing=(min(spacing), max(spacing)) if spacing else None,
-        lesson=first,
+        source=first,
         validation_voxels=tuple(check.voxels for (_, role), check in usable.items() if role == "validation"),
         inputs=tuple(path for path, role in usable if role == "input"),
         seconds=seconds,
