@@ -166,7 +166,7 @@ def test_a_model_outside_its_range_a_full_disk_a_deleted_experiment(place, monke
     assert "Choose a model that was trained for it" in fault(faults, "scale 4 along depth: the model was trained for 2")
     assert "scale 1 along height" in checks["range of the model"].seen
     assert "MiB of room there, or name a folder on another disk" in fault(faults, "Cannot keep what the run writes")
-    assert "Restore it, or take another name" in fault(faults, "experiment given up: it was deleted")
+    assert "Restore it, or use another name" in fault(faults, "experiment given up: it was deleted")
     assert "Name some with --set data.validation" in fault(faults, "Cannot stop early: no validation volume is named")
     assert checks["shard plan"].status == "ok"
     assert everything_in(place) == before

@@ -1,4 +1,4 @@
-"""The volumes that a run worked on, as MLflow's dataset inputs: digest and geometry, no name, no path."""
+"""Input volumes of a run as MLflow's dataset inputs: digest and geometry, without name or path."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from workflow.tracking import mlflow_api
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput
 
-DIGEST_LENGTH = 36  # what MLflow holds
+DIGEST_LENGTH = 36  # MLflow's limit
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class InputVolume:
     """A volume that went into a run.
 
     Args:
-        role: What it was for: "training", "reference", "input".
-        sha256: Of the file; of the digests of both where header and voxels are files of their own.
+        role: "training", "validation", "reference" or "input".
+        sha256: Of the file; of both digests where header and voxels are separate files.
         shape: Voxels along (i, j, k).
         spacing: mm along (i, j, k).
         axes: Directions in which i, j and k grow, such as "RAS".

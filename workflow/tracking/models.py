@@ -1,4 +1,4 @@
-"""Trained models in the store: checked before they are logged and on loading, found by every name they go by.
+"""Trained models in the store: checked when they are logged and loaded, and found by any of their names.
 
 A model is a folder that MLflow loads and serves without a pickle.
 """
@@ -38,34 +38,32 @@ def logged_model(
 ) -> Iterator[str]:
     """Check a trained model against its contract, through MLflow's own loader, and log it.
 
-    A resumed run that has logged the same network already keeps that one.
-
-    Loads TensorFlow: it runs in a worker.
+    A resumed run that has logged the same network already keeps that one. Loads TensorFlow: it runs in a worker.
 
     Args:
         address: Of the run.
         model_path: The `.keras` file.
-        probe_shapes: Depth, height and width of the inputs that the model must answer in their own shape; the first is
-            that of the example that is logged.
+        probe_shapes: Depth, height and width of inputs that the model must return in their own shape; the first is
+            also that of the logged example.
         contract: Of the model; a restorer of any stride by default.
 
     Yields:
         The model's URI, once.
 
     Raises:
-        ContractError: The file, or what the network returns, departs from the contract.
+        ContractError: The file, or the output of the network, violates the contract.
     """
     client = mlflow_api.MlflowClient(tracking_uri=address.tracking_uri)
     run = client.get_run(address.run_id)
-    output_contract = contract or ModelContract()
-    seal = manifest_entry(model_path, output_contract)
+    contract = contract or ModelContract()
+    manifest = manifest_entry(model_path, contract)
     if known := _logged_before(client, run, model_path):
         yield f"models:/{known}"
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        write_folder(folder, model_path, seal, probe_shapes[0])
-        require_answers(folder, output_contract, probe_shapes)
+        write_folder(folder, model_path, manifest, probe_shapes[0])
+        require_answers(folder, contract, probe_shapes)
         entity = client.create_logged_model(
             run.info.experiment_id,
             "model",
@@ -73,7 +71,7 @@ def logged_model(
             params=run.data.params,
             model_type="restorer",
         )
-        write_mlmodel(folder, seal, run.info.run_id, entity.model_id)
+        write_mlmodel(folder, manifest, run.info.run_id, entity.model_id)
         client.log_model_artifacts(entity.model_id, str(folder))
         client.finalize_logged_model(entity.model_id, mlflow_api.LoggedModelStatus.READY)
         client.log_outputs(run.info.run_id, [mlflow_api.LoggedModelOutput(entity.model_id, step=0)])
@@ -81,14 +79,14 @@ def logged_model(
 
 
 def resolve_model(text: str) -> Path:
-    """Find the `.keras` file that a person means, and check it against what was logged with it.
+    """Find the `.keras` file of a model, and check it against the manifest entry logged with it.
 
     Args:
         text: A `.keras` file, a folder that holds one, `models:/NAME/VERSION`, `models:/NAME@ALIAS` or
             `runs:/RUN/model`.
 
     Returns:
-        A local file; what was fetched from a store is removed when the process ends.
+        A local file; one fetched from a store is removed when the process ends.
 
     Raises:
         InputError: There is no such model, or it is not the one that was logged.
@@ -103,38 +101,28 @@ def resolve_model(text: str) -> Path:
             f"Cannot load the model {text}: it {what}.",
             "Name a .keras file, a folder with one, models:/NAME@champion or runs:/RUN/model.",
         )
-    seal = logged_entry(folder)
-    if seal and file_digest(files[0]) != seal.sha256:
-        said = "; ".join(seal.problems(files[0]))
+    logged = logged_entry(folder)
+    if logged and file_digest(files[0]) != logged.sha256:
+        said = "; ".join(logged.problems(files[0]))
         raise InputError(f"Cannot load the model {text}: {files[0].name} departs from what was logged: {said}.")
     return files[0]
 
 
 def model_entries(client: "MlflowClient", run: "Run", into: Path) -> dict[str, ManifestEntry]:
-    """Make manifest entries for every file of the models that a run has logged.
-
-    Args:
-        client: Of the store.
-        run: The run.
-        into: Folder that the files are fetched to, as `model/…`.
-
-    Returns:
-        Entries by path within the run.
-    """
-    seals: dict[str, ManifestEntry] = {}
+    """Fetch the models that a run has logged into a folder; returns manifest entries by path within the run."""
+    entries: dict[str, ManifestEntry] = {}
     for folder in fetch_models(client, run, into).values():
         known = logged_entry(folder)
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             inside = path.relative_to(into).as_posix()
-            seals[inside] = known if known and inside.endswith(MODEL_FILE) else manifest_entry(path)
-    return seals
+            entries[inside] = known if known and inside.endswith(MODEL_FILE) else manifest_entry(path)
+    return entries
 
 
 def fetch_models(client: "MlflowClient", run: "Run", into: Path) -> dict[str, Path]:
-    """Fetch the models that a run has logged into the folders `model`, `model-2`, … of a folder.
+    """Fetch the models that a run has logged into `model`, `model-2`, …; returns these folders by the model's id.
 
-    Returns:
-        The folders by the id of the model; without those of models that have lost all their files.
+    Models that have lost all their files are left out.
     """
     folders = {}
     outputs = run.outputs.model_outputs if run.outputs else []
@@ -158,15 +146,13 @@ def _logged_before(client: "MlflowClient", run: "Run", model_path: Path) -> str 
 
 
 def _download(client: "MlflowClient", uri: str, into: Path) -> Path:
-    """Fetch a model's folder; MLflow's own loader of `models:/` goes by a global store, this by the client's."""
-    place = _place(client, uri)
-    return Path(
-        mlflow_api.download_artifacts(artifact_uri=place, dst_path=str(into), tracking_uri=str(client.tracking_uri))
-    )
+    """Fetch a model's folder; MLflow's own loader of `models:/` uses a global store, this the client's."""
+    location, store = _location(client, uri), str(client.tracking_uri)
+    return Path(mlflow_api.download_artifacts(artifact_uri=location, dst_path=str(into), tracking_uri=store))
 
 
-def _place(client: "MlflowClient", uri: str) -> str:
-    """Return where the folder of a model lies.
+def _location(client: "MlflowClient", uri: str) -> str:
+    """Return the location of the folder of a model.
 
     Raises:
         ValueError: The URI has another form, or the run has no model.
@@ -186,7 +172,7 @@ def _place(client: "MlflowClient", uri: str) -> str:
         source = client.get_model_version(name, which).source
     else:
         return str(client.get_logged_model(name).artifact_location)
-    return _place(client, source) if source.startswith("models:/") else str(source)
+    return _location(client, source) if source.startswith("models:/") else str(source)
 
 
 def _fetched(uri: str) -> Path:
@@ -210,7 +196,7 @@ CONTRACT_KEY = "voxlift"
 
 
 def logged_entry(folder: Path) -> ManifestEntry | None:
-    """Return the manifest entry of the `.keras` file that stands in an `MLmodel`, None if voxlift did not write it."""
+    """Return the manifest entry of the `.keras` file from an `MLmodel`, None if voxlift did not write it."""
     try:
         metadata = yaml.safe_load((folder / "MLmodel").read_text())["metadata"]
         return ManifestEntry.model_validate_json(metadata[CONTRACT_KEY])
@@ -224,8 +210,8 @@ def network_of(path: Path) -> set[tuple[str, int]]:
         return {(entry.filename, entry.CRC) for entry in archive.infolist() if entry.filename != "metadata.json"}
 
 
-def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: NetworkShape) -> None:
-    """Write all that MLflow wants to load a model: weights, the code that answers, an example, packages, card."""
+def write_folder(folder: Path, model_path: Path, entry: ManifestEntry, example: NetworkShape) -> None:
+    """Write all that MLflow needs to load a model: weights, serving code, an example, packages, card."""
     (folder / "data").mkdir(parents=True)
     (folder / "code").mkdir()
     shutil.copyfile(model_path, folder / MODEL_FILE)
@@ -242,18 +228,16 @@ def write_folder(folder: Path, model_path: Path, seal: ManifestEntry, example: N
     (folder / "python_env.yaml").write_text(yaml.safe_dump(python))
     if card := read_network(model_path).card:
         (folder / "README.md").write_text(card.markdown())
-    write_mlmodel(folder, seal)
+    write_mlmodel(folder, entry)
 
 
-def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, model_id: str | None = None) -> None:
-    """Write the `MLmodel`: signature with the true free axes, both flavours, and the manifest entry of the weights."""
-    output_contract = seal.contract
-    assert isinstance(output_contract, ModelContract)  # noqa: S101 - what `manifest_entry` was given
-    tensor = output_contract.tensor()
+def write_mlmodel(folder: Path, entry: ManifestEntry, run_id: str | None = None, model_id: str | None = None) -> None:
+    """Write the `MLmodel`: signature with its free axes, both flavours, and the manifest entry of the weights."""
+    assert isinstance(entry.contract, ModelContract)  # noqa: S101 - what `manifest_entry` was given
+    tensor = entry.contract.tensor()
     # Unnamed: Keras gives the input another name when it is loaded again.
-    spec = mlflow_api.Schema(
-        [mlflow_api.TensorSpec(np.dtype(tensor.dtype), tuple(-1 if size is None else size for size in tensor.shape))]
-    )
+    shape = tuple(-1 if size is None else size for size in tensor.shape)
+    spec = mlflow_api.Schema([mlflow_api.TensorSpec(np.dtype(tensor.dtype), shape)])
     known: dict[str, Any] = {"model_uuid": model_id, "model_id": model_id} if model_id else {}
     model = mlflow_api.Model(
         run_id=run_id,
@@ -263,7 +247,7 @@ def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, 
             "serving_input_path": "serving_input_example.json",
             "type": "ndarray",
         },
-        metadata={CONTRACT_KEY: seal.model_dump_json()},
+        metadata={CONTRACT_KEY: entry.model_dump_json()},
         **known,
     )
     model.add_flavor(
@@ -275,20 +259,20 @@ def write_mlmodel(folder: Path, seal: ManifestEntry, run_id: str | None = None, 
     model.save(str(folder / "MLmodel"))
 
 
-def require_answers(folder: Path, output_contract: ModelContract, shapes: Sequence[NetworkShape]) -> None:
-    """Ask the model, loaded by MLflow, and check that what it returns has the shape in the contract.
+def require_answers(folder: Path, contract: ModelContract, shapes: Sequence[NetworkShape]) -> None:
+    """Call the model, loaded by MLflow, and check the shape of its output against the contract.
 
     Raises:
-        ContractError: It has not.
+        ContractError: The output violates it.
     """
     loaded = mlflow_api.pyfunc.load_model(str(folder))
     for shape in shapes:
-        probe = np.zeros((1, *shape, output_contract.channels), output_contract.dtype)
+        probe = np.zeros((1, *shape, contract.channels), contract.dtype)
         try:
             answer = loaded.predict(probe)
         except ValueError as error:
             raise ContractError(f"The model departs from its contract: {error}") from None
-        output_contract.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
+        contract.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
 
 
 def _requirements() -> list[str]:

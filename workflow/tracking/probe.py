@@ -1,4 +1,4 @@
-"""The tracking store tried out: a run is opened, written, read back and deleted."""
+"""Probe of the tracking store: a run is opened, written, read back and deleted."""
 
 import socket
 import sqlite3
@@ -36,12 +36,12 @@ PARAMETER, METRIC, ARTIFACT = ("probe", "written"), ("probe", 0.5), ("probe.txt"
 
 @dataclass(frozen=True)
 class StoreProbe:
-    """A store that holds what is written to it.
+    """A store that returned what was written to it.
 
     Args:
         uri: Of the store, without a password.
-        artifacts: Where the artifacts of an experiment go.
-        seconds: What opening, writing, reading and deleting a run took, the import of MLflow with it.
+        artifacts: Location of the artifacts of an experiment.
+        seconds: Time to open, write, read and delete a run, including the import of MLflow.
         left: What could not be deleted, and why; None when nothing is left but what `mlflow gc` removes.
     """
 
@@ -63,12 +63,12 @@ def probe_store(uri: str | None = None) -> StoreProbe:
     started = time.monotonic()
     uri = uri or tracking_uri()
     with _one_message(uri):
-        _require_place(uri)
+        _require_answer(uri)
         if urlsplit(uri).scheme in {"http", "https"}:
-            # For what listens and stays silent, MLflow's client waits for minutes.
+            # For a server that does not answer, MLflow's client waits for minutes.
             server_version(uri)
         with opened_store("record", uri) as client:
-            # A name of its own: who probes at the same time deletes no experiment that another is using.
+            # A unique name: probes at the same time do not delete each other's experiment.
             experiment = experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
     run_id = None
     try:
@@ -89,9 +89,9 @@ def probe_store(uri: str | None = None) -> StoreProbe:
 
 
 def try_store(experiments: Sequence[str]) -> StoreProbe:
-    """Write a run to the store, read it back and delete it; look whether the experiments may be recorded in.
+    """Probe the store and check that experiments may be recorded in.
 
-    A SQLite file that is not there yet is tried out in a scratch folder next to its place.
+    For a SQLite file that is not there yet, one in a scratch folder next to it is probed.
 
     Args:
         experiments: Names; those that are not there would be made by the run.
@@ -102,8 +102,12 @@ def try_store(experiments: Sequence[str]) -> StoreProbe:
     uri = tracking_uri()
     file = sqlite_file(uri)
     if file is not None and not file.exists():
-        with _scratch_next_to(file, uri) as scratch:
-            probe = probe_store(f"{SQLITE}{scratch / file.name}")
+        existing = next(folder for folder in file.parents if folder.exists())
+        with (
+            _one_message(uri),
+            tempfile.TemporaryDirectory(dir=existing, prefix=".voxlift-probe-", ignore_cleanup_errors=True) as scratch,
+        ):
+            probe = probe_store(f"{SQLITE}{scratch}/{file.name}")
         return StoreProbe(shown(uri), str(artifact_location(uri)), probe.seconds, None)
     probe = probe_store(uri)
     with opened_store("record", uri) as client:
@@ -119,14 +123,14 @@ def server_version(uri: str) -> str:
         uri: Begins with `http://` or `https://`.
 
     Returns:
-        The version; what came instead where the server does not tell it.
+        The version, or the HTTP status where the server does not report it.
 
     Raises:
-        InputError: Nobody answers.
+        InputError: The server does not answer.
     """
-    # MLflow's own request, not urllib's: it brings the credentials and certificates that MLflow is configured with.
+    # MLflow's own request, which brings the credentials and certificates that MLflow is configured with.
     with _one_message(uri):
-        _require_place(uri)
+        _require_answer(uri)
         credentials = mlflow_api.get_default_host_creds(uri)
         answer = mlflow_api.http_request(
             credentials, "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
@@ -135,7 +139,7 @@ def server_version(uri: str) -> str:
 
 
 def _differing(client: "MlflowClient", run_id: str) -> list[str]:
-    """Write, read back, and name what differs."""
+    """Write, read back, and name the differences."""
     stamp = int(time.time() * 1000)
     client.log_batch(run_id, metrics=[mlflow_api.Metric(*METRIC, stamp, 0)], params=[mlflow_api.Param(*PARAMETER)])
     name, content = ARTIFACT
@@ -155,7 +159,7 @@ def _differing(client: "MlflowClient", run_id: str) -> list[str]:
 
 
 def _delete(client: "MlflowClient", experiment: str, run_id: str | None) -> str | None:
-    """Delete what the probe made; returns what is left. A run is worth having in a store that never deletes."""
+    """Delete what the probe made; returns what is left. A store that never deletes can still be used."""
     try:
         if run_id is not None:
             _delete_artifact(client.get_run(run_id).info.artifact_uri)
@@ -177,7 +181,7 @@ def _delete_artifact(artifact_uri: str) -> None:
                 folder.rmdir()
 
 
-def _require_place(uri: str) -> None:
+def _require_answer(uri: str) -> None:
     """Lock the SQLite file, or connect to the server: MLflow itself tries for up to two minutes."""
     if file := sqlite_file(uri):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,22 +197,8 @@ def _require_place(uri: str) -> None:
 
 
 @contextmanager
-def _scratch_next_to(file: Path, uri: str) -> Iterator[Path]:
-    standing = next(folder for folder in file.parents if folder.exists())
-    try:
-        scratch = tempfile.TemporaryDirectory(dir=standing, prefix=".voxlift-probe-", ignore_cleanup_errors=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot record in the tracking store {shown(uri)}: {error.strerror or error}.",
-            "Make room there and see that you may write, or set MLFLOW_TRACKING_URI to a store that is there.",
-        ) from error
-    with scratch as name:
-        yield Path(name)
-
-
-@contextmanager
 def _one_message(uri: str) -> Iterator[None]:
-    """Make whatever is raised against the store a message, without the password that the URI may hold."""
+    """Turn any error of the store into one message, without the password that the URI may hold."""
     try:
         yield
     except InputError:
@@ -225,8 +215,7 @@ def _first_line(error: Exception) -> str:
     root: BaseException = error
     while deeper := root.__cause__ or root.__context__:
         root = deeper
-    # What the system says is plainer than what layers of clients make of it.
+    # The system's message is plainer than that of the clients on top of it.
     reported = root if isinstance(root, OSError | sqlite3.Error) else error
     said = (isinstance(reported, OSError) and reported.strerror) or str(reported) or type(reported).__name__
-    # Within one message.
     return said.strip().splitlines()[0][:200].rstrip(". ").replace(". ", "; ")

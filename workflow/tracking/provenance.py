@@ -1,4 +1,4 @@
-"""Provenance of a run: configuration, code, versions, hardware; no folder and no name of a person."""
+"""Provenance of a run: configuration, code, versions and hardware, without paths or names of persons."""
 
 import json
 import os
@@ -26,14 +26,9 @@ COMMIT = "VOXLIFT_COMMIT"
 
 
 def record_setup(recorder: Recorder, config: RunConfig, command: str) -> None:
-    """Record the configuration, as parameters and as `config.yaml`, and what it runs on.
+    """Record the configuration, as parameters and as `config.yaml`, and the environment of a command of voxlift.
 
     Paths are left out unless the configuration allows them.
-
-    Args:
-        recorder: Of the run.
-        config: Of the run.
-        command: The command of voxlift.
     """
     shown = config if config.tracking.record_paths else without_paths(config)
     recorder.parameters(flatten(shown))
@@ -42,8 +37,9 @@ def record_setup(recorder: Recorder, config: RunConfig, command: str) -> None:
 
 
 def record_environment(recorder: Recorder, command: str, tags: Mapping[str, str] | None = None) -> None:
-    """Record the code, the versions and the hardware that a run goes by, and more tags."""
+    """Record the code, the versions and the hardware of a run, and more tags."""
     code, machine = code_state(), hardware()
+    versions = {"python": platform.python_version(), **installed_versions(*PACKAGES)}
     recorder.tags(
         {
             "mlflow.source.name": f"voxlift {command}",
@@ -56,7 +52,7 @@ def record_environment(recorder: Recorder, command: str, tags: Mapping[str, str]
             **(tags or {}),
         }
     )
-    recorder.text(json.dumps({"code": code, "versions": versions(), "hardware": machine}, indent=1), ENVIRONMENT)
+    recorder.text(json.dumps({"code": code, "versions": versions, "hardware": machine}, indent=1), ENVIRONMENT)
 
 
 def record_network(recorder: Recorder, network: NetworkFile) -> None:
@@ -89,10 +85,7 @@ def without_paths(config: RunConfig) -> RunConfig:
 
 @cache
 def code_state() -> dict[str, str]:
-    """Return the git commit that runs and whether it was changed since.
-
-    Outside of a repository they are what VOXLIFT_COMMIT says, else "unknown".
-    """
+    """Return the git commit and whether the tree differs from it; outside a repository, by VOXLIFT_COMMIT."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(  # noqa: S603 - fixed arguments
@@ -117,13 +110,8 @@ def code_state() -> dict[str, str]:
         return {"commit": reported.removesuffix("-dirty"), "dirty": "yes" if reported.endswith("-dirty") else "no"}
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide on the numbers."""
-    return {"python": platform.python_version(), **installed_versions(*PACKAGES)}
-
-
 def hardware() -> dict[str, Any]:
-    """Return processor, threads, memory and GPUs; the machine's name is nobody's concern."""
+    """Return processor, threads, memory and GPUs, without the machine's name."""
     info = Path("/proc/cpuinfo")
     names = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
     drivers = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

@@ -25,11 +25,11 @@ class RunRecord:
         status: "FINISHED", "FAILED", "KILLED" or "RUNNING".
         started: Milliseconds since 1970.
         seconds: From start to end; None while it runs.
-        parent: Id of the run whose child it is.
+        parent: Id of its parent run.
         parameters: By name.
-        metrics: The last value of each, without those of the machine.
-        tags: By name, without those that MLflow keeps for itself.
-        inputs: Digests of the volumes that it worked on.
+        metrics: The last value of each, without system metrics.
+        tags: By name, without MLflow's own.
+        inputs: Digests of its input volumes.
     """
 
     run_id: str
@@ -49,7 +49,7 @@ def read_runs(experiment: str | None = None, run_ids: Sequence[str] = ()) -> lis
 
     Args:
         experiment: All runs of this experiment.
-        run_ids: Or these runs, in this order; the first letters of an id suffice within the experiment.
+        run_ids: Or these runs, in this order; within the experiment a name or the start of an id suffices.
 
     Raises:
         InputError: The store cannot be used, or there is no such experiment or run.

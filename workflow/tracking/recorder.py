@@ -1,4 +1,4 @@
-"""One run and its only writer: what it records, under which contracts, and how it ends."""
+"""One run and its only writer: its records, their contracts, and its end."""
 
 import logging
 import shutil
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from configs.errors import ContractsError
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
 
 METRICS_PER_REQUEST = 500
 FLUSH_SECONDS = 5.0
-INPUT_TURNS = 3
+INPUT_TRIES = 3
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 CONTRACTS_TAG = "voxlift.contracts"
 
 
 class Recorder:
-    """Writes one run. Metrics are kept back and sent in batches; every artifact is sealed under its contract.
+    """Writes one run: metrics in batches, and every artifact with its manifest entry.
 
     Args:
         client: Of the store.
         address: Of the run.
-        steps: The last step of each metric that an earlier part of the run has logged; what is not beyond is left out.
-        seals: Manifest entries of the artifacts that an earlier part of the run has logged.
+        steps: Last step of each metric that an earlier part of the run has logged; none up to it is logged again.
+        entries: Manifest entries of the artifacts that it has logged.
     """
 
     def __init__(
@@ -56,34 +56,32 @@ class Recorder:
         client: "MlflowClient",
         address: RunAddress,
         steps: Mapping[str, int] | None = None,
-        seals: Mapping[str, ManifestEntry] | None = None,
+        entries: Mapping[str, ManifestEntry] | None = None,
     ) -> None:
         self.address = address
         self._client = client
         self._pending: list[tuple[str, float, int, int]] = []
         self._steps = dict(steps or {})
-        self._seals = dict(seals or {})
+        self._entries = dict(entries or {})
         self._lock = threading.RLock()
         self._flushed = time.monotonic()
 
     def parameters(self, values: Mapping[str, str]) -> None:
         """Record parameters by name."""
-        self._client.log_batch(
-            self.address.run_id, params=[mlflow_api.Param(key, value) for key, value in values.items()]
-        )
+        params = [mlflow_api.Param(key, value) for key, value in values.items()]
+        self._client.log_batch(self.address.run_id, params=params)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Record metrics at a step; they are sent when enough have come together, every few seconds, and at the end."""
+        """Record metrics at a step; they are sent in batches, every few seconds and at the end."""
         now = int(time.time() * 1000)
         with self._lock:
-            self._pending += [
-                (key, value, now, step) for key, value in values.items() if step > self._steps.get(key, -1)
-            ]
+            new = {key: value for key, value in values.items() if step > self._steps.get(key, -1)}
+            self._pending += [(key, value, now, step) for key, value in new.items()]
             if len(self._pending) >= METRICS_PER_REQUEST or time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self.flush()
 
     def flush(self) -> None:
-        """Send the metrics that are kept back."""
+        """Send the metrics that are waiting."""
         with self._lock:
             while batch := self._pending[:METRICS_PER_REQUEST]:
                 self._client.log_batch(self.address.run_id, metrics=[mlflow_api.Metric(*entry) for entry in batch])
@@ -110,26 +108,26 @@ class Recorder:
             path: The file.
             folder: Of the run's artifacts.
             contract: Of the file.
-            name: Instead of the file's own, which may tell whose it is.
+            name: Instead of the file's own, which may identify a person.
 
         Raises:
-            ContractError: The file departs from its contract.
+            ContractError: The file violates its contract.
         """
         if name is not None:
             with tempfile.TemporaryDirectory() as scratch:
                 return self.artifact(Path(shutil.copyfile(path, Path(scratch) / name)), folder, contract)
-        seal = manifest_entry(path, contract)
+        entry = manifest_entry(path, contract)
         self._client.log_artifact(self.address.run_id, str(path), folder)
-        self._seals[f"{folder}/{path.name}" if folder else path.name] = seal
-        # Now, not only at the end: a run that is killed and resumed still knows its contracts.
+        self._entries[f"{folder}/{path.name}" if folder else path.name] = entry
+        # Not only at the end: a run that is killed and resumed still has its contracts.
         self._log_contracts()
-        return seal
+        return entry
 
     def volume(self, path: Path, folder: str, contract: VolumeContract, *, with_header: bool) -> ManifestEntry:
-        """Record a volume; without what its header says beyond geometry, unless `with_header`.
+        """Record a volume, with only the geometry of its header unless `with_header`.
 
         Raises:
-            ContractError: The volume departs from its contract.
+            ContractError: The volume violates its contract.
         """
         if with_header:
             return self.artifact(path, folder, contract)
@@ -147,53 +145,49 @@ class Recorder:
             self.artifact(path, folder or None)
 
     def holds(self, artifact: str) -> bool:
-        """Say whether the run, or an earlier part of it, has recorded an artifact of that path."""
-        return artifact in self._seals
+        """Return whether the run, or an earlier part of it, has recorded an artifact of that path."""
+        return artifact in self._entries
 
     def inputs(self, volumes: Sequence[InputVolume]) -> None:
-        """Record which volumes the run works on: digest, geometry and role."""
-        for turn in range(INPUT_TURNS):
+        """Record the volumes that the run works on: digest, geometry and role."""
+        for attempt in range(INPUT_TRIES):
             try:
                 self._client.log_inputs(self.address.run_id, datasets=[dataset_input(volume) for volume in volumes])
             except mlflow_api.MlflowException:
-                # Runs that start together make the entry of one volume at once: all but the first find it next time.
-                if turn == INPUT_TURNS - 1:
+                # Of runs that make the entry of one volume at once, all but the first find it at the next attempt.
+                if attempt == INPUT_TRIES - 1:
                     raise
             else:
                 return
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags by name."""
-        self._client.log_batch(
-            self.address.run_id, tags=[mlflow_api.RunTag(key, value) for key, value in values.items()]
-        )
+        tags = [mlflow_api.RunTag(key, value) for key, value in values.items()]
+        self._client.log_batch(self.address.run_id, tags=tags)
 
     def describe(self, markdown: str) -> None:
         """Describe the run in Markdown, at the top of its page."""
         self.tags({NOTE_TAG: markdown})
 
     def end(self, status: str) -> None:
-        """Send what is kept back, log the contracts, and end the run."""
+        """Send what is waiting, log the contracts of models too, and end the run."""
         try:
             self.flush()
-            self._seal()
+            run = self._client.get_run(self.address.run_id)
+            with tempfile.TemporaryDirectory() as scratch:
+                self._entries = model_entries(self._client, run, Path(scratch)) | self._entries
+            self.tags({CONTRACTS_TAG: self._log_contracts()})
         except Exception:
             status = "FAILED"
             raise
         finally:
             self._client.set_terminated(self.address.run_id, status)
 
-    def _seal(self) -> None:
-        """Put the models under contract too, and note on the run itself what its contracts are."""
-        run = self._client.get_run(self.address.run_id)
-        with tempfile.TemporaryDirectory() as scratch:
-            self._seals = model_entries(self._client, run, Path(scratch)) | self._seals
-        self.tags({CONTRACTS_TAG: self._log_contracts()})
-
     def _log_contracts(self) -> str:
+        """Log the manifest; returns its digest."""
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / CONTRACTS_FILE
-            path.write_text(Contracts(run_id=self.address.run_id, seals=self._seals).text())
+            path.write_text(Contracts(run_id=self.address.run_id, seals=self._entries).text())
             self._client.log_artifact(self.address.run_id, str(path))
             return file_digest(path)
 
@@ -214,8 +208,8 @@ def recorded_run(
     Args:
         experiment: Name of the experiment; made if it is not there.
         name: Name of the run.
-        run_id: A run of that experiment to go on with, instead of a new one: no step of a metric is logged again. If it
-            was deleted, a new one is opened.
+        run_id: A run of that experiment to resume: no step of a metric is logged again. If it was deleted, a new one is
+            opened.
         parent: Id of the run whose child this one is.
         tags: Recorded before anything else.
 
@@ -247,7 +241,7 @@ def recorded_run(
 
 
 def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> Recorder | None:
-    """Open a run again where it stopped; None if it was deleted."""
+    """Reopen a run where it stopped; None if it was deleted."""
     try:
         run = client.get_run(run_id)
     except mlflow_api.MlflowException as error:
@@ -258,13 +252,13 @@ def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> 
         return None
     steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
     with tempfile.TemporaryDirectory() as scratch:
-        seals: Mapping[str, ManifestEntry] = {}
+        entries: Mapping[str, ManifestEntry] = {}
         if any(entry.path == CONTRACTS_FILE for entry in client.list_artifacts(run_id)):
             client.download_artifacts(run_id, CONTRACTS_FILE, scratch)
             with suppress(ContractsError):
-                seals = read_contracts(Path(scratch)).seals
+                entries = read_contracts(Path(scratch)).seals
     client.update_run(run_id, status="RUNNING")
-    return Recorder(client, RunAddress(uri, experiment, run_id), steps, seals)
+    return Recorder(client, RunAddress(uri, experiment, run_id), steps, entries)
 
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
@@ -282,7 +276,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
     def leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what a handler is called with
         nonlocal reported
-        if not reported:  # batch systems tell more than once: what is being saved goes on
+        if not reported:  # batch systems send it more than once: what is being saved goes on
             reported = True
             sys.exit(status)
 
@@ -290,7 +284,7 @@ def exit_on_sigterm() -> Iterator[None]:
     try:
         yield
     except SystemExit as left:
-        if reported:  # Ray, waiting for its workers, makes another status of it
+        if reported:  # Ray, waiting for its workers, changes the status
             left.code = status
         raise
     finally:
@@ -299,19 +293,19 @@ def exit_on_sigterm() -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C and SIGTERM back until the block has ended: a run that is being ended is ended."""
+    """Hold Ctrl-C and SIGTERM back until the block has ended, so that it completes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in INTERRUPTS}
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in INTERRUPTS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if came:
-        signal.raise_signal(came[0])
+    if received:
+        signal.raise_signal(received[0])
 
 
 SYSTEM_PREFIX = "system/"
@@ -319,10 +313,10 @@ SAMPLE_SECONDS = 5.0
 
 
 class SystemSampler:
-    """Samples the machine in a thread, and once more at the end, and hands the figures to the run's only writer.
+    """Samples the machine in a thread, and once more at the end.
 
     Args:
-        write: Takes metrics by name and their step.
+        write: Takes the metrics by name, and their step.
         first_step: Number of the first sample.
     """
 
@@ -335,17 +329,15 @@ class SystemSampler:
     def __enter__(self) -> None:
         self._thread.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
 
     def _sample_until_ended(self) -> None:
-        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it tells of GPUs that are not there
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)  # it reports GPUs that are not there
         monitors = mlflow_api.SystemMetricsMonitor("not written by it").monitors
         for monitor in monitors:
-            monitor.collect_metrics()  # the first share of CPU time is of no interval
+            monitor.collect_metrics()  # the first share of CPU time covers no interval
             monitor.clear_metrics()
         ended = False
         while not ended:

@@ -1,4 +1,4 @@
-"""Registered models: versions of a name, its champion, its challenger, and why one took the place of the other."""
+"""Registered models: their versions, champion, challenger, and the reason of a promotion."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """Address by which every command finds the model."""
+        """URI by which every command finds the model."""
         return f"models:/{self.name}/{self.version}"
 
 

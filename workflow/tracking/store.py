@@ -1,11 +1,11 @@
-"""Tracking store of runs: the store, its experiments, and the message when it cannot be used."""
+"""Tracking store: its client, its experiments, and the message when it cannot be used."""
 
 import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,14 +44,14 @@ class RunAddress:
 
     @classmethod
     def read(cls, path: Path) -> "RunAddress | None":
-        """Return what `write` has left in a file, None where nothing was started."""
+        """Read the file that `write` made; None if there is none."""
         try:
             return cls(**json.loads(path.read_text()))
         except FileNotFoundError:
             return None
 
     def write(self, path: Path) -> None:
-        """Leave it in a file, for who goes on with the run."""
+        """Write the address to a file, for resuming the run."""
         with replacing(path) as partial:
             partial.write_text(json.dumps(asdict(self)))
 
@@ -63,10 +63,10 @@ def tracking_uri() -> str:
 
 @contextmanager
 def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]:
-    """Open the store; what MLflow says against it becomes one message.
+    """Open the store; an error of MLflow becomes one message.
 
     Args:
-        doing: What is being done, to follow "Cannot".
+        doing: Verb phrase that follows "Cannot" in the message.
         uri: Of the store; `tracking_uri()` by default.
 
     Raises:
@@ -93,7 +93,7 @@ def shown(uri: str) -> str:
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
-    """Return the id of an experiment, made if it is not there.
+    """Return the id of an experiment, which is made if it is not there.
 
     Raises:
         InputError: It was deleted.
@@ -120,13 +120,13 @@ def require_experiment(client: "MlflowClient", uri: str, name: str) -> str | Non
     if found is not None and found.lifecycle_stage == "deleted":
         raise InputError(
             f"Cannot record in the experiment {name}: it was deleted in {shown(uri)}.",
-            "Restore it, or take another name with --set tracking.experiment=NAME.",
+            "Restore it, or use another name with --set tracking.experiment=NAME.",
         )
     return str(found.experiment_id) if found is not None else None
 
 
 def artifact_location(uri: str) -> str | None:
-    """Return where the artifacts of a new experiment go: next to the file of a SQLite store; a server knows its own."""
+    """Return the place of artifacts of a new experiment: next to a SQLite file; None for a server's own."""
     file = sqlite_file(uri)
     return (file.parent / "mlruns").as_uri() if file else None
 
@@ -139,23 +139,21 @@ def sqlite_file(uri: str) -> Path | None:
 def _client(uri: str) -> "MlflowClient":
     """Open the store, which makes the tables of a SQLite file that has none."""
     file = sqlite_file(uri)
-    if file is None:
-        return mlflow_api.MlflowClient(tracking_uri=uri)
-    with _alone_in(file.parent):
+    with _alone_in(file.parent) if file else nullcontext():
         return mlflow_api.MlflowClient(tracking_uri=uri)
 
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Let one process at a time in: those that make the tables of a file at once trip over each other."""
+    """Lock a folder: processes that make the tables of a SQLite file at once disturb each other."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = os.open(folder, os.O_RDONLY)
+    folder_descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a file system that knows no locks
-            fcntl.flock(held, fcntl.LOCK_EX)
+            fcntl.flock(folder_descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(held)
+        os.close(folder_descriptor)
 
 
 def _refusal(doing: str, uri: str, error: Exception) -> InputError:

@@ -1,4 +1,4 @@
-"""Artifacts checked again: those of a run or of a folder, each against the contract that it kept when it was made."""
+"""Verification of the artifacts of a run or a folder, each against its contract and digest."""
 
 import tempfile
 from collections.abc import Iterator
@@ -21,13 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Damage:
-    """Problems of one artifact.
-
-    Args:
-        artifact: Its path within the run or folder.
-        what: Each thing that is wrong.
-    """
+class ArtifactProblems:
+    """Problems of one artifact, by its path within the run or folder."""
 
     artifact: str
     what: tuple[str, ...]
@@ -42,13 +37,13 @@ class Verification:
 
     Args:
         what: The run or folder.
-        artifacts: How many are under contract.
-        damages: What is wrong; empty when all is well.
+        artifacts: Number under contract.
+        damages: Problems, by artifact.
     """
 
     what: str
     artifacts: int
-    damages: tuple[Damage, ...]
+    damages: tuple[ArtifactProblems, ...]
 
 
 def verify(run_or_folder: str) -> Verification:
@@ -83,15 +78,15 @@ def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | 
             said.append("it was changed after the run had ended")
     except ContractsError as error:
         said.append(error.problem)
-    # A folder of the user may hold files of other kinds; what a run has logged is all under contract.
-    damages = contracts.problems(folder, alone=run_id is not None) if contracts.seals else {}
-    found = [Damage(path, tuple(damage)) for path, damage in damages.items()]
-    about_contracts = [Damage(CONTRACTS_FILE, tuple(said))] if said else []
-    return Verification(what, len(contracts.seals), (*about_contracts, *found))
+    # A folder of the user may hold other files too; every file that a run has logged is under contract.
+    found = contracts.problems(folder, alone=run_id is not None) if contracts.seals else {}
+    damaged = [ArtifactProblems(path, tuple(problems)) for path, problems in found.items()]
+    about_contracts = [ArtifactProblems(CONTRACTS_FILE, tuple(said))] if said else []
+    return Verification(what, len(contracts.seals), (*about_contracts, *damaged))
 
 
 def verdict(verification: Verification) -> RenderableType:
-    """Say what was checked and list what is wrong."""
+    """Report what was checked and list the problems."""
     if not verification.damages:
         return Text(f"{verification.artifacts} artifacts of {verification.what} are as they were made.")
     lines = [f"{len(verification.damages)} artifacts of {verification.what} are not as they were made:"]
@@ -102,7 +97,7 @@ def _fetch(run_id: str, folder: Path) -> str | None:
     """Fetch all artifacts of a run, and its models as `model`, into a folder.
 
     Returns:
-        SHA-256 of the `contracts.json` that the run logged when it ended; None if it logged none.
+        SHA-256 of the `contracts.json` that the run logged at its end; None if it logged none.
     """
     with opened_store(f"find the run {run_id}") as client:
         try:
@@ -123,7 +118,7 @@ def _fetch(run_id: str, folder: Path) -> str | None:
 
 
 def _files(client: "MlflowClient", run_id: str, folder: str | None = None) -> Iterator[str]:
-    """Name every file: a folder that has lost its files cannot be fetched as one."""
+    """List every file: a folder that has lost its files cannot be fetched as a whole."""
     for entry in client.list_artifacts(run_id, folder):
         if entry.is_dir:
             yield from _files(client, run_id, entry.path)
