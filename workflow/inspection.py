@@ -1,4 +1,4 @@
-"""Inspection of volumes: each checked as before any work, and its geometry as it is understood."""
+"""Inspection of volumes: the checks made before any work, and the geometry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Inspection:
 
     @property
     def record(self) -> dict[str, object]:
-        """The same as plain data."""
+        """The result as plain data."""
         if self.found is None:
             return {"input": str(self.path), "status": "refused", "error": self.error}
         grid, header, extent = self.found.scan.grid, self.found.scan.header, self.found.extent
@@ -64,19 +64,19 @@ class Inspection:
 
 def inspect_volumes(paths: Sequence[Path], scale: Three | None, spacing: Three | None) -> list[Inspection]:
     """Inspect volumes; with a scale or a spacing, derive the target grid of each."""
-    return [_inspected(path, scale, spacing) for path in paths]
-
-
-def _inspected(path: Path, scale: Three | None, spacing: Three | None) -> Inspection:
-    try:
-        found = inspect_volume(path)
-        return Inspection(path, found, target_grid(found.scan.grid, scale, spacing) if scale or spacing else None)
-    except InputError as error:
-        return Inspection(path, error=str(error))
+    inspected = []
+    for path in paths:
+        try:
+            found = inspect_volume(path)
+            target = target_grid(found.scan.grid, scale, spacing) if scale or spacing else None
+            inspected.append(Inspection(path, found, target))
+        except InputError as error:
+            inspected.append(Inspection(path, error=str(error)))
+    return inspected
 
 
 def inspection_tables(inspected: Sequence[Inspection]) -> list[Table]:
-    """Show the volumes that were not refused, if there are any."""
+    """Tabulate the volumes that were not refused, if there are any."""
     passed = [(one.found, one.target) for one in inspected if one.found is not None]
     if not passed:
         return []

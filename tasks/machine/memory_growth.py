@@ -1,4 +1,4 @@
-"""Memory that a piece of work takes beyond what its process holds already."""
+"""Memory that a piece of work takes beyond what its process already holds."""
 
 import ctypes
 from contextlib import suppress
@@ -11,7 +11,7 @@ from tasks.sharding.restore import peak_rss
 
 
 class MemoryGrowth:
-    """Watches memory from its making on: that of the GPU that takes most where there are GPUs, else the host's."""
+    """Measures memory from its creation: of the GPU that takes most, or of the host where there is none."""
 
     def __init__(self) -> None:
         self._info = tf.config.experimental.get_memory_info
@@ -20,16 +20,16 @@ class MemoryGrowth:
             tf.config.experimental.reset_memory_stats(gpu)
         self._held_by_gpus = [self._info(gpu)["current"] for gpu in self._gpus]
         with suppress(OSError, AttributeError):
-            # GNU: what was freed goes back to the system, else work would grow into it unseen.
+            # GNU: freed memory goes back to the system; else work that reuses it would not be measured.
             ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):
-            # Linux: the peak begins anew. Elsewhere it may be older than this, and the growth is overstated.
+            # Linux: resets the peak. Elsewhere it may be older, and the growth is overstated.
             Path("/proc/self/clear_refs").write_text("5")
         self._held = psutil.Process().memory_info().rss
 
     @property
     def bytes(self) -> int:
-        """The most that was held at one time beyond what was held at the start."""
+        """Peak memory beyond that at the start."""
         if self._gpus:
             peaks = (self._info(gpu)["peak"] for gpu in self._gpus)
             return max(int(peak - held) for peak, held in zip(peaks, self._held_by_gpus, strict=True))

@@ -1,6 +1,6 @@
 """Checks of TensorFlow, run in a process of its own: `python -m tasks.machine.tensorflow_check FOLDER`.
 
-The process writes a line for each check as soon as it is made, so that whatever ends it takes none of them along.
+The process writes a line for each check as soon as it is made, so that none is lost when it dies.
 """
 
 import itertools
@@ -23,7 +23,7 @@ GPU_DRIVERS = Path("/proc/driver/nvidia/gpus")
 TOLERANCE = 1e-5
 SETUP = "Run make setup, with EXTRA=gpu on a machine with an NVIDIA GPU."
 DEVICE_REMEDY = "Update the driver of the device, or hide it with CUDA_VISIBLE_DEVICES=-1."
-SLOWER = 10  # times, beyond which a choice is a wrong one
+MAX_SLOWDOWN = 10  # times the other choice
 
 Triple = tuple[int, int, int]
 # Kernel and strides: uneven overlap, even overlap, holes, an axis that stays, the three-stage form, no overlap.
@@ -38,15 +38,7 @@ TRANSPOSED: tuple[tuple[Triple, Triple], ...] = (
 
 
 def tensorflow_checks(folder: Path) -> Iterator[Check]:
-    """Try what networks need of TensorFlow.
-
-    Args:
-        folder: Receives `identity.keras`, a network that returns its input.
-
-    Yields:
-        A check after the other: TensorFlow itself, a convolution on each device, XLA, transposed convolution, a saved
-        network.
-    """
+    """Check what networks need of TensorFlow, one thing after another; saves a network that returns its input."""
     remedy = f"{SETUP} See that KERAS_BACKEND and keras.json name no backend but tensorflow."
     checks = Checklist()
     with checks.trying("TensorFlow", "importing it and Keras, listing devices", remedy) as loaded:
@@ -84,11 +76,11 @@ def _load(attempt: Attempt) -> None:
     import keras
     import tensorflow as tf
 
-    # TensorFloat-32 rounds to 10 bits: here the arithmetic is looked at, not the speed.
+    from tasks.machine.devices import grow_memory
+
+    # TensorFloat-32 rounds to 10 bits: this checks the arithmetic, not the speed.
     tf.config.experimental.enable_tensor_float_32_execution(False)  # noqa: FBT003 - positional only
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)  # noqa: FBT003 - positional in TensorFlow's own examples
+    gpus = grow_memory()
     seen = f"TensorFlow {tf.__version__}, Keras {keras.__version__}, devices: {', '.join(_devices())}"
     backend, order, floats = keras.backend.backend(), keras.config.image_data_format(), keras.config.floatx()
     if (backend, order, floats) != ("tensorflow", "channels_last", "float32"):
@@ -111,12 +103,8 @@ def _devices() -> list[str]:
         import tensorflow as tf
     except Exception:  # noqa: BLE001 - reported by the check that imports it
         return ["CPU:0"]
-    kinds = ("CPU", "GPU")
-    return [
-        device.name.removeprefix("/physical_device:")
-        for kind in kinds
-        for device in tf.config.list_physical_devices(kind)
-    ]
+    devices = tf.config.list_physical_devices("CPU") + tf.config.list_physical_devices("GPU")
+    return [device.name.removeprefix("/physical_device:") for device in devices]
 
 
 def _convolve(device: str, attempt: Attempt) -> None:
@@ -139,13 +127,12 @@ def _convolve(device: str, attempt: Attempt) -> None:
 
 
 def _compare_xla(attempt: Attempt) -> None:
-    """Compare what is chosen for the networks of this process with the other choice."""
+    """Compare the choice made for the networks of this process with the other one."""
     import tensorflow as tf
 
     from tasks.machine.devices import XLA, device_kind
 
-    kind = device_kind()
-    chosen = XLA
+    kind, chosen = device_kind(), XLA
     latent, weights = tf.random.normal((1, 4, 14, 14, 32)), tf.random.normal((4, 4, 4, 16, 32))
 
     def milliseconds(jit: bool) -> float:  # noqa: FBT001 - named at every call
@@ -169,7 +156,7 @@ def _compare_xla(attempt: Attempt) -> None:
     choice = f"networks run {'with' if chosen else 'without'} it on the {kind}"
     seen = f"{choice}: {plain:.1f} ms without, {fused:.1f} ms with"
     mine, other = (fused, plain) if chosen else (plain, fused)
-    if mine > SLOWER * other:
+    if mine > MAX_SLOWDOWN * other:
         attempt.warning(seen, f"Set XLA to {not chosen} in tasks/machine/devices.py.")
     else:
         attempt.ok(seen)
@@ -190,7 +177,7 @@ def _compare_transposed(attempt: Attempt) -> None:
         weights = random.normal(size=layer.kernel.shape).astype(np.float32)
         layer.set_weights([weights])
         expected = scattered(volume, weights, strides)
-        # One filter is computed by phases where volumes are restored.
+        # A single filter is computed by phases where volumes are restored.
         for form in (model, with_phases(model)):
             made = np.asarray(form(volume))
             if made.shape != expected.shape:
@@ -201,7 +188,7 @@ def _compare_transposed(attempt: Attempt) -> None:
 
 
 def scattered(volume: NDArray[Any], weights: NDArray[Any], strides: Triple) -> NDArray[np.float64]:
-    """Transposed convolution by its definition, padding SAME: every input voxel adds its weighted taps.
+    """Transposed convolution by its definition, with padding SAME: every input voxel adds its weighted taps.
 
     Args:
         volume: `(batch, depth, height, width, in)`.
@@ -219,8 +206,8 @@ def scattered(volume: NDArray[Any], weights: NDArray[Any], strides: Triple) -> N
     for tap in np.ndindex(*kernel_size):
         reached = [slice(t, t + (n - 1) * s + 1, s) for t, n, s in zip(tap, sizes, strides, strict=True)]
         full[:, reached[0], reached[1], reached[2]] += volume.astype(np.float64) @ weights[tap].T
-    cut = [max(0, size - aim) // 2 for size, aim in zip(whole, wanted, strict=True)]
-    window = [slice(start, start + aim) for start, aim in zip(cut, wanted, strict=True)]
+    before = [max(0, size - aim) // 2 for size, aim in zip(whole, wanted, strict=True)]
+    window = [slice(start, start + aim) for start, aim in zip(before, wanted, strict=True)]
     return full[:, window[0], window[1], window[2]]
 
 
@@ -232,7 +219,7 @@ def _save_identity(path: Path, attempt: Attempt) -> None:
 
 
 def _compare(attempt: Attempt, difference: float, remark: str) -> None:
-    # Not `difference > TOLERANCE`: that is false of what is no number.
+    # Not `difference > TOLERANCE`, which is false of NaN.
     note = attempt.ok if difference <= TOLERANCE else attempt.failure
     note(f"largest difference {difference:.1e} of the largest value, {remark}")
 

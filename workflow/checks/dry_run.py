@@ -8,31 +8,33 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 
 from configs.load import load_config
 from configs.schema import RunConfig
+from models.stages.report import describe
+from models.stages.stage import network_stages
+from models.stages.wording import shape_text
 from tasks.artifacts.model_card import make_card
 from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.machine.check import Checklist, counted
-from tasks.rehearsal import BuiltNetwork, RehearsedStep
+from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
 from tasks.sharding.plan import MIB
 from tasks.training.memory import replica_bytes
-from tasks.training.start import training_rehearsal
+from tasks.training.start import shard_rehearsal, training_rehearsal
 from tasks.volume.target import Three
 from workflow.checks import cluster, disk, estimates, plans
 from workflow.checks.cluster import ClusterReport
 from workflow.checks.estimates import Estimates, Memory, Starts
 from workflow.checks.plans import PlannedVolume
-from workflow.checks.rehearsal import check_stages, rehearse_shard
 from workflow.checks.report import ChecksReport
 from workflow.checks.store import check_store
 from workflow.checks.volumes import VolumesSummary, check_volumes
-from workflow.cluster import TimedWorker
-from workflow.cluster.resources import training_request
+from workflow.cluster import TimedWorker, share
+from workflow.cluster.resources import restoring_request, training_request
 from workflow.tracking.probe import StoreProbe, try_store
+from workflow.tracking.store import local_folder
 from workflow.train.data import TrainingSource
 from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.run import EXPERIMENT, saved_network
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from workflow.cluster.resources import Node
 
 UNTRAINED = "untrained.keras"
+STAGES_REMEDY = "Change network.stages; `voxlift shapes` explains them."
 CLUSTER_REMEDY = "Look at the worker's log below Ray's temporary folder, and at the memory of its node."
 ORDER = (
     *("configuration", "data", "model", "outputs", "output folder", "disk", "tracking", "cluster", "room", "replicas"),
@@ -143,7 +146,7 @@ class _Rehearsal:
                     self._console.print("Building the network …")
                     arguments = (config,), training_request(config), config.resources.patience_seconds
                     worker = training.enter_context(TimedWorker(training_rehearsal, *arguments))
-                    built = check_stages(checks, config, worker)
+                    built = self._stages(worker)
                 if built is not None:
                     starts = replace(starts, training=worker.start_seconds)
                     # As training would leave it, apart from the weights.
@@ -155,7 +158,7 @@ class _Rehearsal:
                 recorded, probe = recording.result()
                 checks.extend(recorded)
                 starts = replace(starts, store=probe.seconds if probe else 0.0)
-                self._check_disk(built, planned, _folder(probe.artifacts) if probe else None)
+                self._check_disk(built, planned, local_folder(probe.artifacts) if probe else None)
                 if built is not None and volumes.source is not None and not checks.failures:
                     step = self._step(worker, built, volumes.source, volumes.validation_voxels)
             if step is not None and network is not None and planned and not checks.failures:
@@ -178,6 +181,28 @@ class _Rehearsal:
             halo = ", ".join(f"{before}+{after}" for before, after in network.cost.field.halo)
             attempt.ok(f"{network.cost.parameters} weights, a halo of {halo} voxels")
         return network
+
+    def _stages(self, worker: TimedWorker) -> BuiltNetwork | None:
+        """Build the network and compare its shapes with integer arithmetic; None if it cannot be built."""
+        network, training = self._config.network, self._config.training
+        built: BuiltNetwork | None = None
+        tried = "shape arithmetic against the network built by TensorFlow"
+        with self._checks.trying("stages", tried, STAGES_REMEDY) as attempt:
+            built = worker.ask()
+            depth, height, width = (size // by for size, by in zip(training.patch, network.total_stride, strict=True))
+            latent = (training.batch_size // built.replicas, depth, height, width, network.latent_filters)
+            report = describe(latent, network_stages(network))
+            predicted = [latent, *(stage.output_shape for stage in report.stages)]
+            for number, shapes in enumerate(zip(predicted, [built.latent_shape, *built.stage_shapes], strict=True)):
+                expected, real = map(shape_text, shapes)
+                if expected != real:
+                    name = f"stage {number}" if number else "the latent"
+                    attempt.failure(f"Cannot trust the network: {name} is {real}, not {expected} as predicted.")
+            attempt.ok(" → ".join(map(shape_text, predicted)))
+            attempt.ok(f"{built.parameters} weights, {counted(built.replicas, 'replica')} on the {built.device}")
+            for warning in report.warnings:
+                attempt.warning(warning)
+        return built
 
     def _plan(self, volumes: VolumesSummary, network: NetworkFile) -> list[PlannedVolume]:
         """Check the shard plans of the inputs, and that the network was trained for them."""
@@ -240,7 +265,10 @@ class _Rehearsal:
         self._console.print("Restoring a shard …")
         resources, largest = self._config.resources, _largest(planned)
         with self._checks.trying("shard", f"one of {largest.name}, twice", CLUSTER_REMEDY) as attempt:
-            shard, started = rehearse_shard(largest, network, resources)
+            request, shards = restoring_request(resources), largest.plan.shards
+            arguments = (network.name, share(network.content), request.cpus, network.cost.field.strides)
+            with TimedWorker(shard_rehearsal, arguments, request, resources.patience_seconds) as worker:
+                shard: RehearsedShard = worker.ask(share(largest.coarse()), shards[len(shards) // 2])
             memory = replace(self.estimates.shard_mib, measured=shard.shard_bytes / MIB)
             restoring = estimates.restoring_seconds(planned, shard, largest, resources.workers)
             self._estimate(shard_mib=memory, restoring_seconds=restoring)
@@ -250,7 +278,7 @@ class _Rehearsal:
             return
         tried = "a whole run, from the step, the shard and all starts"
         with self._checks.trying("time", tried, CLUSTER_REMEDY) as attempt:
-            starts, training = replace(starts, restoring=started), self.estimates.training_seconds or 0.0
+            starts, training = replace(starts, restoring=worker.start_seconds), self.estimates.training_seconds or 0.0
             total = estimates.total_seconds(starts, training, restoring, planned, apart=bool(self._options.inputs))
             self._estimate(total_seconds=total)
             attempt.ok(f"about {_clock(total)} in all: training {_clock(training)}, restoring {_clock(restoring)}")
@@ -258,12 +286,6 @@ class _Rehearsal:
 
 def _largest(planned: Sequence[PlannedVolume]) -> PlannedVolume:
     return max(planned, key=lambda volume: volume.plan.shard_bytes)
-
-
-def _folder(uri: str) -> Path | None:
-    """The folder of this machine that a URI names, if it does."""
-    address = urlsplit(uri)
-    return Path(unquote(address.path)) if address.scheme in {"file", ""} else None
 
 
 def _clock(seconds: float) -> str:

@@ -51,15 +51,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Starts:
-    """Start-up times of the parts of a run, in seconds.
-
-    Args:
-        reading: Volumes checked, read and degraded.
-        cluster: Ray started or joined.
-        store: A run opened, written, read and deleted.
-        training: A process that trains, until its network is built.
-        restoring: A worker that restores, until its network is loaded.
-    """
+    """Start-up times in seconds: of volumes, Ray, the tracking store, the training process and a restoring worker."""
 
     reading: float = 0.0
     cluster: float = 0.0

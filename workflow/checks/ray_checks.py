@@ -69,7 +69,14 @@ def ray_checks(identity: Callable[[], Path]) -> Checklist:
         with checks.trying(*STORE, remedy) as attempt:
             object_store(attempt, inventory(), SHARED_MEMORY)
         with checks.trying(*NODES, "Ask for fewer --workers, or add nodes.") as attempt:
-            _nodes(attempt)
+            found, default = cluster_report(inventory()), Resources()
+            memory = found.memory_mib * MIB / GIB
+            seen = f"{found.nodes} with {found.cpus} CPUs, {found.gpus} GPUs and {memory:.1f} GiB of memory"
+            try:
+                require_room(default.workers, restoring_request(default))
+                attempt.ok(seen)
+            except ConfigError as error:
+                attempt.warning(seen, str(error))
         if actor.failures:
             checks.not_tried(*UNITY, ACTOR[0])
             return checks
@@ -132,19 +139,6 @@ def object_store(attempt: Attempt, nodes: tuple[Node, ...], shared_memory: Path)
             attempt.warning(seen, remedy)
             return
     (attempt.warning if smallest < SMALL_STORE else attempt.ok)(seen)
-
-
-def _nodes(attempt: Attempt) -> None:
-    found = cluster_report(inventory())
-    memory = found.memory_mib * MIB / GIB
-    seen = f"{found.nodes} with {found.cpus} CPUs, {found.gpus} GPUs and {memory:.1f} GiB of memory"
-    wanted = Resources()
-    try:
-        require_room(wanted.workers, restoring_request(wanted))
-    except ConfigError as error:
-        attempt.warning(seen, str(error))
-    else:
-        attempt.ok(seen)
 
 
 def _unity(attempt: Attempt, identity: Path) -> None:

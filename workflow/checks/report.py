@@ -13,13 +13,7 @@ STYLES = {"ok": "green", "warning": "yellow", "failed": "red"}
 
 @dataclass(frozen=True, kw_only=True)
 class ChecksReport:
-    """Findings of the doctor or of a dry run.
-
-    Args:
-        checks: In the order in which a run needs what they are about.
-        ok: Whether none has failed.
-        seconds: What it all took.
-    """
+    """Findings of the doctor or of a dry run: the checks in order, whether none has failed, and the seconds taken."""
 
     checks: tuple[Check, ...]
     ok: bool
@@ -27,7 +21,7 @@ class ChecksReport:
 
 
 def checks_table(report: ChecksReport, remark: str = "") -> Table:
-    """A line for each check, with the remedy below what was seen; and the verdict, with a remark of the caller."""
+    """Tabulate the checks, each with its remedy, above a verdict with a remark of the caller."""
     checks = report.checks
     failed, warned = (sum(check.status == status for check in checks) for status in ("failed", "warning"))
     verdict = f"{len(checks)} checks in {report.seconds:.0f} s: {failed} failed, {counted(warned, 'warning')}{remark}"

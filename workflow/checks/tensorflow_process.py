@@ -1,4 +1,4 @@
-"""TensorFlow tried by the doctor, which never loads it: a process of its own, whatever becomes of it."""
+"""Process in which the doctor tries TensorFlow, which it never loads itself."""
 
 import os
 import signal
@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -18,36 +19,21 @@ from tasks.machine.tensorflow_check import CHECKS, IDENTITY
 
 ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 120
+LOG = "tensorflow.log"
 REMEDY = "Run make setup again; TensorFlow's wheels need a processor with AVX, and memory of about 1 GiB."
 
 
+@dataclass
 class TensorFlowProcess:
-    """A process that tries TensorFlow, and what it has written.
+    """A process that tries TensorFlow and writes to a folder; without a process, the problem of starting it."""
 
-    Args:
-        folder: For what it writes.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._log = folder / "tensorflow.log"
-        environment = {
-            **os.environ,
-            "TF_CPP_MIN_LOG_LEVEL": "3",
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        }
-        self._process: subprocess.Popen[bytes] | None = None
-        self._not_started = ""
-        try:
-            with self._log.open("w") as log:
-                command = [sys.executable, "-m", "tasks.machine.tensorflow_check", str(folder)]
-                self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603
-        except OSError as error:
-            self._not_started = f"not started ({error})"
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+    problem: str = ""
 
     def checks(self) -> list[Check]:
-        """Wait for the checks; that the process did not come to its end is one more."""
-        failure, file = self._failure, self._folder / CHECKS
+        """Wait for the checks, with a failed one if the process did not complete."""
+        failure, file = self._failure, self.folder / CHECKS
         lines = file.read_text().splitlines() if file.exists() else []
         made = [TypeAdapter(Check).validate_json(line) for line in lines if line.endswith("}")]
         if not failure:
@@ -61,42 +47,48 @@ class TensorFlowProcess:
         Raises:
             InputError: The process did not save it.
         """
-        path = self._folder / IDENTITY
+        path = self.folder / IDENTITY
         if self._failure or not path.exists():
             raise InputError("not tried: TensorFlow saved no network.", "Fix what the checks of TensorFlow say.")
         return path
 
     def end(self) -> None:
-        """End the process, whatever it is at."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        """End the process at once."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
     @cached_property
     def _failure(self) -> str:
-        """Wait for the process; why it did not come to its end, empty where it did."""
-        if self._process is None:
-            return self._not_started
+        """Wait for the process; the reason that it did not complete, if any."""
+        if self.process is None:
+            return self.problem
         try:
-            status = self._process.wait(MAX_SECONDS)
+            status = self.process.wait(MAX_SECONDS)
         except subprocess.TimeoutExpired:
             self.end()
             return f"not ended within {MAX_SECONDS} s,"
         if not status:
             return ""
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        lines = self._log.read_text(errors="replace").strip().splitlines()
+        lines = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
         return f"ended {how} (last words: {lines[-1][:200] if lines else 'none'})"
 
 
 @contextmanager
 def trying_tensorflow() -> Iterator[TensorFlowProcess]:
     """Start the process; it ends with the block."""
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": paths}
     with ExitStack() as stack:
+        started = TensorFlowProcess(Path(os.devnull))
         try:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
-        except OSError:
-            folder = Path(os.devnull)  # no temporary folder on this machine: the start says so
-        started = TensorFlowProcess(folder)
+            name = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            started = TensorFlowProcess(Path(name))
+            command = [sys.executable, "-m", "tasks.machine.tensorflow_check", name]
+            with (started.folder / LOG).open("w") as log:
+                started.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)  # noqa: S603
+        except OSError as error:
+            started.problem = f"not started ({error})"
         stack.callback(started.end)
         yield started

@@ -32,16 +32,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive, with the resources that Ray hands out.
-
-    Args:
-        name: Of its host.
-        cpus: CPU threads.
-        gpus: GPUs.
-        memory_bytes: Memory for workers.
-        object_store_bytes: Of its object store.
-        here: Whether the driver is on it.
-    """
+    """A node that is alive: its host, the resources that Ray hands out, and whether the driver is on it (`here`)."""
 
     name: str
     cpus: int
@@ -52,11 +43,8 @@ class Node:
 
     def room(self, request: Request) -> int:
         """Workers of a request that the node can hold at a time."""
-        pairs = (
-            (self.cpus, request.cpus),
-            (self.gpus, request.gpus),
-            (self.memory_bytes, request.memory_mib * MIB),
-        )
+        memory = self.memory_bytes, request.memory_mib * MIB
+        pairs = (self.cpus, request.cpus), (self.gpus, request.gpus), memory
         return min(available // needed for available, needed in pairs if needed)
 
 

@@ -12,13 +12,11 @@ from configs.errors import ConfigError
 from workflow.cluster.workers import WorkerError, fetch
 
 EXPECTED = "seen"
+ANSWER_SECONDS = 60.0
 
 
 def require_shared(folder: Path) -> None:
-    """Check that each node reads what this one writes in a folder, and vice versa.
-
-    Args:
-        folder: Made if it is missing. On one node there is nothing to check.
+    """Check that each node reads what this one writes in a folder, which is made if it is missing, and vice versa.
 
     Raises:
         ConfigError: A node does not; the message names it.
@@ -34,13 +32,8 @@ def require_shared(folder: Path) -> None:
                 )
 
 
-def on_other_nodes(function: Callable[[str], Any], argument: str, seconds: float = 60.0) -> list[tuple[str, Any]]:
+def on_other_nodes(function: Callable[[str], Any], argument: str) -> list[tuple[str, Any]]:
     """Call a module-level function once on every node of the cluster but the driver's own.
-
-    Args:
-        function: The function.
-        argument: Its argument.
-        seconds: Until a node that has not answered is given up.
 
     Returns:
         For each node its name and what the function returned there, an exception where it raised or did not answer.
@@ -53,11 +46,11 @@ def on_other_nodes(function: Callable[[str], Any], argument: str, seconds: float
         )(function).remote(argument)
         for node in nodes
     ]
-    ready = set(ray.wait(calls, num_returns=len(calls), timeout=seconds)[0]) if calls else set()
+    ready = set(ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)[0]) if calls else set()
     answers: list[Any] = []
     for call in calls:
         try:
-            answers.append(fetch(call) if call in ready else WorkerError(f"no answer for {seconds:g} s"))
+            answers.append(fetch(call) if call in ready else WorkerError(f"no answer for {ANSWER_SECONDS:g} s"))
         except Exception as error:  # noqa: BLE001 - reported next to the node's name
             answers.append(error)
     names = [f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in nodes]

@@ -51,16 +51,10 @@ class RemoteWorker:
 
 
 class TimedWorker(RemoteWorker):
-    """A worker for a `with` block that answers one call at a time, each within a time limit.
-
-    Args:
-        make: As of a `RemoteWorker`.
-        arguments: Of `make`.
-        request: What the worker asks of the cluster.
-        seconds: Limit for an answer.
+    """A worker for a `with` block that answers one call at a time, each within a limit of seconds.
 
     Attributes:
-        start_seconds: From the request to the tool; 0 before the first call.
+        start_seconds: Time that it took to make the tool; 0 before the first call.
 
     Raises:
         ConfigError: The cluster has no room for it.

@@ -12,26 +12,12 @@ class Advance(Protocol):
     """Callback after each step."""
 
     def __call__(self, remark: str, total: int | None = None) -> None:
-        """Take a step.
-
-        Args:
-            remark: What is to be read next to the bar.
-            total: Steps until it is done, if it is another number than before.
-        """
+        """Advance a step, with a remark next to the bar; `total` changes the number of steps."""
 
 
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
-    """Show a bar while the block runs.
-
-    Args:
-        console: Where it is shown.
-        title: What is being done.
-        total: Steps until it is done.
-
-    Yields:
-        Call it after each step.
-    """
+    """Show a bar while the block runs; yields a callback for each of `total` steps."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from configs.errors import InputError
@@ -19,6 +19,7 @@ from workflow.tracking.store import (
     SQLITE,
     artifact_location,
     experiment_id,
+    local_folder,
     opened_store,
     require_experiment,
     shown,
@@ -173,9 +174,7 @@ def _delete(client: "MlflowClient", experiment: str, run_id: str | None) -> str 
 def _delete_artifact(artifact_uri: str) -> None:
     """Delete the one file, never a prefix, which on some stores reaches further; then the folders that it leaves."""
     mlflow_api.get_artifact_repository(artifact_uri).delete_artifacts(ARTIFACT[0])
-    address = urlsplit(artifact_uri)
-    if address.scheme in {"file", ""}:
-        artifacts = Path(unquote(address.path))
+    if artifacts := local_folder(artifact_uri):
         with suppress(OSError):  # one that is not empty, or gone
             for folder in (artifacts, artifacts.parent, artifacts.parents[1]):
                 folder.rmdir()

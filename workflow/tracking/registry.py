@@ -16,14 +16,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a registered model.
-
-    Args:
-        name: Of the registered model.
-        version: Its number.
-        run_id: Of the training.
-        alias: "champion", "challenger", or None.
-    """
+    """One version of a registered model, the run that trained it, and its alias: "champion", "challenger" or None."""
 
     name: str
     version: str

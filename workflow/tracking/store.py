@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from configs.errors import InputError
 from tasks.files.atomic import replacing
@@ -30,13 +31,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 @dataclass(frozen=True)
 class RunAddress:
-    """Address of a run, passed to every process that needs it.
-
-    Args:
-        tracking_uri: Of the store.
-        experiment: Name of the experiment.
-        run_id: Of the run.
-    """
+    """Address of a run, passed to every process that needs it: the URI of its store, its experiment and its id."""
 
     tracking_uri: str
     experiment: str
@@ -134,6 +129,12 @@ def artifact_location(uri: str) -> str | None:
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of a SQLite store, None for any other store."""
     return Path(uri.removeprefix(SQLITE).partition("?")[0]).resolve() if uri.startswith(SQLITE) else None
+
+
+def local_folder(uri: str) -> Path | None:
+    """Return the folder of this machine that a URI names, None if it names another place."""
+    address = urlsplit(uri)
+    return Path(unquote(address.path)) if address.scheme in {"file", ""} else None
 
 
 def _client(uri: str) -> "MlflowClient":

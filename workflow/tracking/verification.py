@@ -33,13 +33,7 @@ class ArtifactProblems:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of a verification.
-
-    Args:
-        what: The run or folder.
-        artifacts: Number under contract.
-        damages: Problems, by artifact.
-    """
+    """Result of verifying a run or folder: the number of artifacts under contract, and the problems found."""
 
     what: str
     artifacts: int
