@@ -1,4 +1,4 @@
-"""The main job on one volume: what `train` and `evaluate` do, in one run: degrade, train, super-resolve, score."""
+"""The main job on one volume, in one run: degrade, train, super-resolve, score."""
 
 import time
 from dataclasses import dataclass
@@ -68,16 +68,16 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
 
     Args:
         config: The run.
-        volume_path: The reference; None takes the first volume of the configuration, or the MNI152 template.
-        out: Folder for what is written; made if it is missing.
+        volume_path: The reference; by default the first volume of the configuration, or the MNI152 template.
+        out: Output folder; made if it is missing.
         console: For progress.
 
     Returns:
-        Scores, timings and where everything is; and the scores as of `voxlift evaluate`.
+        The report, and the scores as of `voxlift evaluate`.
 
     Raises:
         InputError: The volume or the tracking store cannot be used.
-        ConfigError: The cluster cannot hold what is asked of it.
+        ConfigError: The cluster cannot hold what is requested.
     """
     started, folder, recipe = time.perf_counter(), out.resolve(), config.degradation
     if volume_path is not None:
@@ -118,7 +118,7 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
         did = (
             f"Degraded a volume of {'x'.join(map(str, reference.grid.shape))} voxels, trained {training.parameters}"
             f" weights on one part of it for {training.steps} steps, restored the whole in {len(plan.shards)} shards,"
-            " and scored the part that training never saw."
+            " and scored the held-out part."
         )
         recorder.describe(f"{did}\n\n{description(evaluation)}")
     workers, pace = config.resources.workers, restored.voxels_per_second

@@ -20,7 +20,7 @@ class Inspection:
     Args:
         path: Of the file.
         found: None where the volume is refused.
-        target: The target grid, where one was asked for.
+        target: The target grid, if requested.
         error: Why the volume is refused; empty where it is not.
     """
 

@@ -218,10 +218,10 @@ def _save_identity(path: Path, attempt: Attempt) -> None:
     attempt.ok(f"{path.stat().st_size} bytes")
 
 
-def _compare(attempt: Attempt, difference: float, remark: str) -> None:
+def _compare(attempt: Attempt, difference: float, detail: str) -> None:
     # Not `difference > TOLERANCE`, which is false of NaN.
     note = attempt.ok if difference <= TOLERANCE else attempt.failure
-    note(f"largest difference {difference:.1e} of the largest value, {remark}")
+    note(f"largest difference {difference:.1e} of the largest value, {detail}")
 
 
 def main() -> None:

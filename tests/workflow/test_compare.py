@@ -69,7 +69,7 @@ def test_only_what_differs_is_shown():
     ]
 
 
-def test_what_does_not_compare_is_told():
+def test_what_does_not_compare_is_reported():
     runs = [run("a", 31.0), run("b", 30.0, tags={"degradation": "thick4x"}, inputs=("def",), status="KILLED")]
     text = " ".join(compare(runs).remarks)
     for part in ("iso2x, thick4x", "different volumes", "1 of 2 runs did not finish"):
@@ -77,7 +77,7 @@ def test_what_does_not_compare_is_told():
     assert compare([run("a", 31.0), run("b", 32.0)]).remarks == ()
 
 
-def test_a_metric_that_no_run_has_is_told():
+def test_a_metric_that_no_run_has_is_reported():
     with pytest.raises(InputError, match="There are: psnr/cubic, psnr/restored"):
         compare([run("a", 31.0)], "psrn")
     with pytest.raises(InputError, match="there is no run"):

@@ -169,7 +169,7 @@ def test_every_artifact_keeps_its_contract(demo, monkeypatch, where):
     assert found.artifacts >= 4
 
 
-def test_the_run_tells_what_it_was_made_with(demo):
+def test_the_run_records_what_it_was_made_with(demo):
     _, report = demo
     run = MlflowClient(tracking_uri=report["mlflow"]["tracking_uri"]).get_run(report["mlflow"]["run_id"])
     assert {"mlflow.source.git.commit", "code.dirty", "hardware.cpu", "seed", "degradation"} <= set(run.data.tags)
@@ -229,7 +229,7 @@ def test_bad_input_gets_one_message(bad_inputs, name):
     assert not (bad_inputs / "mlflow.db").exists()
 
 
-def test_an_unknown_key_is_told_before_any_work(tmp_path):
+def test_an_unknown_key_is_reported_before_any_work(tmp_path):
     done = voxlift(tmp_path, "demo", "--set", "training.step=3", "--json")
     assert done.returncode == 2
     assert "Did you mean training.steps?" in done.stderr

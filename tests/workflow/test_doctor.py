@@ -108,7 +108,7 @@ def test_faults_are_found_together_and_stop_nothing_else(tmp_path, free_port):
 
 
 @pytest.mark.slow
-def test_a_folder_that_takes_no_files_is_told():
+def test_a_folder_that_takes_no_files_is_reported():
     status, report, _ = doctor("/proc")
     failed = {check["name"]: check for check in report["checks"] if check["status"] == "failed"}
     assert (status, set(failed)) == (1, {"working directory", "MLflow store"})
@@ -149,7 +149,7 @@ RAY_SCRIPT = (
 )
 
 
-def test_a_ray_that_is_not_there_is_told(free_port):
+def test_a_ray_that_is_not_there_is_reported(free_port):
     done = subprocess.run(
         [sys.executable, "-c", RAY_SCRIPT],
         cwd=ROOT,
@@ -181,7 +181,7 @@ def test_voxels_that_do_not_come_back_as_they_went_are_found(tmp_path, monkeypat
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_object_store_beyond_shared_memory_is_told():
+def test_an_object_store_beyond_shared_memory_is_reported():
     (node,) = inventory()
     assert node.here
     assert node.cpus == 4
@@ -190,7 +190,7 @@ def test_an_object_store_beyond_shared_memory_is_told():
     assert "--shm-size" in str(found.remedy)
 
 
-def test_a_small_object_store_anywhere_is_told():
+def test_a_small_object_store_anywhere_is_reported():
     here, other = (Node(name, 1, 0, 2**33, 2**30, here=name == "here") for name in ("here", "other"))
     assert examined(object_store, (here, other), Path("/no/such/folder")).status == "ok"
     small = replace(other, object_store_bytes=2**26)
@@ -238,7 +238,7 @@ def test_a_wrong_transposed_convolution_is_found(tmp_path, monkeypatch):
         ({"PYTHONHOME": "/nowhere"}, "TensorFlow process", "ended with status 1 (last words: ", "make setup"),
     ],
 )
-def test_a_tensorflow_that_cannot_work_is_told(settings, name, seen, remedy, tmp_path, monkeypatch):
+def test_a_tensorflow_that_cannot_work_is_reported(settings, name, seen, remedy, tmp_path, monkeypatch):
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first"}')
     for key, value in settings.items():
         monkeypatch.setenv(key, value.format(folder=tmp_path))
@@ -251,7 +251,7 @@ def test_a_tensorflow_that_cannot_work_is_told(settings, name, seen, remedy, tmp
     assert remedy in only(found, name).remedy
 
 
-def test_a_tensorflow_that_is_killed_is_told():
+def test_a_tensorflow_that_is_killed_is_reported():
     """As by a kernel that is out of memory, or by an instruction that the processor does not have."""
     before = set(psutil.Process().children())
     with trying_tensorflow() as tensorflow:
@@ -303,7 +303,7 @@ def threads():
     return only(doctor_machine.machine_checks(ROOT / "constraints.txt").checks, "CPU threads")
 
 
-def test_more_threads_than_cpus_are_told(monkeypatch):
+def test_more_threads_than_cpus_are_reported(monkeypatch):
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "999")
     assert threads().remedy.startswith("Set TF_NUM_INTRAOP_THREADS=")
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
@@ -332,7 +332,7 @@ def test_the_cpu_quota_of_a_container_is_read(files, quota, tmp_path):
     assert doctor_machine.cpu_quota(tmp_path) == quota
 
 
-def test_a_folder_without_room_is_told(monkeypatch):
+def test_a_folder_without_room_is_reported(monkeypatch):
     script = (
         "import resource, signal, sys\nfrom pathlib import Path\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nfrom workflow.checks.machine import machine_checks\n"
@@ -368,7 +368,7 @@ def test_whatever_is_raised_is_what_was_seen():
     assert examined(lambda attempt: attempt.warning("dim")).remedy == "Wait."
 
 
-def test_the_table_has_a_line_for_each_check_and_the_cures():
+def test_the_table_has_a_line_for_each_check_and_the_remedies():
     found = (Check("Ray", "starting", "started"), Check("disk", "writing", "[full]", "failed", "Make room."))
     output = StringIO()
     console = Console(width=120, file=output)

@@ -97,7 +97,7 @@ def test_a_configuration_that_is_wrong_ends_the_list(place, config, settings, sa
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_every_bad_volume_and_all_that_is_wrong_beside_is_named_at_once(place, monkeypatch):
+def test_every_bad_volume_and_all_else_that_is_wrong_is_named_at_once(place, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{unused_port()}")
     listed = [write(place / "scans" / f"sub-{number:02}_T1w.nii.gz", seed=number) for number in range(20)]
     whole = listed[7].read_bytes()
@@ -180,7 +180,7 @@ def test_a_model_that_is_none_and_a_scan_that_is_not_named(place):
     assert "Name the thick-slice scan with --set data.volumes" in fault(faults, "Cannot train from slices")
 
 
-def test_nobody_at_ray_address_is_told_without_ray_and_tensorflow(place):
+def test_no_answer_at_ray_address_is_reported_without_ray_and_tensorflow(place):
     address = f"127.0.0.1:{unused_port()}"
     environment = {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{unused_port()}"}
     ran = voxlift(place, "dry-run", "demo", "--json", environment=environment)

@@ -30,7 +30,7 @@ def test_the_catalogue_is_as_long_as_it_should_be():
     assert len(CATALOGUE) >= 25
 
 
-def test_a_good_volume_beside_a_bad_one_is_shown_all_the_same(voxlift, tmp_path):
+def test_a_good_volume_next_to_a_bad_one_is_shown_all_the_same(voxlift, tmp_path):
     good(tmp_path, "a.nii")
     status, out, err = voxlift("inspect", "--json", str(tmp_path / "a.nii"), str(tmp_path / "b.nii"))
     assert status == 2

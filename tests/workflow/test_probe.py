@@ -36,7 +36,7 @@ def test_a_store_that_works_is_left_as_it_was(store):
     assert {path for path in store.artifacts.rglob("*") if path.is_file()} == files
 
 
-def test_a_server_tells_its_version(store):
+def test_a_server_reports_its_version(store):
     if store.uri.startswith("http"):
         assert server_version(store.uri).startswith("3.")
 
@@ -52,7 +52,7 @@ def test_a_server_tells_its_version(store):
         ("carrier://pigeon", "unsupported URI"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_told_in_one_message(uri, part, free_port):
+def test_a_store_that_cannot_be_used_is_reported_in_one_message(uri, part, free_port):
     with pytest.raises(InputError, match=rf"^Cannot record in the tracking store .*{part}.*\.$") as reported:
         probe_store(uri.format(port=free_port))
     assert "secret" not in str(reported.value)
@@ -60,7 +60,7 @@ def test_a_store_that_cannot_be_used_is_told_in_one_message(uri, part, free_port
 
 
 @pytest.mark.parametrize("size", [0, 20_000])
-def test_a_disk_without_room_is_told(size, tmp_path):
+def test_a_disk_without_room_is_reported(size, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", SMALL_FILES, f"sqlite:///{tmp_path}/runs.db", str(size)],
         cwd=ROOT,

@@ -13,7 +13,7 @@ from workflow.tracking import provenance
         ("0c4f110-dirty", {"commit": "0c4f110", "dirty": "yes"}),
     ],
 )
-def test_a_job_without_a_repository_is_told_its_commit(reported, found, tmp_path, monkeypatch):
+def test_a_job_without_a_repository_is_given_its_commit(reported, found, tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     monkeypatch.setenv("VOXLIFT_COMMIT", reported)
     assert provenance.code_state.__wrapped__() == found

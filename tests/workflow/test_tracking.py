@@ -176,7 +176,7 @@ def test_paths_are_recorded_only_if_they_may(client, tmp_path, allowed):
     assert {"code.dirty", "hardware.cpu", "seed", "degradation"} <= set(run.data.tags)
 
 
-def test_a_volume_that_departs_from_its_grid_fails_the_run(client, tmp_path):
+def test_a_volume_that_violates_its_grid_fails_the_run(client, tmp_path):
     path = tmp_path / "restored.nii.gz"
     write_volume(path, np.ones((3, 4, 5), np.float32), Grid(FileShape(3, 4, 5), np.eye(4)))
     output_contract = volume_contract(Grid(FileShape(3, 4, 6), np.eye(4)), "float32")
@@ -187,7 +187,7 @@ def test_a_volume_that_departs_from_its_grid_fails_the_run(client, tmp_path):
     assert [entry.path for entry in client.list_artifacts(run.info.run_id)] == ["contracts.json"]
 
 
-def test_a_deleted_experiment_is_told(client):
+def test_a_deleted_experiment_is_reported(client):
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(InputError, match="was deleted"), tracking.recorded_run("gone", "first"):
         pass
@@ -224,14 +224,14 @@ def test_four_processes_record_at_once_and_lose_nothing(crowded, tmp_path):
         assert verify(run_id).damages == ()
 
 
-def test_a_store_that_is_not_there_is_told(monkeypatch, free_port):
+def test_a_store_that_is_not_there_is_reported(monkeypatch, free_port):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port}")
     with pytest.raises(InputError, match="Start the server"), tracking.recorded_run("things", "first"):
         pass
 
 
 @pytest.mark.parametrize("uri", ["sqlite:////proc/none/runs.db", f"sqlite:///{__file__}", "https://jane:secret@[::1"])
-def test_a_store_that_cannot_be_opened_is_told(monkeypatch, uri):
+def test_a_store_that_cannot_be_opened_is_reported(monkeypatch, uri):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(InputError, match="Cannot record in") as reported, tracking.recorded_run("things", "first"):
         pass
@@ -316,7 +316,7 @@ def test_every_name_of_a_model_leads_to_the_same_file(logged, restorer):
 
 
 @pytest.mark.parametrize("text", ["models:/none@champion", "runs:/0123/model", "/no/such/model"])
-def test_a_model_that_is_not_there_is_told(store, text):
+def test_a_model_that_is_not_there_is_reported(store, text):
     with pytest.raises(InputError, match="Cannot load the model"):
         tracking.resolve_model(text)
 
@@ -327,7 +327,7 @@ def test_a_model_that_was_changed_is_not_loaded(logged, tmp_path):
     folder = shutil.copytree(tracking.resolve_model(logged[1]).parents[1], tmp_path / "model")
     file = folder / "data" / "model.keras"
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"model\.keras departs from what was logged"):
+    with pytest.raises(InputError, match=r"model\.keras differs from what was logged"):
         tracking.resolve_model(str(folder))
 
 
@@ -339,7 +339,7 @@ def test_a_model_that_was_changed_is_not_loaded(logged, tmp_path):
         (lambda x: keras.Model(x, keras.layers.Conv3D(1, 1, dtype="float16")(x)), "float32, received float16"),
     ],
 )
-def test_a_model_that_departs_from_its_signature_fails_the_run(client, tmp_path, network, message):
+def test_a_model_that_violates_its_signature_fails_the_run(client, tmp_path, network, message):
     given = keras.Input((None, None, None, 1))
     network(given).save(tmp_path / "departs.keras")
     with pytest.raises(ContractError, match=message), tracking.recorded_run("things", "bad") as r:

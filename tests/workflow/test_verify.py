@@ -197,20 +197,20 @@ def test_a_model_that_has_lost_its_folder_is_named_file_by_file(run, verify):
 
 
 def test_contracts_rewritten_to_fit_a_damage_are_found(run, verify):
-    """Whoever changes a file and seals it anew is caught by the digest on the run itself."""
+    """A file that is changed along with its manifest entry is caught by the digest on the run itself."""
     run_id, artifacts, _ = run
     flip(artifacts / "pictures" / "comparison.png")
     contracts = json.loads((artifacts / "contracts.json").read_text())
-    seal = manifest_entry(artifacts / "pictures" / "comparison.png")
-    contracts["seals"]["pictures/comparison.png"] = seal.model_dump(mode="json")
+    entry = manifest_entry(artifacts / "pictures" / "comparison.png")
+    contracts["seals"]["pictures/comparison.png"] = entry.model_dump(mode="json")
     (artifacts / "contracts.json").write_text(json.dumps(contracts))
     assert verify(run_id) == (2, {"contracts.json": "it was changed after the run had ended"})
 
 
 def test_a_folder_is_verified_like_a_run(tmp_path, verify):
     write_volume(tmp_path / "restored.nii.gz", np.ones(GRID.shape, np.float32), GRID)
-    seal = manifest_entry(tmp_path / "restored.nii.gz", volume_contract(GRID, "float32"))
-    write_contracts(tmp_path, {"restored.nii.gz": seal})
+    entry = manifest_entry(tmp_path / "restored.nii.gz", volume_contract(GRID, "float32"))
+    write_contracts(tmp_path, {"restored.nii.gz": entry})
     assert verify(tmp_path) == (0, {})
     at(42, struct.pack("<h", 5))(tmp_path / "restored.nii.gz")
     status, damages = verify(tmp_path)
@@ -219,6 +219,6 @@ def test_a_folder_is_verified_like_a_run(tmp_path, verify):
 
 
 @pytest.mark.parametrize("target", ["0123456789abcdef", "no/such/folder"])
-def test_what_is_not_there_is_told(store, target):
+def test_what_is_not_there_is_reported(store, target):
     with pytest.raises(ValueError, match=r"there is no such folder|Cannot find the run"):
         CliRunner().invoke(app, ["verify", target], catch_exceptions=False)

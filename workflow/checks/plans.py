@@ -82,7 +82,7 @@ def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writ
 def plan_inputs(checks: Checklist, request: UpscaleRequest) -> list[PlannedVolume]:
     """Plan the inputs as `voxlift upscale` would; each that cannot be restored is a failure."""
     planned = []
-    tried = f"{counted(len(request.sources), 'input')} cut for {request.network.name} by header"
+    tried = f"{counted(len(request.sources), 'input')} in shards for {request.network.name}, by header"
     with checks.trying("shard plan", tried, REMEDY) as attempt:
         for source in request.sources:
             try:
@@ -100,7 +100,7 @@ def plan_training_source(
     """Plan to restore the first training volume, as the demo does."""
     planned = []
     name = "the first training volume"
-    with checks.trying("shard plan", f"{name}, degraded, cut for {network.name}", REMEDY) as attempt:
+    with checks.trying("shard plan", f"{name}, degraded, in shards for {network.name}", REMEDY) as attempt:
         plan = plan_restoration(source.coarse, source.target, network, budget_mib, axes=source.axes, name=name)
         planned = [PlannedVolume(name, plan, lambda: _coarse(source.coarse, source.axes, plan))]
         _note_plans(attempt, planned)

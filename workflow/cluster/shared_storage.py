@@ -58,7 +58,7 @@ def on_other_nodes(function: Callable[[str], Any], argument: str) -> list[tuple[
 
 
 def answer_probe(probe: str) -> str:
-    """Write an answer next to a probe, on the node that is asked; returns its path.
+    """Write an answer next to a probe, on another node; returns its path.
 
     Raises:
         OSError: The probe is not there, or nothing can be written next to it.

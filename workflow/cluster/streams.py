@@ -36,7 +36,7 @@ def stream(
 ) -> Generator[Any, None, None]:
     """Run a generator function in a process of its own and yield what it yields, as it does.
 
-    Who stops listening, by an exception or by closing the generator, stops the function.
+    A caller that stops listening, by an exception or by closing the generator, stops the function.
 
     Args:
         function: A module-level generator function. With `grace` it is called with `should_stop` too, which returns
@@ -44,7 +44,7 @@ def stream(
         arguments: Of the function.
         request: What it asks of the cluster.
         grace: Seconds in which the function may end by itself once nobody listens; then its process is ended.
-        stop: Interrupts who listens, once it is set: in a thread that no signal reaches.
+        stop: Interrupts the caller once it is set; for a thread that no signal reaches.
         last: The type of the record after which there is nothing to wait for: a process that takes long to end is
             ended.
 

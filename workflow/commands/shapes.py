@@ -62,7 +62,7 @@ def shapes(
             chain = found[0]
         else:
             raise ShapeError(
-                "Cannot tell what to explain: give --preset NAME, or --latent SHAPE and a --stage for each stage, or"
+                "Cannot explain stages: give --preset NAME, or --latent SHAPE and a --stage for each stage, or"
                 f" --latent SHAPE and --target SHAPE. Presets: {', '.join(PRESETS)}."
             )
         if not found and (stages is not None or channels is not None):
@@ -78,7 +78,7 @@ def shapes(
             tables.insert(0, solutions_table(start, found))
         if verify:
             check_runnable(report)
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's own remarks, not a warning
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # hides TensorFlow's own messages
             from models.stages.upsampler import compare_implementations  # TensorFlow, which no other option needs
 
             verified = compare_implementations(start, chain)

@@ -1,4 +1,4 @@
-"""A pool of workers: jobs go to whoever is free; one that dies, is silent or fails is replaced, its job tried again."""
+"""A pool of workers: jobs go to free workers; one that dies, is silent or fails is replaced, its job tried again."""
 
 import time
 from collections import deque
@@ -98,7 +98,7 @@ class WorkerPool:
 
         Raises:
             WorkerError: No worker can be kept alive.
-            ValueError: What making the tool raised, if it is the input's fault.
+            ValueError: What making the tool raised, if the input is wrong.
         """
         source = iter(jobs)
         first = next(source, None)
@@ -146,7 +146,7 @@ class WorkerPool:
                 if not state.loaded:
                     raise
                 yield from self._finished(state, error=error)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the worker's or its job's
+            except Exception as error:  # noqa: BLE001 - of the worker or of its job
                 # Out of memory, or with its GPU in a bad state, the process would fail at the next job too.
                 yield from self._lost(state, error)
             else:

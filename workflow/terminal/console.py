@@ -20,7 +20,7 @@ class Screen:
     """Output of a command.
 
     Args:
-        console: Receives tables, progress and messages; standard error when a JSON object is asked for.
+        console: Receives tables, progress and messages; standard error with `--json`.
         json_stream: Receives the JSON object, or None when a person reads.
     """
 

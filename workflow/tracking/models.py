@@ -104,7 +104,7 @@ def resolve_model(text: str) -> Path:
     logged = logged_entry(folder)
     if logged and file_digest(files[0]) != logged.sha256:
         said = "; ".join(logged.problems(files[0]))
-        raise InputError(f"Cannot load the model {text}: {files[0].name} departs from what was logged: {said}.")
+        raise InputError(f"Cannot load the model {text}: {files[0].name} differs from what was logged: {said}.")
     return files[0]
 
 
@@ -271,7 +271,7 @@ def require_answers(folder: Path, contract: ModelContract, shapes: Sequence[Netw
         try:
             answer = loaded.predict(probe)
         except ValueError as error:
-            raise ContractError(f"The model departs from its contract: {error}") from None
+            raise ContractError(f"The model violates its contract: {error}") from None
         contract.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 class Doubler:
-    """Doubles numbers; told to, it dies, hangs or raises, once or always."""
+    """Doubles numbers; on request it dies, hangs or raises, once or always."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -225,7 +225,7 @@ def test_what_cannot_be_placed_is_refused_before_it_is_asked_for():
         require_room(1, Request(memory_mib=99_000_000))
 
 
-def test_a_cluster_that_does_not_answer_is_told_at_once(free_port):
+def test_a_cluster_that_does_not_answer_is_reported_at_once(free_port):
     script = "from workflow.cluster import cluster\nwith cluster(): pass"
     for address in (f"127.0.0.1:{free_port}", "nowhere"):
         environment = {**os.environ, "RAY_ADDRESS": address}
