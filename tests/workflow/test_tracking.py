@@ -45,7 +45,7 @@ def test_a_run_holds_what_was_recorded(store, client, tmp_path):
         for step in range(1, 1203):
             recorder.metrics({"loss": 1 / step}, step)
         recorder.artifact(tmp_path / "curve.txt", "curves")
-        recorder.text("why", "notes/why.txt")
+        recorder.text("why", "why.txt")
         recorder.describe("# What\nwas done")
         with recorder.phase("waiting"):
             pass
@@ -53,8 +53,8 @@ def test_a_run_holds_what_was_recorded(store, client, tmp_path):
     assert run.info.status == "FINISHED"
     assert run.data.params == {"training.steps": "3"}
     assert steps(client, run.info.run_id, "loss") == list(range(1, 1203))
-    assert {entry.path for entry in client.list_artifacts(run.info.run_id)} == {"curves", "notes", "contracts.json"}
-    assert (store.local(run.info.artifact_uri) / "notes" / "why.txt").read_text() == "why"
+    assert {entry.path for entry in client.list_artifacts(run.info.run_id)} == {"curves", "why.txt", "contracts.json"}
+    assert (store.local(run.info.artifact_uri) / "why.txt").read_text() == "why"
     assert store.artifacts in store.local(run.info.artifact_uri).parents
     assert run.data.tags["phase"] == "test"
     assert run.data.tags["mlflow.note.content"] == "# What\nwas done"

@@ -40,12 +40,9 @@ def on_other_nodes(function: Callable[[str], Any], argument: str) -> list[tuple[
     """
     own = ray.get_runtime_context().get_node_id()
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
-    calls = [
-        ray.remote(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        )(function).remote(argument)
-        for node in nodes
-    ]
+    remote = ray.remote(num_cpus=0, max_retries=0)(function)
+    strategies = (NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes)
+    calls = [remote.options(scheduling_strategy=strategy).remote(argument) for strategy in strategies]
     ready = set(ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)[0]) if calls else set()
     answers: list[Any] = []
     for call in calls:

@@ -138,11 +138,10 @@ class Recorder:
 
     def text(self, content: str, name: str) -> None:
         """Record a text as the artifact `name`."""
-        folder, _, file = name.rpartition("/")
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / file
+            path = Path(scratch) / name
             path.write_text(content, encoding="utf-8")
-            self.artifact(path, folder or None)
+            self.artifact(path)
 
     def holds(self, artifact: str) -> bool:
         """Return whether the run, or an earlier part of it, has recorded an artifact of that path."""
