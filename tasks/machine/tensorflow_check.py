@@ -39,7 +39,7 @@ TRANSPOSED: tuple[tuple[Triple, Triple], ...] = (
 
 def tensorflow_checks(folder: Path) -> Iterator[Check]:
     """Check what networks need of TensorFlow, one thing after another; saves a network that returns its input."""
-    remedy = f"{SETUP} See that KERAS_BACKEND and keras.json name no backend but tensorflow."
+    remedy = f"{SETUP} Check that KERAS_BACKEND and keras.json name no backend but tensorflow."
     checks = Checklist()
     with checks.trying("TensorFlow", "importing it and Keras, listing devices", remedy) as loaded:
         _load(loaded)
@@ -53,7 +53,7 @@ def tensorflow_checks(folder: Path) -> Iterator[Check]:
             "XLA",
             "a transposed convolution with and without it",
             _compare_xla,
-            "See that a convolution runs on each device.",
+            "Check that a convolution runs on each device.",
         ),
         (
             "transposed convolution",
@@ -91,7 +91,7 @@ def _load(attempt: Attempt) -> None:
         return
     drivers = len(list(GPU_DRIVERS.glob("*"))) if GPU_DRIVERS.is_dir() else 0
     if drivers > len(gpus):
-        remedy = "Run make setup EXTRA=gpu; see that CUDA_VISIBLE_DEVICES hides none."
+        remedy = "Run make setup EXTRA=gpu; check that CUDA_VISIBLE_DEVICES hides none."
         attempt.warning(f"{seen}; the driver knows {drivers} NVIDIA GPUs", remedy)
     else:
         attempt.ok(seen)

@@ -232,10 +232,10 @@ def test_a_wrong_transposed_convolution_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "name", "seen", "remedy"),
     [
-        ({"KERAS_BACKEND": "pencil"}, "TensorFlow", "pencil", "See that KERAS_BACKEND"),
+        ({"KERAS_BACKEND": "pencil"}, "TensorFlow", "pencil", "Check that KERAS_BACKEND"),
         ({"KERAS_HOME": "{folder}"}, "TensorFlow", "channels_first", "keras.json"),
         ({"TF_XLA_FLAGS": "--no_such_flag"}, "TensorFlow process", "Unknown flag in TF_XLA_FLAGS", "make setup"),
-        ({"PYTHONHOME": "/nowhere"}, "TensorFlow process", "ended with status 1 (last words: ", "make setup"),
+        ({"PYTHONHOME": "/nowhere"}, "TensorFlow process", "ended with status 1 (last output: ", "make setup"),
     ],
 )
 def test_a_tensorflow_that_cannot_work_is_reported(settings, name, seen, remedy, tmp_path, monkeypatch):
@@ -258,7 +258,7 @@ def test_a_tensorflow_that_is_killed_is_reported():
         (process,) = set(psutil.Process().children()) - before
         process.kill()
         (found,) = tensorflow.checks()
-    assert found.seen == "ended by SIGKILL (last words: none) before its first check"
+    assert found.seen == "ended by SIGKILL (last output: none) before its first check"
 
 
 def test_without_any_temporary_folder_tensorflow_is_not_started(monkeypatch):

@@ -20,7 +20,7 @@ def check_store(
         probe = probe_of()
         attempt.ok(f"{probe.uri}, artifacts in {probe.artifacts}, {probe.seconds:.1f} s")
         if probe.left is not None:
-            attempt.warning(probe.left, "See that you may delete runs, or remove it by hand.")
+            attempt.warning(probe.left, "Check that you may delete runs, or remove it by hand.")
     return probe
 
 

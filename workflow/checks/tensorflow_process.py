@@ -39,7 +39,7 @@ class TensorFlowProcess:
         if not failure:
             return made
         seen = f"{failure} {f'after the check of {made[-1].name}' if made else 'before its first check'}"
-        return [*made, Check("TensorFlow process", "whether it comes to its end", seen, "failed", REMEDY)]
+        return [*made, Check("TensorFlow process", "whether it completes", seen, "failed", REMEDY)]
 
     def identity(self) -> Path:
         """Wait for the network that returns its input.
@@ -72,7 +72,7 @@ class TensorFlowProcess:
             return ""
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
         lines = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
-        return f"ended {how} (last words: {lines[-1][:200] if lines else 'none'})"
+        return f"ended {how} (last output: {lines[-1][:200] if lines else 'none'})"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ def compare(
     experiment: Annotated[str, typer.Option(help="Name of the MLflow experiment.")] = "voxlift",
     runs: Annotated[str | None, typer.Option(metavar="A,B", help="Ids or names of runs, instead of all.")] = None,
     sort: Annotated[
-        str | None, typer.Option(metavar="METRIC", help="Best first: psnr, ssim, seconds/training …")
+        str | None, typer.Option(metavar="METRIC", help="Metric to sort by, best first: psnr, ssim, seconds/training …")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a CSV file, a picture and an HTML page.")] = None,
     as_json: JsonOption = False,

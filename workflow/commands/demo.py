@@ -13,7 +13,7 @@ def demo(
     volume: Annotated[
         Path | None, typer.Option(help="Volume to work on, instead of the MNI152 template of the nilearn package.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for what is written.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/demo"),
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`voxlift dry-run`: everything short of the work."""
+"""`voxlift dry-run`: the checks before a run."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +16,10 @@ def dry_run(
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", metavar="VOLUME", help="What would be restored: files, folders, globs or lists."),
+        typer.Option("--input", metavar="VOLUME", help="Volumes to restore: files, folders, globs or lists."),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="What restores it: a .keras file, a folder, or a models:/ or runs:/ URI.")
+        str | None, typer.Option(help="Model that restores them: a .keras file, a folder, or a models:/ or runs:/ URI.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
     scale: Annotated[str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes.")] = None,
@@ -27,7 +27,7 @@ def dry_run(
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check all that a run needs, take one training step and restore one shard, and keep nothing of it."""
+    """Check all that a run needs, take one training step and restore one shard, and keep nothing."""
     with screen(as_json) as opened:
         from workflow.checks.dry_run import DryRunOptions, dry_run
         from workflow.checks.report import checks_table

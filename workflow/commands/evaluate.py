@@ -15,7 +15,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI.")],
     degradation: Annotated[str | None, typer.Option(help="Name of a degradation; the model's own by default.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Volume whose voxels that are not 0 count, not the foreground.")
+        Path | None, typer.Option(help="Volume whose nonzero voxels are scored, instead of the foreground.")
     ] = None,
     workers: Workers = 2,
     memory_budget: MemoryBudget = 2000,

@@ -16,7 +16,9 @@ Overrides = Annotated[
 ]
 Spacing = Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")]
 Workers = Annotated[int, typer.Option(min=1, help="Ray workers.")]
-MemoryBudget = Annotated[int, typer.Option(min=1, metavar="MIB", help="What a worker may take for a shard.")]
+MemoryBudget = Annotated[
+    int, typer.Option(min=1, metavar="MIB", help="Memory that a worker may take for a shard, in MiB.")
+]
 
 
 def resources_of(workers: int, memory_budget: int, **others: float) -> "Resources":

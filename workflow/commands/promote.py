@@ -10,12 +10,12 @@ from workflow.terminal.console import JsonOption, screen
 
 
 def promote(
-    name: Annotated[str, typer.Argument(help="Of the registered model.")],
+    name: Annotated[str, typer.Argument(help="Name of the registered model.")],
     references: Annotated[
         list[str], typer.Argument(help="Fine volumes that neither model was trained on: files, folders, globs, lists.")
     ],
-    degradation: Annotated[str, typer.Option(help="What makes the coarse volumes.")] = "iso2x",
-    experiment: Annotated[str, typer.Option(help="Where the comparison is recorded.")] = "voxlift",
+    degradation: Annotated[str, typer.Option(help="Degradation that makes the coarse volumes.")] = "iso2x",
+    experiment: Annotated[str, typer.Option(help="MLflow experiment that records the comparison.")] = "voxlift",
     workers: Workers = 2,
     memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,

@@ -12,7 +12,7 @@ from workflow.terminal.console import JsonOption, screen
 def train(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a preset.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/CONFIG by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in the folder.")] = False,
     replicas: Annotated[int | None, typer.Option(min=1, help="Same as --set training.replicas=N.")] = None,
     start_from: Annotated[
         str | None,

@@ -16,7 +16,7 @@ def upscale(
     volumes: Volumes,
     out: Annotated[Path, typer.Option(help="Folder for the outputs.")],
     model: Annotated[
-        str | None, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; --adapt can do without.")
+        str | None, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; optional with --adapt.")
     ] = None,
     scale: Annotated[
         str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
@@ -24,9 +24,11 @@ def upscale(
     spacing: Spacing = None,
     slice_axis: Annotated[
         Literal["i", "j", "k"] | None,
-        typer.Option(help="The file's axis across the slices; the one of the largest spacing by default."),
+        typer.Option(help="The file's axis across the slices; by default that of the largest spacing."),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the outputs; by default that of an integer input.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Data type of the outputs; by default that of an integer input.")
+    ] = None,
     correct: Annotated[
         bool,
         typer.Option("--correct/--no-correct", help="Make each output consistent with its input (data consistency)."),
@@ -45,7 +47,7 @@ def upscale(
     memory_budget: MemoryBudget = 2000,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard is tried again.")] = 2,
     patience: Annotated[float, typer.Option(min=1, help="Seconds until a silent worker is replaced.")] = 600.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first volume that fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:

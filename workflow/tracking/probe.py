@@ -203,7 +203,7 @@ def _one_message(uri: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        remedy = "Make room there and see that you may write" if uri.startswith(SQLITE) else "Start the server"
+        remedy = "Make room there and check that you may write" if uri.startswith(SQLITE) else "Start the server"
         raise InputError(
             f"Cannot record in the tracking store {shown(uri)}: {_first_line(error)}.",
             f"{remedy}, or set MLFLOW_TRACKING_URI to a store that is there.",

@@ -60,23 +60,23 @@ def verify(run_or_folder: str) -> Verification:
 
 
 def _verified(what: str, folder: Path, run_id: str | None = None, digest: str | None = None) -> Verification:
-    said: list[str] = []
-    contracts = Contracts()
+    problem, contracts = "", Contracts()
     try:
         contracts = read_contracts(folder)
         if run_id and contracts.run_id != run_id:
-            said.append(f"it is of another run, {contracts.run_id}")
+            problem = f"it is of another run, {contracts.run_id}"
         elif run_id and digest is None:
-            said.append("it is not complete: the run has not ended")
+            problem = "it is not complete: the run has not ended"
         elif run_id and file_digest(folder / CONTRACTS_FILE) != digest:
-            said.append("it was changed after the run had ended")
+            problem = "it was changed after the run had ended"
     except ContractsError as error:
-        said.append(error.problem)
-    # A folder of the user may hold other files too; every file that a run has logged is under contract.
-    found = contracts.problems(folder, alone=run_id is not None) if contracts.seals else {}
-    damaged = [ArtifactProblems(path, tuple(problems)) for path, problems in found.items()]
-    about_contracts = [ArtifactProblems(CONTRACTS_FILE, tuple(said))] if said else []
-    return Verification(what, len(contracts.seals), (*about_contracts, *damaged))
+        problem = error.problem
+    found = {CONTRACTS_FILE: [problem]} if problem else {}
+    if contracts.seals:
+        # A folder of the user may hold other files too; every file that a run has logged is under contract.
+        found |= contracts.problems(folder, alone=run_id is not None)
+    damages = tuple(ArtifactProblems(path, tuple(problems)) for path, problems in found.items())
+    return Verification(what, len(contracts.seals), damages)
 
 
 def verdict(verification: Verification) -> RenderableType:
