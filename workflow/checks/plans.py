@@ -66,7 +66,7 @@ class PlannedVolume:
 
 
 def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writable: bool) -> None:
-    """Check that each input has an output of its own and none overwrites an input; where writable, that it can be."""
+    """Check that each input has an output of its own, which overwrites no input and, where `writable`, can be made."""
     tried = f"the names of {counted(len(sources), 'output')}"
     with checks.trying("outputs", tried, "Choose another --out.") as attempt:
         outputs = output_paths(sources, out)
