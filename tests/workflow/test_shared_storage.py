@@ -11,7 +11,7 @@ from workflow.cluster.shared_storage import answer_probe, on_other_nodes, requir
 
 def test_a_folder_of_the_only_node_is_shared(ray_cluster, tmp_path):
     require_shared(tmp_path / "run")
-    assert on_other_nodes(str, "probe") == []
+    assert on_other_nodes(answer_probe, "probe") == []
     assert list((tmp_path / "run").iterdir()) == []
 
 
