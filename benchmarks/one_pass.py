@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from tasks.imaging.resample import resample
 from tasks.scoring.protocol import DegradedReference
 from tasks.volume.intensity import CLIP, find_intensity, normalise
 
@@ -25,7 +26,7 @@ def one_pass(model: keras.Model, stride: Sequence[int]) -> Callable[[DegradedRef
 
     def restore(degraded: DegradedReference) -> Voxels:
         found = find_intensity(degraded.coarse.voxels)
-        resampled = degraded.axes.to_network(degraded.padded_baseline("cubic"))
+        resampled = degraded.axes.to_network(resample(degraded.coarse.voxels, degraded.padded.shape))
         seen = normalise(resampled, found, clip=CLIP)
         padding = [(0, -size % step) for size, step in zip(seen.shape, stride, strict=True)]
         whole = network(tf.constant(np.pad(seen, padding, mode="edge")[None, ..., None])).numpy()[0, ..., 0]

@@ -12,6 +12,7 @@ from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.manifest import manifest_entry, write_contracts
 from tasks.artifacts.network_file import read_network
+from tasks.files.atomic import replacing
 from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import Score, Slab, degraded_reference, held_out_slabs
 from tasks.training.job import TrainingJob
@@ -19,10 +20,17 @@ from tasks.training.template import template_path
 from tasks.volume.intensity import normalise
 from tasks.volume.nifti import read_volume, write_volume
 from workflow.cluster import cluster
-from workflow.evaluate.run import description, record_scores, write_page
-from workflow.evaluate.scoring import Evaluation, ScoredTrial, evaluation_of, score_trial
-from workflow.evaluate.scoring import summary as score_table
-from workflow.pages.picture import comparison_picture
+from workflow.evaluate.evaluation import (
+    Evaluation,
+    ScoredVolume,
+    description,
+    evaluation_of,
+    record_scores,
+    score_volume,
+    write_page,
+)
+from workflow.evaluate.evaluation import summary as score_table
+from workflow.pages.rendering import new_figure, png
 from workflow.tracking import recorded_run
 from workflow.train.data import training_volumes, validation_volumes
 from workflow.train.report import MlflowReport, TrainReport
@@ -30,6 +38,7 @@ from workflow.train.report import summary as training_table
 from workflow.train.run import MODEL, record_training
 
 FILES = "input.nii.gz", "restored.nii.gz", "comparison.png", "quality.html"
+ERROR_RANGE = 0.25  # normalised difference that is drawn brightest
 
 
 @dataclass(frozen=True)
@@ -97,12 +106,12 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
         training = record_training(job, recorder, console, command="demo")
         network = read_network(training.model)
         with recorder.phase("inference"):
-            scored = score_trial(path, degraded, network, recipe, config.resources, console, slab=slab)
+            scored = score_volume(path, degraded, network, recipe, config.resources, console, slab=slab)
         restored, plan = scored.restored, scored.restored.plan
         write_volume(output, scored.voxels, reference.grid, like=reference, dtype="float32")
         console.print("Recording …")
         _draw(picture, scored, slab)
-        write_page(page, "restored volume of the demo", scored, network, recipe)
+        write_page(page, "restored volume of the demo", scored)
         evaluation = evaluation_of([scored.scores], recipe)
         record_scores(recorder, evaluation)
         recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead})
@@ -162,18 +171,39 @@ def summary(report: DemoReport, evaluation: Evaluation) -> list[RenderableType]:
     return [*scores, *training_table(report.training), files, look]
 
 
-def _draw(path: Path, scored: ScoredTrial, slab: Slab) -> None:
-    """Draw planes through the foreground in the part that was scored, off the middle, where hemispheres meet."""
+def _draw(path: Path, scored: ScoredVolume, slab: Slab) -> None:
+    """Draw three planes of input, cubic, restored and truth, and of the errors of cubic and restored.
+
+    The planes go through the foreground of the part that was scored, away from the middle, where the hemispheres meet.
+    """
     degraded = scored.degraded
     truth = normalise(degraded.reference.voxels, degraded.intensity)
     inside = np.zeros(truth.shape, bool)
     inside[slab] = foreground_mask(truth[slab])
-    i, j, k = (int(np.quantile(places, 0.35)) for places in np.nonzero(inside))
+    centre = [int(np.quantile(indices, 0.35)) for indices in np.nonzero(inside)]
     nearest = [
         np.minimum(np.arange(size) * coarse // padded, coarse - 1)
         for size, coarse, padded in zip(truth.shape, degraded.coarse.grid.shape, degraded.padded.shape, strict=True)
     ]
-    given = degraded.coarse.voxels[np.ix_(*nearest)]
-    volumes = {"input": given, "cubic": degraded.baseline("cubic"), "restored": scored.voxels}
-    shown = {title: normalise(volume, degraded.intensity) for title, volume in volumes.items()}
-    comparison_picture(path, shown, truth, (i, j, k))
+    source, cubic, restored = (
+        normalise(volume, degraded.intensity)
+        for volume in (degraded.coarse.voxels[np.ix_(*nearest)], degraded.baseline("cubic"), scored.voxels)
+    )
+    errors = {"|cubic − truth|": np.abs(cubic - truth), "|restored − truth|": np.abs(restored - truth)}
+    columns = {"input": source, "cubic": cubic, "restored": restored, "truth": truth, **errors}
+    # Height over width of each plane as it is drawn.
+    ratios = [truth.shape[2 if axis < 2 else 1] / truth.shape[1 if axis == 0 else 0] for axis in range(3)]
+    figure = new_figure(figsize=(2.2 * len(columns), 2.2 * sum(ratios) + 0.5), dpi=110)
+    rows = figure.subplots(3, len(columns), gridspec_kw={"height_ratios": ratios, "wspace": 0.02, "hspace": 0.02})
+    for axis, plane in enumerate(("sagittal", "coronal", "axial")):
+        rows[axis][0].set_ylabel(plane, fontsize=9)
+        for axes, (title, volume) in zip(rows[axis], columns.items(), strict=True):
+            shades = {"cmap": "magma", "vmax": ERROR_RANGE} if title in errors else {"cmap": "gray", "vmax": 1}
+            axes.imshow(
+                volume.take(centre[axis], axis=axis).T, origin="lower", vmin=0, interpolation="nearest", **shades
+            )
+            axes.set(xticks=[], yticks=[])
+            if axis == 0:
+                axes.set_title(title, fontsize=9)
+    with replacing(path) as partial:
+        partial.write_bytes(png(figure, bbox_inches="tight"))

@@ -11,7 +11,7 @@ from configs.degradation import Degradation
 from configs.errors import InputError
 from tasks.imaging.consistency import Correction, correct
 from tasks.imaging.degrade import degrade
-from tasks.imaging.resample import resample
+from tasks.imaging.resample import Order, resample
 from tasks.scoring.metrics import foreground_mask, nmse, psnr, ssim
 from tasks.volume.grid import Grid, NetworkAxes, covering_grid, network_axes
 from tasks.volume.intensity import CLIP, Intensity, find_intensity, normalise, restore
@@ -19,7 +19,7 @@ from tasks.volume.nifti import Volume
 
 Slab = tuple[slice, slice, slice]
 WHOLE: Slab = (slice(None), slice(None), slice(None))
-SSIM_MARGIN = 8  # voxels that the window of SSIM may reach beyond a slab
+SSIM_MARGIN = 8  # voxels by which the window of SSIM may extend beyond a slab
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class DegradedReference:
-    """A reference and what the degradation left of it.
+    """A reference and its coarse volume.
 
     Args:
         reference: The truth; its voxels are clipped as the protocol says.
@@ -59,31 +59,27 @@ class DegradedReference:
     intensity: Intensity
 
     def cropped(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Cut a volume on the padded grid, `(i, j, k)`, to the grid of the reference."""
+        """Crop a volume on the padded grid, `(i, j, k)`, to the grid of the reference."""
         i, j, k = self.reference.grid.shape
         return voxels[:i, :j, :k]
 
-    def baseline(self, order: str) -> NDArray[np.float32]:
-        """The coarse volume interpolated onto the grid of the reference, `(i, j, k)`; order "cubic" or "linear"."""
-        return self.cropped(self.padded_baseline(order))
-
-    def padded_baseline(self, order: str) -> NDArray[np.float32]:
-        """The same on the padded grid."""
-        return resample(self.coarse.voxels, self.padded.shape, "cubic" if order == "cubic" else "linear")
+    def baseline(self, order: Order) -> NDArray[np.float32]:
+        """Interpolate the coarse volume onto the grid of the reference, `(i, j, k)`."""
+        return self.cropped(resample(self.coarse.voxels, self.padded.shape, order))
 
     def corrected(self, restored: NDArray[np.float32], recipe: Degradation) -> Correction:
         """Make a restored volume consistent with the coarse one; see `tasks.imaging.consistency.correct`.
 
         Args:
             restored: On the padded grid, `(i, j, k)`, in the unit of the file.
-            recipe: What the coarse volume was made by.
+            recipe: That made the coarse volume.
 
         Returns:
             The corrected volume likewise; its errors are in normalised intensity.
         """
         found = find_intensity(self.coarse.voxels)
         fine, coarse = (self.axes.to_network(normalise(voxels, found)) for voxels in (restored, self.coarse.voxels))
-        # The degradation is ours: its noise need not be estimated.
+        # The recipe gives the noise, which need not be estimated.
         done = correct(fine, coarse, recipe, noise=recipe.noise.sigma / (found.high - found.low))
         return replace(done, voxels=restore(self.axes.to_file(done.voxels), found))
 
@@ -113,37 +109,28 @@ class DegradedReference:
                 "Cannot score: no voxel of the part to score is "
                 + ("over 5 % of the intensity range." if mask is None else "in the mask.")
             )
-        estimates = {
-            name: normalise(volume[window], self.intensity)
-            for name, volume in {
-                "restored": restored,
-                "cubic": self.baseline("cubic"),
-                "trilinear": self.baseline("linear"),
-            }.items()
-        }
-        by_measure = (
-            Score(**{name: measure(truth, estimate, within) for name, estimate in estimates.items()})
-            for measure in (psnr, ssim, nmse)
+        estimates = [
+            normalise(volume[window], self.intensity)
+            for volume in (restored, self.baseline("cubic"), self.baseline("linear"))
+        ]
+        return Scores(
+            *(Score(*(measure(truth, estimate, within) for estimate in estimates)) for measure in (psnr, ssim, nmse))
         )
-        return Scores(*by_measure)
 
 
 def degraded_reference(volume: Volume, recipe: Degradation, seed: int = 0) -> DegradedReference:
     """Degrade a reference for training or scoring.
 
-    A size that a whole factor does not divide is continued by edge values to whole blocks, so that every coarse voxel
-    is the mean of as many fine ones; what is restored is cropped again.
+    A size that an integer factor does not divide is continued by edge values to whole blocks, so that every coarse
+    voxel is the mean of the same number of fine ones; restored volumes are cropped again.
 
     Args:
         volume: The reference.
         recipe: From fine to coarse.
         seed: Of the recipe's noise.
 
-    Returns:
-        The reference with its coarse volume.
-
     Raises:
-        InputError: The volume shows nothing.
+        InputError: The voxels of the volume are all equal.
     """
     axes = network_axes(volume.grid)
     intensity = find_intensity(volume.voxels)
@@ -154,15 +141,18 @@ def degraded_reference(volume: Volume, recipe: Degradation, seed: int = 0) -> De
         for size, factor in zip(volume.grid.shape, axes.of_network(recipe.scale), strict=True)
     )
     padded = Grid(FileShape(*whole_blocks), volume.grid.affine)
-    edges = [(0, whole - size) for whole, size in zip(padded.shape, volume.grid.shape, strict=True)]
-    fine = axes.to_network(np.pad(reference.voxels, edges, mode="edge"))
-    coarse = axes.to_file(degrade(fine, recipe, seed))
+    coarse = axes.to_file(degrade(axes.to_network(pad_to(reference.voxels, padded.shape)), recipe, seed))
     grid = covering_grid(padded, FileShape(*coarse.shape))
     return DegradedReference(reference, padded, Volume(coarse, grid), axes, intensity)
 
 
+def pad_to(voxels: NDArray[np.float32], shape: FileShape) -> NDArray[np.float32]:
+    """Continue a volume by its edge values, at the end of each axis, to a larger shape."""
+    return np.pad(voxels, [(0, whole - size) for whole, size in zip(shape, voxels.shape, strict=True)], mode="edge")
+
+
 def held_out_slabs(shape: FileShape, held_out: HeldOut | None) -> tuple[Slab, Slab]:
-    """Cut a grid into what trains and what is scored, with the gap between them.
+    """Divide a grid into the slab that trains and the slab that is scored, with the gap between them.
 
     Args:
         shape: Voxels along (i, j, k).
@@ -175,16 +165,15 @@ def held_out_slabs(shape: FileShape, held_out: HeldOut | None) -> tuple[Slab, Sl
     >>> train[1], score[1]
     (slice(0, 40, None), slice(45, 90, None))
     """
-    whole = (slice(None), slice(None), slice(None))
     if held_out is None:
-        return whole, whole
+        return WHOLE, WHOLE
     size = shape[held_out.axis]
     start, stop = round(held_out.start * size), round(held_out.stop * size)
     before, after = slice(0, max(0, start - held_out.gap)), slice(min(size, stop + held_out.gap), size)
     larger = before if before.stop >= after.stop - after.start else after
 
     def across(part: slice) -> Slab:
-        i, j, k = (part if axis == held_out.axis else slice(None) for axis in range(3))
+        i, j, k = (part if axis == held_out.axis else whole for axis, whole in enumerate(WHOLE))
         return i, j, k
 
     return across(larger), across(slice(start, stop))

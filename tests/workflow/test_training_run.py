@@ -24,7 +24,7 @@ from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tests.tasks.small_training import SMALL
 from tests.workflow.test_demo import ROOT, voxlift
-from workflow.evaluate.scoring import evaluate
+from workflow.evaluate.evaluation import evaluate
 from workflow.tracking.verification import verify
 
 

@@ -23,12 +23,12 @@ def evaluate(
 ) -> None:
     """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
     with screen(as_json) as opened:
-        from workflow.evaluate import run, scoring
+        from workflow.evaluate import evaluation
         from workflow.terminal.options import naming_options
 
-        network, recipe = run.network_and_recipe(model, degradation)
+        network, recipe = evaluation.network_and_recipe(model, degradation)
         resources = resources_of(workers, memory_budget)
         sources = expand_inputs(references)
         with naming_options():
-            report = run.recorded_evaluation(sources, network, recipe, resources, mask, opened.console)
-        opened.show(report, *scoring.summary(report))
+            report = evaluation.recorded_evaluation(sources, network, recipe, resources, mask, opened.console)
+        opened.show(report, *evaluation.summary(report))

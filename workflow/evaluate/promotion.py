@@ -14,7 +14,7 @@ from configs.load import flatten
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tasks.scoring.protocol import Score
-from workflow.evaluate.scoring import evaluate
+from workflow.evaluate.evaluation import evaluate
 from workflow.tracking import input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment
 from workflow.tracking.registry import CHALLENGER, CHAMPION, Version, aliased_version, conclude

@@ -1,4 +1,4 @@
-"""A comparison for a person: a table for the terminal, a picture, a page that opens offline."""
+"""A comparison of runs as a table in the terminal, a picture, and a page that opens offline."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,7 @@ from rich.table import Table
 
 from tasks.files.atomic import replacing
 from workflow.evaluate.comparison import Comparison, Row, as_csv, compare
-from workflow.pages.picture import new_figure, png
-from workflow.pages.template import rendered
+from workflow.pages.rendering import new_figure, png, render_page
 from workflow.tracking.reading import read_curves, read_runs
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves) -> li
         The files.
     """
     picture = draw_comparison(comparison, curves)
-    page = rendered(
+    page = render_page(
         "comparison.html",
         comparison=comparison,
         picture=base64.b64encode(picture).decode(),

@@ -1,4 +1,4 @@
-"""The QC page of a restored volume: one HTML file that opens offline, slices to look through and measures to read."""
+"""The QC page of a restored volume: one HTML file that opens offline, with slices and measures of quality."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,8 @@ from tasks.files.atomic import replacing
 from tasks.scoring.quality import Seam, Spectrum, quality_warnings, seams, spectrum
 from tasks.volume.grid import Grid, axis_codes
 from tasks.volume.scan import Voxels
-from workflow.pages.picture import new_figure, png
+from workflow.pages.rendering import new_figure, png, render_page
 from workflow.pages.slices import SPREAD, plane_sprites
-from workflow.pages.template import rendered
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,52 +22,59 @@ if TYPE_CHECKING:
 BINS = 128
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QualityCase:
-    """Content of a page. Volumes are normalised, `[i, j, k]`, and on the target grid unless it says otherwise.
+    """Content of a QC page. Volumes are normalised, `[i, j, k]`, on the target grid unless stated otherwise.
 
     Args:
         title: Of the page; no name of a file.
-        input_grid: Of the volume that was restored.
+        input_grid: Grid of the input.
         grid: The target grid.
-        before: The input, interpolated: what the network saw.
-        restored: What the network made of it.
+        before: The input, interpolated by cubic B-splines.
+        restored: The restored volume.
         strides: Total stride of the network along (i, j, k).
         borders: Of the shards: axis, and the voxel before which the border lies.
         truth: The reference, where there is one.
         consistency: On the input's grid: the restored volume degraded again, minus the input.
-        facts: What else is to be read, by name.
-        warnings: What was found odd before.
+        facts: Further information to show, by name.
+        warnings: Warnings of earlier steps.
     """
 
     title: str
     input_grid: Grid
     grid: Grid
-    before: Voxels = field(repr=False)
-    restored: Voxels = field(repr=False)
+    before: Voxels
+    restored: Voxels
     strides: FileShape
     borders: Sequence[tuple[int, int]] = ()
-    truth: Voxels | None = field(default=None, repr=False)
-    consistency: Voxels | None = field(default=None, repr=False)
+    truth: Voxels | None = None
+    consistency: Voxels | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
 
+    @property
+    def volumes(self) -> dict[str, Voxels]:
+        """The volumes to compare, by name."""
+        truth = {} if self.truth is None else {"truth": self.truth}
+        return {"before": self.before, "restored": self.restored, **truth}
+
 
 def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
-    """Write the page.
-
-    Returns:
-        The warnings that stand on it.
-    """
+    """Write a QC page; returns the warnings on it."""
     spectra = {
         name: [spectrum(volume, axis, case.strides[axis]) for axis in range(3)]
         for name, volume in {"before": case.before, "restored": case.restored}.items()
     }
     found = seams(case.restored, case.before, case.borders)
     warnings = (*case.warnings, *quality_warnings(spectra["restored"], found))
-    layers, differences = _layers(case)
-    planes = plane_sprites(case.grid, layers, differences)
-    page = rendered(
+    differences = {}
+    if case.truth is not None:
+        differences = {"error before": case.before - case.truth, "error": case.restored - case.truth}
+    if case.consistency is not None:
+        differences["consistency"] = on_finer_grid(case.consistency, case.input_grid, case.grid)
+    layers = case.volumes | differences
+    planes = plane_sprites(case.grid, layers, frozenset(differences))
+    page = render_page(
         "quality.html",
         title=case.title,
         planes=planes,
@@ -84,18 +90,6 @@ def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return warnings
-
-
-def _layers(case: QualityCase) -> tuple[dict[str, Voxels], frozenset[str]]:
-    layers = {"before": case.before, "restored": case.restored}
-    differences = {}
-    if case.truth is not None:
-        layers["truth"] = case.truth
-        differences["error before"] = case.before - case.truth
-        differences["error"] = case.restored - case.truth
-    if case.consistency is not None:
-        differences["consistency"] = on_finer_grid(case.consistency, case.input_grid, case.grid)
-    return layers | differences, frozenset(differences)
 
 
 def on_finer_grid(coarse: Voxels, coarse_grid: Grid, grid: Grid) -> Voxels:
@@ -141,7 +135,7 @@ def _measures(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], foun
 def _picture(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], found: Sequence[Seam]) -> str:
     """Draw histogram, spectra and seams: a PNG in base64."""
     figure = new_figure(figsize=(11.5, 6.4), dpi=90, facecolor="#e8eaec")
-    # Places that are given: finding them takes as long as drawing all the rest.
+    # Explicit margins: an automatic layout takes as long as all the drawing.
     margins = {"left": 0.06, "right": 0.98, "bottom": 0.08, "top": 0.94, "wspace": 0.22, "hspace": 0.32}
     rows = [["intensities", "intensities", "seams"], ["i", "j", "k"]]
     places: dict[str, Axes] = figure.subplot_mosaic(rows, gridspec_kw=margins)
@@ -155,12 +149,9 @@ def _picture(case: QualityCase, spectra: Mapping[str, Sequence[Spectrum]], found
 
 
 def _draw_histogram(axes: "Axes", case: QualityCase) -> None:
-    volumes = {"before": case.before, "restored": case.restored}
-    if case.truth is not None:
-        volumes["truth"] = case.truth
-    for name, volume in volumes.items():
+    for name, volume in case.volumes.items():
         counts, edges = np.histogram(volume[volume > 0.02], bins=BINS, range=(0, 1.3))
-        # A volume may have no voxel in this range; NumPy's own density would then divide by nothing.
+        # Not `density=True`, which divides by zero where no voxel is in the range.
         axes.plot((edges[1:] + edges[:-1]) / 2, counts / max(counts.sum(), 1), label=name, linewidth=1)
     axes.set(title="intensities of the foreground", xlabel="normalised intensity", yticks=[])
 

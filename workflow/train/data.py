@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from configs.axes import FileShape, NetworkShape
+from configs.axes import NetworkShape
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from tasks.imaging.resample import resample
-from tasks.scoring.protocol import degraded_reference, held_out_slabs
+from tasks.scoring.protocol import degraded_reference, held_out_slabs, pad_to
 from tasks.training.blocks import TrainingVolume, scan_to_learn_from, training_volume
 from tasks.training.job import ValidationVolume
 from tasks.training.template import template_path
@@ -124,11 +123,7 @@ def validation_volume(config: RunConfig, path: Path) -> ValidationVolume:
     found = find_intensity(degraded.coarse.voxels)
     fine, coarse = (
         degraded.axes.to_network(normalise(volume, found, clip=CLIP))
-        for volume in (_padded(degraded.reference.voxels, degraded.padded.shape), degraded.coarse.voxels)
+        for volume in (pad_to(degraded.reference.voxels, degraded.padded.shape), degraded.coarse.voxels)
     )
     resampled = np.clip(resample(coarse, NetworkShape(*fine.shape)), 0, np.float32(CLIP))
     return ValidationVolume(coarse, resampled, fine)
-
-
-def _padded(voxels: NDArray[np.float32], shape: FileShape) -> NDArray[np.float32]:
-    return np.pad(voxels, [(0, whole - size) for whole, size in zip(shape, voxels.shape, strict=True)], mode="edge")

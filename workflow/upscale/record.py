@@ -8,19 +8,22 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.errors import ContractError, ContractsError
 from configs.load import flatten
 from tasks.artifacts.contracts import volume_contract
 from tasks.artifacts.manifest import ManifestEntry, manifest_entry, read_contracts, write_contracts
 from tasks.files.naming import output_paths, sidecar_name, split_name
+from tasks.imaging.consistency import residual
+from tasks.imaging.resample import resample
+from tasks.scoring.quality import shard_borders
 from tasks.sharding.restore import CoarseVolume
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
-from tasks.volume.intensity import find_intensity
+from tasks.volume.intensity import find_intensity, normalise
 from tasks.volume.nifti import read_volume
 from workflow.pages.quality import QualityCase, write_quality_page
-from workflow.pages.quality_cases import upscaled_case
 from workflow.tracking import Recorder, described_volume
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
@@ -92,7 +95,7 @@ def keep_output(recorder: Recorder, number: int, work: VolumeWork, output: Outpu
     work.conclude(output)  # before the page: an output is worth having without it
     if restored is None:
         return "too large for a QC page"
-    _keep_page(recorder, upscaled_case(f"volume {number}", work, output.first, restored), number, plan)
+    _keep_page(recorder, _quality_case(f"volume {number}", work, output.first, restored), number, plan)
     return ""
 
 
@@ -103,8 +106,37 @@ def keep_missing_page(recorder: Recorder, number: int, work: VolumeWork) -> None
         given = plan.scan.read(0).voxels
         shape, intensity = plan.shard_plan.target_shape, find_intensity(given)
         first = CoarseVolume(plan.axes.to_network(given), shape, intensity)
-        case = upscaled_case(f"volume {number}", work, first, read_volume(plan.output).voxels)
+        case = _quality_case(f"volume {number}", work, first, read_volume(plan.output).voxels)
         _keep_page(recorder, case, number, plan)
+
+
+def _quality_case(title: str, work: VolumeWork, given: CoarseVolume, voxels: NDArray[np.float32]) -> QualityCase:
+    """Collect the content of a QC page.
+
+    Args:
+        title: Of the page; no name of a file.
+        work: The volume, written.
+        given: The first time point of the input, as the network saw it.
+        voxels: The first time point of the output, `[i, j, k]`, as it is in the file.
+    """
+    plan = work.plan
+    coarse, restored = normalise(given.voxels, given.intensity), normalise(voxels, given.intensity)
+    consistency = None
+    if plan.recipe is not None:
+        consistency = -plan.axes.to_file(residual(plan.axes.to_network(restored), coarse, plan.recipe))
+    time_point = {"time point": f"1 of {plan.times}"} if plan.times > 1 else {}
+    return QualityCase(
+        title=title,
+        input_grid=plan.scan.grid,
+        grid=plan.target,
+        before=normalise(resample(plan.axes.to_file(given.voxels), plan.target.shape), given.intensity),
+        restored=restored,
+        strides=plan.axes.file_shape(plan.network.cost.field.strides),
+        borders=shard_borders(plan.shard_plan, plan.axes),
+        consistency=consistency,
+        facts={"shards": str(plan.shards), "corrected": "yes" if plan.corrects else "no", **time_point},
+        warnings=work.warnings,
+    )
 
 
 def _keep_page(recorder: Recorder, case: QualityCase, number: int, plan: VolumePlan) -> None:

@@ -1,0 +1,325 @@
+"""Evaluation: references are degraded, restored through the cluster, corrected, scored against baselines, recorded."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from configs.degradation import Degradation, named_degradation
+from configs.errors import InputError
+from configs.load import flatten
+from configs.schema import Resources
+from tasks.artifacts.network_file import NetworkFile, read_network
+from tasks.imaging.consistency import residual
+from tasks.scoring.protocol import WHOLE, DegradedReference, Score, Scores, Slab, degraded_reference, pad_to
+from tasks.scoring.quality import shard_borders
+from tasks.volume.intensity import normalise
+from tasks.volume.nifti import open_volume, read_volume
+from workflow.cluster import cluster
+from workflow.pages.quality import QualityCase, write_quality_page
+from workflow.restore.restoration import Restored, plan_restoration, restore_volume
+from workflow.terminal.progress import progress_bar
+from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
+from workflow.tracking.provenance import record_environment, record_network
+from workflow.upscale.plan import range_remarks
+
+EXPERIMENT = "voxlift"
+ESTIMATES = tuple(field.name for field in fields(Score))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall(Scores):
+    """Scores of one volume, or their means over volumes.
+
+    Args:
+        consistency: Root mean square difference between the restored volume, degraded again, and the coarse volume;
+            normalised intensity.
+    """
+
+    consistency: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeScores(Overall):
+    """Scores of one volume.
+
+    Args:
+        reference: The file.
+        consistency_before: Consistency before the correction.
+        warnings: In which respects the volume is outside the range that the model was trained for.
+    """
+
+    reference: Path
+    consistency_before: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Report of `voxlift evaluate`.
+
+    Args:
+        degradation: Its name.
+        volumes: Scores of each.
+        overall: Their means.
+        recipe: The degradation in full: its name alone does not determine the scores.
+    """
+
+    degradation: str
+    volumes: tuple[VolumeScores, ...]
+    overall: Overall
+    recipe: Degradation
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredVolume:
+    """A volume that was degraded, restored, corrected and scored.
+
+    Args:
+        degraded: The reference and its coarse volume.
+        recipe: Of the degradation.
+        network: The restorer.
+        restored: Before the correction, with its shards and the time that they took.
+        voxels: The corrected volume on the grid of the reference, `(i, j, k)`, in the unit of the file.
+        scores: Of the part that was scored.
+    """
+
+    degraded: DegradedReference
+    recipe: Degradation
+    network: NetworkFile
+    restored: Restored
+    voxels: NDArray[np.float32]
+    scores: VolumeScores
+
+
+def network_and_recipe(model: str, degradation: str | None) -> tuple[NetworkFile, Degradation]:
+    """Read a model, and find the degradation to score it with: the named one, or the one that it was trained for.
+
+    Raises:
+        InputError: There is no such model or degradation, or none is named and the model carries no card.
+    """
+    network = read_network(resolve_model(model))
+    if degradation is not None:
+        return network, named_degradation(degradation)
+    if network.card is None:
+        raise InputError(f"Cannot choose a degradation: {network.name} carries no card.", "Give --degradation NAME.")
+    return network, network.card.degradation
+
+
+def recorded_evaluation(
+    references: Sequence[Path],
+    network: NetworkFile,
+    recipe: Degradation,
+    resources: Resources,
+    mask: Path | None,
+    console: Console,
+) -> Evaluation:
+    """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
+    numbers = count(1)
+    inputs = [input_volume(path, "reference", record_paths=False) for path in references]
+    with recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}) as recorder:
+        record_environment(recorder, "evaluate")
+        recorder.inputs(inputs)
+        record_network(recorder, network)
+        recorder.parameters(flatten(recipe, "degradation"))
+
+        def record_page(scored: ScoredVolume) -> None:
+            number, plan = next(numbers), scored.restored.plan
+            with tempfile.TemporaryDirectory() as scratch:
+                path = Path(scratch) / f"{number}.html"
+                write_page(path, f"volume {number}", scored)
+                recorder.artifact(path, "quality")
+            recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, number - 1)
+
+        with recorder.phase("evaluation"):
+            evaluation = evaluate(references, network, recipe, resources, mask, console, record_page)
+        record_scores(recorder, evaluation)
+        recorder.describe(description(evaluation))
+    return evaluation
+
+
+def evaluate(
+    references: Sequence[Path],
+    network: NetworkFile,
+    recipe: Degradation,
+    resources: Resources,
+    mask: Path | None,
+    console: Console,
+    on_scored: Callable[[ScoredVolume], None] = lambda _: None,
+) -> Evaluation:
+    """Score a model on volumes.
+
+    Args:
+        references: The truths.
+        network: The restorer.
+        recipe: From fine to coarse.
+        resources: Workers and what each takes.
+        mask: A volume on the references' grid: what is not 0 counts. The foreground by default.
+        console: For progress and warnings.
+        on_scored: Receives each volume, once it is scored.
+
+    Raises:
+        InputError: A volume or the mask cannot be used.
+    """
+    inside = None if mask is None else _read_mask(mask, references)
+    volumes = []
+    with cluster():
+        for path in references:
+            degraded = degraded_reference(read_volume(path), recipe)
+            scored = score_volume(path, degraded, network, recipe, resources, console, mask=inside)
+            on_scored(scored)
+            volumes.append(scored.scores)
+    return evaluation_of(volumes, recipe)
+
+
+def evaluation_of(volumes: Sequence[VolumeScores], recipe: Degradation) -> Evaluation:
+    """Report the scores of volumes and their means."""
+    psnr, ssim, nmse = (
+        Score(*np.mean([astuple(getattr(one, measure.name)) for one in volumes], axis=0).tolist())
+        for measure in fields(Scores)
+    )
+    consistency = float(np.mean([one.consistency for one in volumes]))
+    return Evaluation(recipe.name, tuple(volumes), Overall(psnr, ssim, nmse, consistency=consistency), recipe)
+
+
+def _read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
+    """Read a mask, which must lie where every reference lies."""
+    read = read_volume(mask)
+    for path in references:
+        grid = open_volume(path).grid
+        if grid.shape != read.grid.shape:
+            raise InputError(
+                f"Cannot score {path.name}: the mask {mask.name} has {read.grid.shape} voxels and the reference"
+                f" {grid.shape}.",
+                "Give a mask on the reference's grid.",
+            )
+        apart = float(np.linalg.norm(grid.corners() - read.grid.corners(), axis=1).max())
+        if apart > min(grid.spacing) / 2:
+            raise InputError(
+                f"Cannot score {path.name}: the corners of the mask {mask.name} lie up to {apart:.3g} mm from those of"
+                " the reference.",
+                "Give a mask on the reference's grid, in its axis order and directions.",
+            )
+    return np.asarray(read.voxels != 0)
+
+
+def score_volume(
+    path: Path,
+    degraded: DegradedReference,
+    network: NetworkFile,
+    recipe: Degradation,
+    resources: Resources,
+    console: Console,
+    *,
+    slab: Slab = WHOLE,
+    mask: NDArray[np.bool_] | None = None,
+) -> ScoredVolume:
+    """Restore the degraded volume through the workers of the cluster, correct it and score it.
+
+    Args:
+        path: Of the reference.
+        degraded: The reference and its coarse volume.
+        network: The restorer.
+        recipe: Of the degradation.
+        resources: Workers and what each takes.
+        console: For progress and warnings.
+        slab: The part of the grid that counts.
+        mask: Voxels that count, of the reference's shape; those of the foreground by default.
+    """
+    coarse, target, axes = degraded.coarse, degraded.padded, degraded.axes
+    warnings = range_remarks(network.card, axes, coarse.grid, target)
+    for warning in warnings:
+        console.print(f"{path.name}: out of the model's range: {warning}.")
+    plan = plan_restoration(coarse, target, network, resources.memory_budget_mib, axes=axes, name=path.name)
+    with progress_bar(console, f"Restoring {path.name}", len(plan.shards)) as advance:
+        restored = restore_volume(
+            coarse,
+            target,
+            network,
+            resources,
+            name=path.name,
+            axes=axes,
+            on_progress=lambda progress: advance(f"{progress.workers} workers"),
+        )
+    corrected = degraded.corrected(restored.voxels, recipe)
+    voxels = degraded.cropped(corrected.voxels)
+    scores = VolumeScores(
+        **vars(degraded.scores(voxels, slab, mask)),
+        reference=path,
+        consistency=corrected.after,
+        consistency_before=corrected.before,
+        warnings=warnings,
+    )
+    return ScoredVolume(degraded, recipe, network, restored, voxels, scores)
+
+
+def write_page(path: Path, title: str, scored: ScoredVolume) -> None:
+    """Write the QC page of a volume that was scored."""
+    degraded, axes, plan = scored.degraded, scored.degraded.axes, scored.restored.plan
+    before, restored, truth, coarse = (
+        normalise(volume, degraded.intensity)
+        for volume in (degraded.baseline("cubic"), scored.voxels, degraded.reference.voxels, degraded.coarse.voxels)
+    )
+    lacks = residual(axes.to_network(pad_to(restored, degraded.padded.shape)), axes.to_network(coarse), scored.recipe)
+    measured = {
+        f"{measure}, part that was scored": f"{one.restored:.4g} (cubic {one.cubic:.4g}, trilinear {one.trilinear:.4g})"
+        for measure, one in (("PSNR [dB]", scored.scores.psnr), ("SSIM", scored.scores.ssim))
+    }
+    case = QualityCase(
+        title=title,
+        input_grid=degraded.coarse.grid,
+        grid=degraded.reference.grid,
+        before=before,
+        restored=restored,
+        strides=axes.file_shape(scored.network.cost.field.strides),
+        borders=shard_borders(plan, axes),
+        truth=truth,
+        consistency=-axes.to_file(lacks),
+        facts={"degradation": scored.recipe.name, "shards": str(len(plan.shards)), **measured},
+    )
+    write_quality_page(path, case)
+
+
+def record_scores(recorder: Recorder, evaluation: Evaluation) -> None:
+    """Record the means as scores of the run, and those of each volume by its number."""
+    for measure in ("psnr", "ssim", "nmse"):
+        means = asdict(getattr(evaluation.overall, measure))
+        recorder.metrics({f"{measure}/{name}": value for name, value in means.items()})
+        for number, volume in enumerate(evaluation.volumes):
+            scores = asdict(getattr(volume, measure))
+            recorder.metrics({f"volumes/{measure}/{name}": value for name, value in scores.items()}, number)
+    recorder.metrics({"consistency": evaluation.overall.consistency})
+
+
+def description(evaluation: Evaluation) -> str:
+    """Describe the run in Markdown, for the top of its page."""
+    psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
+    rows = [
+        f"| {name} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"
+        for name in ESTIMATES
+    ]
+    title = f"Means over {len(evaluation.volumes)} volume(s), degraded by {evaluation.degradation} and restored."
+    return "\n".join([title, "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows])
+
+
+def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corrected") -> list[RenderableType]:
+    """Show the scores in a table; {} in its title is the degradation."""
+    table = Table(title=title.format(evaluation.degradation), title_justify="left")
+    for column in ("", "", "PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
+        table.add_column(column, justify="right" if column else "left")
+    rows: list[tuple[str, Overall]] = [(one.reference.name, one) for one in evaluation.volumes]
+    if len(rows) > 1:
+        rows.append(("mean", evaluation.overall))
+    for volume, one in rows:
+        for name in ESTIMATES:
+            psnr, ssim, nmse = (getattr(score, name) for score in (one.psnr, one.ssim, one.nmse))
+            once = (volume, f"{one.consistency:.1e}") if name == "restored" else ("", "")
+            figures = (f"{psnr:.2f}", f"{psnr - one.psnr.cubic:+.2f}", f"{ssim:.4f}", f"{nmse:.4f}")
+            table.add_row(once[0], name, *figures, once[1])
+    return [table]
