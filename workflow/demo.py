@@ -33,9 +33,8 @@ from workflow.evaluate.evaluation import summary as score_table
 from workflow.pages.rendering import new_figure, png
 from workflow.tracking import recorded_run
 from workflow.train.data import training_volumes, validation_volumes
-from workflow.train.report import MlflowReport, TrainReport
-from workflow.train.report import summary as training_table
-from workflow.train.run import MODEL, record_training
+from workflow.train.run import MODEL, MlflowReport, TrainReport, record_training
+from workflow.train.run import summary as training_table
 
 FILES = "input.nii.gz", "restored.nii.gz", "comparison.png", "quality.html"
 ERROR_RANGE = 0.25  # normalised difference that is drawn brightest

@@ -25,9 +25,9 @@ def train(
 ) -> None:
     """Train a restorer under MirroredStrategy and record it in MLflow."""
     with screen(as_json) as opened:
-        from workflow.train import report, run
+        from workflow.train import run
 
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
         folder = out or Path("runs") / Path(config).stem
         done = run.train(config, settings, folder, resume=resume, start_from=start_from, console=opened.console)
-        opened.show(done, *report.summary(done))
+        opened.show(done, *run.summary(done))

@@ -1,4 +1,4 @@
-"""Runs side by side: what differs between them, their scores next to the baselines, time and size."""
+"""Comparison of runs: the parameters that differ, scores next to the baselines, time and size."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from configs.errors import InputError
 from workflow.tracking.reading import RunRecord
 
 MEASURES = ("psnr", "ssim")
-# Of these less is better.
+# Metrics of which less is better have one of these in their name.
 COSTS = ("seconds", "loss", "error", "rss", "consistency", "failed")
 SIZE = "model/parameters"
 
@@ -23,7 +23,7 @@ class Row:
         run_id: Of the run.
         name: Of the run.
         status: How it ended.
-        seconds: How long it took.
+        seconds: From start to end; None while it runs.
         size: Trainable weights of its model.
         parameters: Only those that differ between the runs; "" where a run has none of that name.
         scores: Metrics of the measures, by "psnr/restored" and the like, and the one that the runs are sorted by.
@@ -42,7 +42,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Comparison of runs.
 
     Args:
         rows: The runs, the best first.
@@ -60,7 +60,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[RunRecord], sort: str | None = None) -> Comparison:
-    """Put runs side by side.
+    """Compare runs.
 
     Args:
         runs: The runs.
@@ -76,41 +76,32 @@ def compare(runs: Sequence[RunRecord], sort: str | None = None) -> Comparison:
     differing = tuple(name for name in names if len({run.parameters.get(name) for run in runs}) > 1)
     metrics = {name for run in runs for name in run.metrics}
     by = _metric(sort, metrics) if sort else None
-    scores = tuple(sorted(name for name in metrics if name == by or _is_score(name)))
-    ordered = sorted(runs, key=lambda run: _rank(run.metrics.get(by, math.nan), by)) if by else list(runs)
+    # "psnr/cubic" and "validation/psnr_cubic", not "volumes/psnr/cubic" or "train/loss".
+    scores = sorted(name for name in metrics if name == by or name.removeprefix("validation/").startswith(MEASURES))
+    ordered = sorted(runs, key=lambda run: _rank(run, by)) if by else runs
     return Comparison(
-        rows=tuple(_row(run, differing, scores) for run in ordered),
+        rows=tuple(
+            Row(
+                run_id=run.run_id,
+                name=run.name,
+                status=run.status,
+                seconds=run.seconds,
+                size=run.metrics.get(SIZE),
+                parameters={name: run.parameters.get(name, "") for name in differing},
+                scores={name: run.metrics[name] for name in scores if name in run.metrics},
+                metrics=run.metrics,
+            )
+            for run in ordered
+        ),
         sorted_by=by,
         differing=differing,
-        scores=scores,
+        scores=tuple(scores),
         remarks=_remarks(runs),
     )
 
 
-def _row(run: RunRecord, differing: Sequence[str], scores: Sequence[str]) -> Row:
-    return Row(
-        run_id=run.run_id,
-        name=run.name,
-        status=run.status,
-        seconds=run.seconds,
-        size=run.metrics.get(SIZE),
-        parameters={name: run.parameters.get(name, "") for name in differing},
-        scores={name: run.metrics[name] for name in scores if name in run.metrics},
-        metrics=run.metrics,
-    )
-
-
-def _is_score(metric: str) -> bool:
-    """Tell the scores of a run from its other metrics.
-
-    >>> [_is_score(name) for name in ("psnr/cubic", "validation/psnr_cubic", "volumes/psnr/cubic", "train/loss")]
-    [True, True, False, False]
-    """
-    return metric.removeprefix("validation/").startswith(MEASURES)
-
-
 def _metric(sort: str, metrics: set[str]) -> str:
-    """Find the metric that a person means.
+    """Find the metric that a name or a part of it refers to.
 
     >>> _metric("psnr", {"psnr/cubic", "psnr/restored"}), _metric("psnr", {"validation/psnr"})
     ('psnr/restored', 'validation/psnr')
@@ -123,10 +114,10 @@ def _metric(sort: str, metrics: set[str]) -> str:
     )
 
 
-def _rank(value: float, metric: str) -> tuple[bool, float]:
-    """Sort the best first and what has no value last."""
-    less_is_better = any(cost in metric for cost in COSTS)
-    return math.isnan(value), value if less_is_better else -value
+def _rank(run: RunRecord, metric: str) -> tuple[bool, float]:
+    """Sort the best run first, and runs without a value last."""
+    value = run.metrics.get(metric, math.nan)
+    return math.isnan(value), value if any(cost in metric for cost in COSTS) else -value
 
 
 def _remarks(runs: Sequence[RunRecord]) -> tuple[str, ...]:

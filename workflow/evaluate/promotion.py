@@ -1,4 +1,4 @@
-"""A challenger against the champion on the same references: the better one is the champion from then on."""
+"""Promotion: the challenger of a registered model becomes its champion if it is no worse on the same references."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from workflow.tracking import input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment
 from workflow.tracking.registry import CHALLENGER, CHAMPION, Version, aliased_version, conclude
 
-# Differences below these are chance: another order of sums on another machine.
+# Differences up to these count as equal: sums in another order, on another machine, give as much.
 EQUAL = {"psnr": 0.005, "ssim": 0.0001}
 
 
@@ -42,9 +42,9 @@ class Promotion:
 
     Args:
         promoted: Whether the challenger is the champion now.
-        reason: In one message.
-        champion: Of before.
-        challenger: Of before.
+        reason: The scores that decided.
+        champion: The version that was the champion before.
+        challenger: The version that was compared with it.
         scores: For each reference.
         run_id: Of the run that records it.
     """
@@ -87,16 +87,16 @@ def promote(
         record_environment(recorder, "promote")
         recorder.parameters(flatten(degradation, "degradation"))
         recorder.inputs(inputs)
-        found = {
-            alias: evaluate(references, network, degradation, resources, None, console).volumes
-            for alias, network in networks.items()
-        }
+        volumes = [
+            evaluate(references, network, degradation, resources, None, console).volumes
+            for network in networks.values()
+        ]
         scores = tuple(
             ReferenceScores(
-                psnr={alias: found[alias][place].psnr for alias in versions},
-                ssim={alias: found[alias][place].ssim for alias in versions},
+                psnr=dict(zip(networks, (one.psnr for one in pair), strict=True)),
+                ssim=dict(zip(networks, (one.ssim for one in pair), strict=True)),
             )
-            for place in range(len(references))
+            for pair in zip(*volumes, strict=True)
         )
         promoted, reason = decide(scores)
         for step, one in enumerate(scores):

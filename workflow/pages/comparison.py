@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from tasks.files.atomic import replacing
-from workflow.evaluate.comparison import Comparison, Row, as_csv, compare
+from workflow.evaluate.comparison import Comparison, as_csv, compare
 from workflow.pages.rendering import new_figure, png, render_page
 from workflow.tracking.reading import read_curves, read_runs
 
@@ -25,7 +25,7 @@ MAX_CURVES = 12
 def compare_runs(
     experiment: str, runs: Sequence[str], sort: str | None, folder: Path | None
 ) -> tuple[Comparison, list[Path]]:
-    """Compare runs of an experiment, as `compare`; with a folder, write the comparison too and return its files."""
+    """Compare runs of an experiment, as `compare`; with a folder, also write the comparison and return its files."""
     found = compare(read_runs(experiment, runs), sort)
     if folder is None:
         return found, []
@@ -44,7 +44,7 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves) -> li
     Returns:
         The files.
     """
-    picture = draw_comparison(comparison, curves)
+    picture = _draw(comparison, curves)
     page = render_page(
         "comparison.html",
         comparison=comparison,
@@ -62,8 +62,8 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves) -> li
     return [folder / name for name in contents]
 
 
-def draw_comparison(comparison: Comparison, curves: Curves) -> bytes:
-    """Draw quality against time, and the curves: a PNG."""
+def _draw(comparison: Comparison, curves: Curves) -> bytes:
+    """Draw quality against time, and the curves."""
     figure = new_figure(figsize=(11, 4.5), dpi=110, layout="constrained")
     quality, progress = figure.subplots(1, 2)
     _draw_quality(quality, comparison)
@@ -91,7 +91,7 @@ def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
     start = metric.removesuffix("restored") if metric.endswith("/restored") else f"{metric}_"
     for baseline, style in BASELINES.items():
         values = {round(row.scores[name], 3) for row in rows if (name := start + baseline) in row.scores}
-        # One line says nothing of runs on different volumes.
+        # On different volumes the baselines differ, and no line stands for all.
         if len(values) == 1:
             axes.axhline(values.pop(), linestyle=style, color="gray", label=baseline, linewidth=1)
     if axes.get_legend_handles_labels()[0]:
@@ -108,14 +108,7 @@ def comparison_table(comparison: Comparison) -> list[RenderableType]:
     for name in comparison.differing:
         table.add_column(name)
     for row in comparison.rows:
-        table.add_row(row.run_id[:8], row.name, row.status, *_figures(row, comparison.scores), *row.parameters.values())
+        scores = [f"{row.scores[name]:.4g}" if name in row.scores else "" for name in comparison.scores]
+        costs = ["" if value is None else f"{value:.0f}" for value in (row.seconds, row.size)]
+        table.add_row(row.run_id[:8], row.name, row.status, *scores, *costs, *row.parameters.values())
     return [table, *comparison.remarks]
-
-
-def _figures(row: Row, scores: Sequence[str]) -> list[str]:
-    values = [row.scores.get(name) for name in scores]
-    return [
-        *("" if value is None else f"{value:.4g}" for value in values),
-        "" if row.seconds is None else f"{row.seconds:.0f}",
-        "" if row.size is None else f"{row.size:.0f}",
-    ]

@@ -1,13 +1,15 @@
-"""A training run: data read and checked, the training streamed from a worker, its curve and model kept in MLflow."""
+"""A training run: data read and checked, training streamed from a worker, its curve and model recorded in MLflow."""
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from threading import Event
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.table import Table
 
 from configs.errors import ConfigError
 from configs.load import load_config, resolved_yaml
@@ -32,10 +34,36 @@ from workflow.tracking import (
 )
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.train.data import training_inputs, training_volumes, validation_volumes
-from workflow.train.report import MlflowReport, TrainReport, description
 
 MODEL, CONFIG, ADDRESS, CHECKPOINTS = "model.keras", "config.yaml", "run.json", "checkpoints"
-STOP_SECONDS = 12.0  # for a last checkpoint: batch systems leave 20 to 30 s between their warning and the end
+STOP_SECONDS = 12.0  # for a last checkpoint: batch systems allow 20 to 30 s between their warning and the end
+
+
+@dataclass(frozen=True)
+class MlflowReport(RunAddress):
+    """Address of the run and of its model."""
+
+    model: str
+    registered: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReport(TrainedModel):
+    """Report of `voxlift train`.
+
+    Args:
+        run: Folder with the model, the resolved configuration and the checkpoints.
+        multiply_adds_per_voxel: Of the network, per voxel of the target grid.
+        receptive_field: Voxels before and after its own that an output voxel depends on, along depth, height and width.
+        final_loss: Of the last step.
+        mlflow: Where the run is recorded.
+    """
+
+    run: Path
+    multiply_adds_per_voxel: int
+    receptive_field: tuple[tuple[int, int], ...]
+    final_loss: float
+    mlflow: MlflowReport
 
 
 def train(
@@ -43,8 +71,8 @@ def train(
 ) -> TrainReport:
     """Train the configuration of a YAML file or preset, from a model if one is named, as `run_train`."""
     config = load_config(name, settings)
-    given = resolve_model(start_from) if start_from else None
-    return run_train(config, folder, resume=resume, start_from=given, console=console)
+    initial = resolve_model(start_from) if start_from else None
+    return run_train(config, folder, resume=resume, start_from=initial, console=console)
 
 
 def run_train(
@@ -64,13 +92,13 @@ def run_train(
     Args:
         config: The run.
         folder: For the model, the resolved configuration and the checkpoints; made if it is missing.
-        resume: Go on from the last checkpoint in the folder, in the same MLflow run. Without one, start.
+        resume: Continue from the last checkpoint in the folder, in the same MLflow run; start if there is none.
         start_from: A `.keras` file to start the weights from.
         console: For progress.
         name: Of the MLflow run.
         parent: Id of the run of the sweep that it belongs to.
-        registers: Whether the model is registered; of a sweep, the best one is at its end.
-        stop: Interrupts the training, once it is set, where no signal does: in a thread of a sweep.
+        registers: Whether the model is registered; a sweep registers its best model at its end.
+        stop: Interrupts the training once it is set: signals do not reach the threads of a sweep.
 
     Raises:
         KeyboardInterrupt: `stop` was set.
@@ -107,10 +135,10 @@ def record_training(
     registers: bool = True,
     stop: Event | None = None,
 ) -> TrainReport:
-    """Train within a run that is recorded and a cluster that is joined; see `run_train`.
+    """Train within a recorded run and a cluster; see `run_train`.
 
     Args:
-        job: What is trained; its address and its resolved configuration are written next to the model.
+        job: The training; the address of the run and the resolved configuration are written next to its model.
         recorder: Of the run.
         console: For progress.
         command: The command of voxlift, for the record.
@@ -122,7 +150,9 @@ def record_training(
     where.write(folder / ADDRESS)
     with replacing(folder / CONFIG) as partial:
         partial.write_text(resolved_yaml(config))
-    if not recorder.holds(ENVIRONMENT):  # what it is recorded with at last, also of an earlier part of the run
+    if not recorder.holds(
+        ENVIRONMENT
+    ):  # recorded last, so that it stands for the whole setup, that of an earlier start included
         recorder.inputs(training_inputs(config))
         record_setup(recorder, config, command)
     interpolation = interpolation_psnr(job.validation) if job.validation else {}
@@ -149,7 +179,7 @@ def record_training(
 
 
 def _streamed(job: TrainingJob, recorder: Recorder, console: Console, stop: Event | None) -> tuple[TrainedModel, float]:
-    """Train in a process of its own; this one writes the curve, each point once however often it is reported."""
+    """Train in a separate process and record its curve in this one, each point once; returns the last loss too."""
     loss = float("nan")
     total = job.config.training.steps
     with progress_bar(console, "Training", total) as advance:
@@ -168,7 +198,7 @@ def _streamed(job: TrainingJob, recorder: Recorder, console: Console, stop: Even
 
 
 def resumable_run(folder: Path) -> RunAddress | None:
-    """Return the address of the run that a folder is of, None where nothing was started.
+    """Return the address of the run of a folder, None where none was started.
 
     Raises:
         ConfigError: It is recorded in another tracking store.
@@ -181,3 +211,43 @@ def resumable_run(folder: Path) -> RunAddress | None:
             "Resume where it was started.",
         )
     return address
+
+
+def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, float]) -> str:
+    """Describe the run in Markdown, for the top of its page in MLflow.
+
+    Args:
+        trained: Result of the training.
+        loss: Of the last step.
+        interpolation: PSNR of "cubic" and "trilinear" on the validation volumes; empty without any.
+    """
+    lines = [
+        f"Trained {trained.parameters} weights for {trained.steps} steps, {trained.seconds:.0f} s on {trained.replicas}"
+        f" {trained.device} replica(s); loss {loss:.3g}."
+    ]
+    if trained.validation_psnr is not None:
+        scores = {"restored": trained.validation_psnr, **interpolation}
+        lines += ["", "| validation | PSNR [dB] | over cubic |", "|---|---:|---:|"]
+        lines += [f"| {name} | {psnr:.2f} | {psnr - scores['cubic']:+.2f} |" for name, psnr in scores.items()]
+    return "\n".join(lines)
+
+
+def summary(report: TrainReport) -> list[RenderableType]:
+    """Show what was trained, its cost and where it is."""
+    table = Table.grid(padding=(0, 2))
+    reach = ", ".join(f"{before}+{after}" for before, after in report.receptive_field)
+    rows = {
+        "steps": f"{report.steps}" + (f", resumed after {report.resumed_from}" if report.resumed_from else ""),
+        "time": f"{report.seconds:.0f} s on {report.replicas} {report.device} replica(s),"
+        f" {report.waiting_share:.1%} of the steps waiting for patches",
+        "network": f"{report.parameters} weights, {report.multiply_adds_per_voxel} multiply-adds per voxel",
+        "receptive field": f"{reach} voxels next to its own along depth, height and width",
+        "loss": f"{report.final_loss:.3g}",
+        "model": str(report.model),
+        "MLflow run": report.mlflow.run_id,
+    }
+    if report.validation_psnr is not None:
+        rows["validation"] = f"{report.validation_psnr:.2f} dB"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return [table]

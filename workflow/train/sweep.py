@@ -1,8 +1,8 @@
-"""A sweep: many trainings as Ray tasks, one parent run with a child for each, and their comparison at the end."""
+"""Sweep: trainings as Ray tasks, a parent run with a child run for each, and their comparison at the end."""
 
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,13 +21,12 @@ from workflow.evaluate.comparison import Comparison, compare
 from workflow.pages.comparison import CURVE, comparison_table, write_comparison
 from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import record_environment, without_paths
-from workflow.tracking.reading import RunRecord, read_curves, read_runs
+from workflow.tracking.reading import read_curves, read_runs
 from workflow.tracking.registry import model_of_run
-from workflow.train.report import TrainReport
-from workflow.train.run import ADDRESS, resumable_run, run_train
+from workflow.train.run import ADDRESS, TrainReport, resumable_run, run_train
 
 SWEEP = "sweep.json"
-# The best comes first by the first of these that a training has recorded.
+# Trainings are sorted by the first of these that any of them has recorded.
 MEASURES = ("validation/psnr", CURVE)
 KEY = "sweep"
 MAX_TRAININGS = 500
@@ -47,19 +46,15 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class ChildReport:
+class ChildReport(Trial):
     """Outcome of one training.
 
     Args:
-        number: From 1.
-        settings: Its varied keys.
         status: "done", "kept" (an earlier start had finished it) or "failed".
         run_id: Of its run; None if it failed before it had one.
         error: Why it failed.
     """
 
-    number: int
-    settings: tuple[str, ...]
     status: str
     run_id: str | None
     error: str | None = None
@@ -83,22 +78,16 @@ class SweepReport:
 
 
 def run_sweep(
-    name: str,
-    overrides: Sequence[str],
-    folder: Path,
-    *,
-    parallel: int,
-    resume: bool,
-    console: Console,
+    name: str, overrides: Sequence[str], folder: Path, *, parallel: int, resume: bool, console: Console
 ) -> SweepReport:
     """Train every trial of a sweep.
 
     Args:
         name: A YAML file with a section `sweep`.
         overrides: Of every training, each `section.key=value`.
-        folder: One folder a training below it, by number.
+        folder: Holds a folder for each training, named by its number.
         parallel: Trainings at a time; each waits until the cluster has room for it.
-        resume: Keep the trainings that have finished, and go on with the others.
+        resume: Keep the trainings that have finished, and continue the others.
         console: For progress.
 
     Raises:
@@ -107,61 +96,72 @@ def run_sweep(
     """
     varied, configured = load_sweep(name)
     trials = all_trials(varied)
-    configs = {trial.number: configured([*overrides, *trial.settings]) for trial in trials}
-    names = {trial.number: _name(trial, configs[trial.number]) for trial in trials}
-    experiment = configs[trials[0].number].tracking.experiment
+    configs = {trial: configured([*overrides, *trial.settings]) for trial in trials}
+    names = {trial: _name(trial, config) for trial, config in configs.items()}
+    tracking = configs[trials[0]].tracking
     parent = _parent(folder, trials) if resume else None
-    finished = _finished(folder, trials) if parent else {}
-    with recorded_run(experiment, f"sweep of {len(trials)}", parent) as recorder, cluster():
+    finished = _finished(folder, trials) if parent else set()
+    stop = Event()
+    with recorded_run(tracking.experiment, f"sweep of {len(trials)}", parent) as recorder, cluster():
         if parent is None:
             record_environment(recorder, "sweep")
-            recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(_keys(trials))})
-        _remember(folder, trials, recorder)
-
-        stop = Event()
+            recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(varied)})
+        recorder.address.write(folder / ADDRESS)
+        with replacing(folder / SWEEP) as partial:
+            partial.write_text(json.dumps({"trials": [trial.settings for trial in trials]}))
 
         def trained(trial: Trial) -> TrainReport:
             return run_train(
-                configs[trial.number],
+                configs[trial],
                 folder / str(trial.number),
                 resume=resume,
                 start_from=None,
                 console=Console(quiet=True),
-                name=names[trial.number],
+                name=names[trial],
                 parent=recorder.address.run_id,
                 stop=stop,
             )
 
+        errors: dict[Trial, str] = {}
         with ThreadPoolExecutor(parallel) as pool:
-            futures = {pool.submit(trained, trial): trial for trial in trials if trial.number not in finished}
+            futures = {pool.submit(trained, trial): trial for trial in trials if trial not in finished}
             try:
                 for done in as_completed(futures):
-                    error = done.exception()
-                    said = f"failed, {_line(error)}" if error else "done"
-                    console.print(f"{names[futures[done].number]}: {said}", markup=False)
+                    trial = futures[done]
+                    if error := done.exception():
+                        errors[trial] = " ".join(str(error).split())[:300] or type(error).__name__
+                    outcome = f"failed, {errors[trial]}" if error else "done"
+                    console.print(f"{names[trial]}: {outcome}", markup=False)
             except BaseException:
-                # A signal reaches this thread alone: it passes it on and waits until the trainings have ended.
+                # Only this thread receives a signal: it stops the trainings and waits until they have ended.
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-        children = _reports(trials, finished, futures, folder)
+        children = tuple(
+            ChildReport(
+                **vars(trial),
+                status="kept" if trial in finished else "failed" if trial in errors else "done",
+                run_id=_run_id(folder, trial),
+                error=errors.get(trial),
+            )
+            for trial in trials
+        )
         comparison, files = _compared(children, folder, recorder)
         if comparison is not None:
-            name = configs[trials[0].number].tracking.registered_model
             best = replace(recorder.address, run_id=comparison.rows[0].run_id)
-            register_model(best, model_of_run(best.run_id), name)
+            register_model(best, model_of_run(best.run_id), tracking.registered_model)
     return SweepReport(recorder.address.run_id, children, comparison, files)
 
 
 def all_trials(varied: Mapping[str, Any]) -> list[Trial]:
-    """Make every combination of what is varied.
+    """Make every combination of the values of the varied keys.
 
     Args:
         varied: By `section.key`: a list of values, or a range `{from: 0.001, to: 0.004, steps: 3}`, with `log: true`
             by equal factors instead of equal differences.
 
     Raises:
-        ConfigError: Nothing is varied, or a key is given neither a list nor a range.
+        ConfigError: No key is varied, a key has neither a list nor a range, or there are too many combinations.
 
     >>> [trial.settings for trial in all_trials({"training.seed": [0, 1]})]
     [('training.seed=0',), ('training.seed=1',)]
@@ -199,34 +199,15 @@ def _text(value: Any) -> str:  # noqa: ANN401 - whatever YAML holds
 
 
 def summary(report: SweepReport) -> list[RenderableType]:
-    """A table that compares the trainings, and the files."""
+    """Show the comparison of the trainings and the names of its files."""
     table = comparison_table(report.comparison) if report.comparison else []
     return [*table, *map(str, report.files)]
-
-
-def _reports(
-    trials: Sequence[Trial],
-    finished: Mapping[int, RunRecord],
-    futures: Mapping["Future[TrainReport]", Trial],
-    folder: Path,
-) -> tuple[ChildReport, ...]:
-    by_number = {trial.number: future for future, trial in futures.items()}
-    children = []
-    for trial in trials:
-        if trial.number in finished:
-            run_id = finished[trial.number].run_id
-            children.append(ChildReport(trial.number, trial.settings, "kept", run_id))
-            continue
-        error = by_number[trial.number].exception()
-        status, said = ("failed", _line(error)) if error else ("done", None)
-        children.append(ChildReport(trial.number, trial.settings, status, _run_id(folder, trial), said))
-    return tuple(children)
 
 
 def _compared(
     children: Sequence[ChildReport], folder: Path, recorder: Recorder
 ) -> tuple[Comparison | None, tuple[Path, ...]]:
-    """Compare the trainings that finished, and record what came of all."""
+    """Compare the trainings that finished, and record the outcome of all."""
     done = [child.run_id for child in children if child.run_id and child.status != "failed"]
     recorder.metrics({"sweep/finished": len(done), "sweep/failed": len(children) - len(done)})
     if not done:
@@ -238,11 +219,11 @@ def _compared(
     for file in files:
         recorder.artifact(file, "comparison")
     best = comparison.rows[0]
-    said = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
+    settings = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
     recorder.tags({"best": best.run_id})
     failed = [child for child in children if child.status == "failed"]
     recorder.describe(
-        f"{len(done)} of {len(children)} trainings finished. Best by {measure}: **{best.name}** ({said})."
+        f"{len(done)} of {len(children)} trainings finished. Best by {measure}: **{best.name}** ({settings})."
         + "".join(f"\n\n- training {child.number} failed" for child in failed)
     )
     return comparison, tuple(files)
@@ -267,17 +248,11 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
     return address.run_id if address else known["run_id"]  # earlier versions kept it with the trials
 
 
-def _remember(folder: Path, trials: Sequence[Trial], recorder: Recorder) -> None:
-    recorder.address.write(folder / ADDRESS)
-    with replacing(folder / SWEEP) as partial:
-        partial.write_text(json.dumps({"trials": [trial.settings for trial in trials]}))
-
-
-def _finished(folder: Path, trials: Sequence[Trial]) -> dict[int, RunRecord]:
+def _finished(folder: Path, trials: Sequence[Trial]) -> set[Trial]:
     """Find the trainings whose run has finished."""
-    known = {trial.number: run_id for trial in trials if (run_id := _run_id(folder, trial))}
-    runs = dict(zip(known, read_runs(run_ids=list(known.values())), strict=True))
-    return {number: run for number, run in runs.items() if run.status == "FINISHED"}
+    known = {trial: run_id for trial in trials if (run_id := _run_id(folder, trial))}
+    runs = read_runs(run_ids=list(known.values()))
+    return {trial for trial, run in zip(known, runs, strict=True) if run.status == "FINISHED"}
 
 
 def _run_id(folder: Path, trial: Trial) -> str | None:
@@ -286,15 +261,7 @@ def _run_id(folder: Path, trial: Trial) -> str | None:
 
 
 def _name(trial: Trial, config: RunConfig) -> str:
-    """Name a training by its number and what is varied, without paths unless they may be recorded."""
+    """Name a training by its number and varied keys, without paths unless they may be recorded."""
     shown = flatten(config if config.tracking.record_paths else without_paths(config))
     leaves = (setting.partition("=")[0] for setting in trial.settings)
     return f"{trial.number}: " + ", ".join(f"{key.split('.')[-1]}={shown.get(key, '…')}" for key in leaves)
-
-
-def _keys(trials: Sequence[Trial]) -> list[str]:
-    return [setting.partition("=")[0] for setting in trials[0].settings]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
