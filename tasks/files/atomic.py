@@ -8,7 +8,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path next to `path` to write to; it takes the place of `path` on success and is removed on an error.
+    """Yield a path next to `path` to write to; it replaces `path` on success and is removed on an error.
 
     The name keeps the suffixes of `path`, because writers choose the format by them.
     """
@@ -22,7 +22,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(path: Path) -> None:
-    """Remove what writers of `path` that were killed left next to it."""
-    for torn in path.parent.glob(".*.partial.*"):
-        if torn.name.endswith(f".partial.{path.name}"):
-            torn.unlink(missing_ok=True)
+    """Remove partial files that killed writers of `path` left next to it."""
+    for partial in path.parent.glob(".*.partial.*"):
+        if partial.name.endswith(f".partial.{path.name}"):
+            partial.unlink(missing_ok=True)

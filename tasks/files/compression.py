@@ -19,7 +19,7 @@ from configs.errors import ReadError
 
 LEVEL = 2
 CHUNK = 1 << 20
-# A volume of noise shrinks by half, an empty one by a thousand: what decompresses further than this is no scan.
+# Noise compresses to half its size, an empty volume to a thousandth: a file that decompresses to more is no scan.
 BOMB_BYTES = 256 << 20
 BOMB_RATIO = 200
 
@@ -35,7 +35,7 @@ class HashedFile(io.RawIOBase):
         self._file = file
 
     def readable(self) -> bool:
-        """Say that it can be read, as a buffer asks."""
+        """Return True, which `BufferedReader` requires."""
         return True
 
     def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - anything with the buffer protocol
@@ -54,10 +54,10 @@ class HashedFile(io.RawIOBase):
 def open_to_write(path: Path) -> Iterator[tuple[Callable[[bytes], object], HashedFile]]:
     """Open a file for writing; a name that ends in `.gz` is compressed, on a thread.
 
-    Equal bytes give equal files, in whatever pieces they come: they are compressed in blocks of `CHUNK`.
+    Equal bytes give equal files, in whatever pieces they are written: they are compressed in blocks of `CHUNK`.
 
     Yields:
-        What writes to it; and the file itself, whose digest is complete when the context has ended.
+        A function that writes to it, and the file, whose digest is complete when the context has ended.
     """
     with path.open("wb") as file:
         hashed = HashedFile(file)
@@ -79,13 +79,13 @@ def open_to_write(path: Path) -> Iterator[tuple[Callable[[bytes], object], Hashe
 
 
 def is_compressed(path: Path) -> bool:
-    """Tell by its first bytes whether a file is gzip or bzip2, whatever it is called."""
+    """Check the first bytes of a file for gzip or bzip2, whatever its name."""
     with path.open("rb") as file:
         return file.read(3).startswith((GZIP, BZIP2))
 
 
 def check_packing(path: Path) -> None:
-    """Refuse a file whose name says that it is compressed when it is not, or the contrary.
+    """Refuse a file that is compressed although its name says otherwise, or not compressed although its name says so.
 
     Raises:
         ReadError: Name and content disagree.
@@ -135,7 +135,7 @@ class ForwardReader(io.BufferedIOBase):
             self._file = cast("BinaryIO", igzip.IGzipFile(fileobj=buffered, mode="rb"))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Read on to a place; OSError if that is behind."""
+        """Read forward to an offset; OSError if it lies behind."""
         if whence != io.SEEK_SET or offset < self._position:
             raise io.UnsupportedOperation("a ForwardReader does not go back")
         while self._position < offset and self.read(min(CHUNK, offset - self._position)):
@@ -143,7 +143,7 @@ class ForwardReader(io.BufferedIOBase):
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read decompressed bytes; fewer than were asked for only at the end of the file.
+        """Read decompressed bytes; fewer than `size` only at the end of the file.
 
         Raises:
             ReadError: A compressed file is cut short, damaged, or decompresses beyond any scan.

@@ -1,19 +1,19 @@
-"""Which volumes are meant: files, folders, globs and lists in text or CSV files, expanded to paths."""
+"""Selection of volumes: files, folders, globs and lists in text or CSV files, expanded to paths."""
 
 import csv
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import InputError
-from tasks.files.naming import PAIRS, split_name
+from tasks.files.outputs import PAIRS, split_name
 
 LISTS = {".txt": None, ".list": None, ".csv": ",", ".tsv": "\t"}
 PATH_COLUMNS = ("path", "volume", "input", "image", "file", "filename", "scan")
 
 
 def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
-    """Expand what a person gave to the volumes that are meant, in order, each once.
+    """Expand files, folders, globs and lists to the paths of volumes, in order, each once.
 
     A folder means the volumes directly in it, sorted; a glob (`*`, `?`, `[…]`, `**`) what it matches, sorted; a `.txt`
     file one path a line (`#` begins a comment); a `.csv` or `.tsv` file the column called path, volume, input, image,
@@ -21,7 +21,7 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     the pair.
 
     Raises:
-        InputError: Something that was given is not there or holds no volume.
+        InputError: A list cannot be read, or a folder, glob or list yields no volume.
     """
     found = [path for one in given for path in _expand(_findable(Path(one)))]
     if not found:
@@ -32,32 +32,22 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     return list(once.values())
 
 
-def _expand(path: Path) -> Iterator[Path]:
+def _expand(path: Path) -> list[Path]:
     if path.is_dir():
-        yield from _some(
-            path,
-            (entry for entry in path.iterdir() if _is_volume_name(entry)),
-            "no volume is in it; name a folder of volumes",
-        )
+        found, problem = sorted(filter(_is_volume, path.iterdir())), "no volume is in it; name a folder of volumes"
     elif path.is_file() and path.suffix.lower() in LISTS:
-        yield from _some(path, _listed(path), "it lists no path; name one a line")
+        found, problem = _listed(path), "it lists no path; name one a line"
     elif path.exists() or not glob.has_magic(str(path)):
-        yield path  # its inspection says what is wrong with it
+        return [path]  # its inspection reports what is wrong with it
     else:
-        matches = (Path(match) for match in glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
-        yield from _some(
-            path, (match for match in matches if _is_volume_name(match)), "no volume matches it; check the pattern"
-        )
-
-
-def _some(path: Path, volumes: Iterable[Path], otherwise: str) -> list[Path]:
-    found = sorted(volumes) if path.suffix.lower() not in LISTS or path.is_dir() else list(volumes)
+        matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found, problem = sorted(filter(_is_volume, matches)), "no volume matches it; check the pattern"
     if not found:
-        raise InputError(f"Cannot find volumes in {path.name}: {otherwise}.")
+        raise InputError(f"Cannot find volumes in {path.name}: {problem}.")
     return found
 
 
-def _is_volume_name(path: Path) -> bool:
+def _is_volume(path: Path) -> bool:
     return bool(split_name(path.name)[1]) and not path.name.startswith(".") and path.is_file()
 
 
@@ -83,11 +73,7 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _findable(path: Path) -> Path:
-    """Return the path, if the file system can look for it at all.
-
-    Raises:
-        InputError: It cannot: the name is too long, or so.
-    """
+    """Return the path; InputError if the file system cannot look it up, for example because its name is too long."""
     try:
         path.exists()
     except OSError as error:
@@ -112,10 +98,10 @@ def _column(path: Path, rows: list[list[str]]) -> list[str]:
 
 
 def _pair_key(path: Path) -> Path:
-    """Return one key for both files of a pair; links to one file are volumes of their own, called as the links are."""
+    """Return one key for both files of a pair; links to one file are separate volumes, with the names of the links."""
     stem, suffix = split_name(path.name)
-    head, _, packing = suffix[1:].partition(".")
-    header, folder = PAIRS.get(f".{head}"), path.parent.resolve()
+    first, _, packing = suffix[1:].partition(".")
+    header, folder = PAIRS.get(f".{first}"), path.parent.resolve()
     if header is None:
         return folder / path.name
     twins = (path.with_name(stem + end) for end in (header, header.upper(), f"{header}.{packing}"))

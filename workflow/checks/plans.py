@@ -9,8 +9,7 @@ import numpy as np
 
 from configs.errors import InputError
 from tasks.artifacts.network_file import NetworkFile
-from tasks.files.destination import check_destination
-from tasks.files.naming import output_name, output_paths
+from tasks.files.outputs import check_destination, output_name, output_paths
 from tasks.machine.check import Attempt, Checklist, counted
 from tasks.sharding.plan import ShardPlan
 from tasks.sharding.restore import CoarseVolume

@@ -14,7 +14,7 @@ from configs.errors import ContractError, ContractsError
 from configs.load import flatten
 from tasks.artifacts.contracts import volume_contract
 from tasks.artifacts.manifest import ManifestEntry, manifest_entry, read_contracts, write_contracts
-from tasks.files.naming import output_paths, sidecar_name, split_name
+from tasks.files.outputs import output_paths, sidecar_name, split_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.quality import shard_borders

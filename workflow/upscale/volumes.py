@@ -8,8 +8,7 @@ from math import prod
 from pathlib import Path
 
 from configs.errors import AbandonedError, InputError
-from tasks.files.destination import check_destination
-from tasks.files.naming import output_paths, sidecar_name
+from tasks.files.outputs import check_destination, output_paths, sidecar_name
 from tasks.sharding.plan import Shard
 from tasks.sharding.restore import RestoredCore
 from tasks.volume.encoding import writable_name

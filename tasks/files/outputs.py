@@ -1,6 +1,8 @@
-"""Names of outputs: one function for the writer, the resumer and the record."""
+"""Output files: their names, the same for the writer, a resumed run and the record, and whether they can be written."""
 
+import os
 import re
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +14,9 @@ SUFFIXES = (
     *(".nii.gz", ".nii.bz2", ".nii.zst", ".nii", ".img.gz", ".hdr.gz", ".img.bz2", ".hdr.bz2", ".img", ".hdr"),
     *(".mgz", ".mgh", ".mnc", ".mnc.gz", ".brik.gz", ".brik.bz2", ".brik", ".head", ".par", ".rec"),
 )
-# The two files of a pair are one volume; it goes by the second name.
+# The two files of a pair are one volume, which is named by the second.
 PAIRS = {".img": ".hdr", ".brik": ".head", ".rec": ".par"}
+MAX_NAME_BYTES = 230  # file systems allow 255, and a partial file has a longer name
 BIDS = re.compile(r"sub-[a-zA-Z0-9+]+(_[a-zA-Z]+-[a-zA-Z0-9+]+)*_[a-zA-Z0-9]+")
 # Entities of a BIDS name that stand before rec, in the order of the BIDS schema.
 BEFORE_REC = ("sub", "tpl", "cohort", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain")
@@ -32,7 +35,7 @@ def split_name(name: str) -> tuple[str, str]:
 def output_name(source: str) -> str:
     """Name the restored volume of a source: BIDS names get `rec-voxlift`, others `_sr`; always NIfTI.
 
-    An uncompressed source gives an uncompressed output. A name that has a `rec` keeps its label before ours.
+    An uncompressed source gives an uncompressed output. An existing `rec` label is kept, followed by `voxlift`.
 
     >>> output_name("sub-01_T1w.nii.gz"), output_name("sub-01_acq-lo_run-2_T2w.nii")
     ('sub-01_rec-voxlift_T1w.nii.gz', 'sub-01_acq-lo_rec-voxlift_run-2_T2w.nii')
@@ -63,7 +66,7 @@ def sidecar_name(output: str) -> str:
 
 
 def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Return where each source's restored volume goes.
+    """Return the path of each source's restored volume.
 
     Raises:
         InputError: Two sources would be written to one file, or one source would be overwritten.
@@ -72,7 +75,7 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
     inputs = {source.resolve() for source in sources}
     claims: dict[str, list[Path]] = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
-        # By the sidecar, which .nii and .nii.gz share; case and composed letters differ on some file systems only.
+        # By the sidecar, which .nii and .nii.gz share; some file systems ignore case and the composition of letters.
         claims[normalize("NFC", sidecar_name(output.name)).casefold()].append(source)
         if output.resolve() in inputs:
             raise InputError(
@@ -87,3 +90,31 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
                 "Rename them or upscale them into separate folders.",
             )
     return outputs
+
+
+def check_destination(output: Path, size: int) -> None:
+    """Refuse an output that cannot be written, before any work for it.
+
+    Args:
+        output: A file that will be written; its folder need not exist yet.
+        size: Bytes that it takes at least, temporary files included.
+
+    Raises:
+        InputError: Its name is too long, or its folder is a file, is not writable, or is on a disk without room.
+    """
+    length = len(os.fsencode(output.name))
+    home = next(folder for folder in output.absolute().parents if folder.exists())
+    remedy = "Choose another output folder."
+    if length > MAX_NAME_BYTES:
+        problem = f"a name may have {MAX_NAME_BYTES} bytes, this one has {length}"
+        remedy = "Rename the input."
+    elif not home.is_dir():
+        problem = f"{home.name} is a file, not a folder"
+    elif not os.access(home, os.W_OK | os.X_OK):
+        problem = f"the folder {home.name} may not be written"
+    elif size > (free := shutil.disk_usage(home).free):
+        problem = f"it takes at least {size / 2**20:.0f} MiB until it is done, and {free / 2**20:.0f} MiB are free"
+        remedy = "Choose a smaller scale, or an output folder on another disk."
+    else:
+        return
+    raise InputError(f"Cannot write {output.name}: {problem}.", remedy)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import InputError
-from tasks.files.naming import output_name, output_paths, sidecar_name
+from tasks.files.outputs import output_name, output_paths, sidecar_name
 
 
 @pytest.mark.parametrize(
