@@ -1,7 +1,6 @@
-"""Contracts of artifacts: set before the artifact is made, checked against the file that was written.
+"""Contracts of artifacts, made from the target grid or the stage table before the artifact, never from its file.
 
-A contract is made from the target grid or the stage table, never from the file. It is checked against the file, read
-back, and its messages say which axis departs.
+A contract is checked against the file, read back; its messages name the axis that violates it.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from tasks.volume.inspection import find_extent
 from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan
 
-# A corner of the field of view may move by this share of a voxel: NIfTI holds affines as float32.
+# Share of a voxel by which a corner of the field of view may move: NIfTI stores affines as float32.
 TOLERANCE = 0.01
 MAGIC = {
     ".png": (b"\x89PNG\r\n\x1a\n", "PNG picture"),
@@ -31,7 +30,7 @@ MAGIC = {
 
 
 class Frozen(BaseModel):
-    """A record that is read back as it was written."""
+    """Base of the stored records: immutable, and without unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,26 +56,19 @@ class TensorContract:
     dtype: str
 
     def require(self, what: str, shape: Sequence[int], dtype: str) -> None:
-        """Check a tensor.
-
-        Args:
-            what: The tensor, as the message should name it.
-            shape: Its shape.
-            dtype: Name of its element type.
+        """Check a tensor; `what` names it in the message.
 
         Raises:
-            ContractError: It is violated; the message names the axis, the contract and what was received.
+            ContractError: It violates the contract; the message names the axis, the contract and what was received.
         """
         if len(shape) != len(self.axes):
             raise ContractError(
                 f"{what} departs from its contract: it must have the axes {', '.join(self.axes)}, "
                 f"received the shape {tuple(shape)}."
             )
-        for axis, output_contract, received in zip(self.axes, self.shape, shape, strict=True):
-            if output_contract is not None and output_contract != received:
-                raise ContractError(
-                    f"{what} departs from its contract: {axis} must be {output_contract}, received {received}."
-                )
+        for axis, size, received in zip(self.axes, self.shape, shape, strict=True):
+            if size is not None and size != received:
+                raise ContractError(f"{what} departs from its contract: {axis} must be {size}, received {received}.")
         if dtype != self.dtype:
             raise ContractError(f"{what} departs from its contract: its type must be {self.dtype}, received {dtype}.")
 
@@ -91,28 +83,28 @@ class ReadBack:
         size: Bytes.
     """
 
-    violations: tuple[str, ...]
-    sha256: str
-    size: int
+    violations: Sequence[str]
+    sha256: str = ""
+    size: int = 0
 
 
 class FileContract(Frozen):
-    """A file whose only rule is that it begins as its suffix says."""
+    """Contract of a file that has only to begin as its suffix requires."""
 
     kind: Literal["file"] = "file"
 
     def read_back(self, path: Path) -> ReadBack:
-        """Read a file once: a violation is a picture or a page that is none."""
+        """Read a file once, and check that a picture or a page is one."""
         start, name = MAGIC.get(path.suffix, (b"", ""))
         with path.open("rb") as file:
             wrong = file.read(len(start)).lower() != start.lower()
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return ReadBack((f"it is no {name}",) if wrong else (), digest, file.tell())
+            return ReadBack([f"it is no {name}"] if wrong else [], digest, file.tell())
 
 
 class VolumeContract(Frozen):
-    """The contract of a volume.
+    """Contract of a volume.
 
     Args:
         shape: Voxels along (i, j, k).
@@ -142,53 +134,46 @@ class VolumeContract(Frozen):
         size = path.stat().st_size
         try:
             scan = open_volume(path)
-            said = [*self._size_violations(scan), *self._geometry_violations(scan.grid, scan.header)]
+            violations = [*self._size_violations(scan), *self._geometry_violations(scan.grid, scan.header)]
             with read_forward(scan) as (forward, reader):
                 try:
-                    if not said and find_extent(forward, first).not_finite:
-                        said = ["it has voxels that are NaN or infinite"]
+                    if not violations and find_extent(forward, first).not_finite:
+                        violations = ["it has voxels that are NaN or infinite"]
                 except ReadError as error:
-                    said = [error.reason]
-                held, digest = reader.finish()
+                    violations = [error.reason]
+                size_read, digest = reader.finish()
         except ReadError as error:
-            return ReadBack((error.reason,), "", size)
-        if held != scan.data_bytes:
-            said = [*said, f"it holds {held} bytes decompressed, its header declares {scan.data_bytes}"]
-        return ReadBack(tuple(said), digest, size)
+            return ReadBack([error.reason], size=size)
+        if size_read != scan.data_bytes:
+            violations.append(f"it holds {size_read} bytes decompressed, its header declares {scan.data_bytes}")
+        return ReadBack(violations, digest, size)
 
     def _size_violations(self, scan: Scan) -> list[str]:
-        said = [
-            f"{axis} must be {output_contract}, received {received}"
-            for axis, output_contract, received in zip("ijk", self.shape, scan.grid.shape, strict=True)
-            if output_contract != received
+        wanted = {**dict(zip("ijk", self.shape, strict=True)), "time points": self.times, "its type": self.dtype}
+        found = (*scan.grid.shape, scan.header.times, scan.header.dtype.name)
+        return [
+            f"{what} must be {want}, received {have}"
+            for (what, want), have in zip(wanted.items(), found, strict=True)
+            if want != have
         ]
-        if scan.header.times != self.times:
-            said.append(f"time points must be {self.times}, received {scan.header.times}")
-        if scan.header.dtype.name != self.dtype:
-            said.append(f"its type must be {self.dtype}, received {scan.header.dtype.name}")
-        return said
 
     def _geometry_violations(self, found: Grid, header: Header) -> list[str]:
-        output_contract = self.grid
-        said = [
-            f"spacing along {axis} must be {want:.6g} mm, received {have:.6g} mm"
-            for axis, want, have in zip("ijk", output_contract.spacing, found.spacing, strict=True)
+        grid = self.grid
+        violations = [
+            f"spacing along {axis} must be {want:.6g} mm, {source} {have:.6g} mm"
+            for source, spacing in (("received", found.spacing), ("the header's zooms say", header.zooms))
+            for axis, want, have in zip("ijk", grid.spacing, spacing, strict=True)
             if not np.isclose(want, have, rtol=1e-4)
         ]
-        said += [
-            f"spacing along {axis} must be {want:.6g} mm, the header's zooms say {have:.6g} mm"
-            for axis, want, have in zip("ijk", output_contract.spacing, header.zooms, strict=True)
-            if not np.isclose(want, have, rtol=1e-4)
-        ]
-        # Of the shape in the contract: a wrong shape is reported by its axis.
-        moved = np.linalg.norm(Grid(self.shape, found.affine).corners() - output_contract.corners(), axis=1).max()
-        if moved > TOLERANCE * min(output_contract.spacing):
-            said.append(f"its affine moves a corner of the field of view by {moved:.4g} mm")
-        return said
+        # With the shape of the contract: a wrong shape is reported by its axis.
+        moved = np.linalg.norm(Grid(self.shape, found.affine).corners() - grid.corners(), axis=1).max()
+        if moved > TOLERANCE * min(grid.spacing):
+            violations.append(f"its affine moves a corner of the field of view by {moved:.4g} mm")
+        return violations
 
 
 class ModelContract(Frozen):
-    """The contract of a restorer: one channel in, one out, on the same grid, in multiples of its total stride.
+    """Contract of a restorer: one channel in, one out, on the same grid, in multiples of its total stride.
 
     Args:
         total_stride: Along depth, height and width; None for any.
@@ -202,21 +187,18 @@ class ModelContract(Frozen):
     dtype: str = "float32"
 
     def tensor(self, shape: NetworkShape | None = None, batch: int | None = None) -> TensorContract:
-        """Return the contracts of input and output, for one volume shape or, without it, for all."""
+        """Return the contract of input and output, for one shape of volume or, without it, for every shape."""
         return TensorContract(TENSOR_AXES, (batch, *(shape or (None, None, None)), self.channels), self.dtype)
 
     def read_back(self, path: Path) -> ReadBack:
-        """Read a `.keras` file once, without loading the model: a violation is in its layers."""
+        """Read a `.keras` file once, and check its layers without loading the model."""
         try:
             network = read_network(path)
-        except ReadError as error:
-            return ReadBack((error.reason,), "", 0)
         except UsageError as error:
-            return ReadBack((error.problem,), "", 0)
-        cost, graph = network.cost, network.cost.graph
+            return ReadBack([error.reason if isinstance(error, ReadError) else error.problem])
+        graph, strides = network.cost.graph, network.cost.field.strides
         entry = next(node for node in graph.nodes if node.kind == "InputLayer")
-        strides = cost.field.strides
-        said = [
+        violations = [
             f"channels of its {place} must be {self.channels}, received {node.channels}"
             for place, node in (("input", entry), ("output", graph.nodes[graph.output]))
             if node.channels != self.channels
@@ -225,13 +207,13 @@ class ModelContract(Frozen):
             for axis, want, received in zip(AXES, self.total_stride or strides, strides, strict=True)
             if want != received
         ]
-        return ReadBack(tuple(said), network.digest, len(network.content))
+        return ReadBack(violations, network.digest, len(network.content))
 
 
 Contract = Annotated[FileContract | VolumeContract | ModelContract, Field(discriminator="kind")]
 
 
 def volume_contract(grid: Grid, dtype: str, times: int = 1) -> VolumeContract:
-    """Return the contract of a volume on a grid, before it is computed."""
+    """Return the contract of a volume on a grid."""
     rows = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in grid.affine)
     return VolumeContract(shape=grid.shape, affine=rows, dtype=dtype, times=times)

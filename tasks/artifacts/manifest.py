@@ -18,10 +18,10 @@ PLAIN = FileContract()
 
 
 class ManifestEntry(Frozen):
-    """A file that was read back and kept its contract.
+    """A file that was read back and satisfied its contract.
 
     Args:
-        contract: That it satisfied.
+        contract: Of the file.
         sha256: Of its bytes.
         size: Bytes.
     """
@@ -31,15 +31,15 @@ class ManifestEntry(Frozen):
     size: int
 
     def problems(self, path: Path) -> list[str]:
-        """List the problems of the file: violations of the contract, or other bytes that satisfy it."""
+        """List what is wrong with the file: violations of the contract, or other content than was recorded."""
         if not path.is_file():
             return ["it is missing"]
         size = path.stat().st_size
         if size == self.size and file_digest(path) == self.sha256:
             return []
-        said = self.contract.read_back(path).violations if size else ()
+        violations = self.contract.read_back(path).violations if size else ()
         change = f"{size} bytes instead of {self.size}" if size != self.size else "its bytes were changed"
-        return [*said, f"it is not the file that was recorded: {change}"]
+        return [*violations, f"it is not the file that was recorded: {change}"]
 
 
 class Contracts(Frozen):
@@ -58,23 +58,22 @@ class Contracts(Frozen):
         return json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True) + "\n"
 
     def problems(self, folder: Path, *, alone: bool) -> dict[str, list[str]]:
-        """Check every file under contract below a folder; returns what is wrong, by path.
+        """Check every file under contract in a folder and below; returns the problems by path.
 
         Args:
             folder: Holds the files.
-            alone: Whether a file under no contract is wrong there.
+            alone: Whether a file under no contract is a problem.
         """
-        found = {path: seal.problems(folder / path) for path, seal in self.seals.items()}
-        if not alone:
-            return {path: said for path, said in found.items() if said}
-        there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-        for path in sorted(there - set(self.seals) - {CONTRACTS_FILE}):
-            found[path] = ["it is under no contract of this run"]
-        return {path: said for path, said in found.items() if said}
+        found = {path: entry.problems(folder / path) for path, entry in self.seals.items()}
+        if alone:
+            present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+            for path in sorted(present - set(self.seals) - {CONTRACTS_FILE}):
+                found[path] = ["it is under no contract of this run"]
+        return {path: problems for path, problems in found.items() if problems}
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -83,12 +82,12 @@ def manifest_entry(path: Path, contract: Contract = PLAIN, first: NDArray[np.flo
     """Read a file back once, check it against its contract and make its manifest entry.
 
     Args:
-        path: The file as it was written.
-        contract: Set before the file was made.
+        path: The file.
+        contract: Of the file.
         first: Filled with the voxels of the first time point, if the contract is that of a volume.
 
     Raises:
-        ContractError: It departs.
+        ContractError: The file violates its contract.
     """
     found = contract.read_back(path, first) if isinstance(contract, VolumeContract) else contract.read_back(path)
     if found.violations:
@@ -106,7 +105,7 @@ def read_contracts(folder: Path) -> Contracts:
     """Read the `contracts.json` of a folder.
 
     Raises:
-        ContractsError: There is none, or it is none.
+        ContractsError: It is missing, or holds no contracts.
     """
     try:
         return Contracts.model_validate_json((folder / CONTRACTS_FILE).read_bytes())

@@ -1,4 +1,4 @@
-"""The card of a model: what it was trained for, carried inside its `.keras` file, and what it says of a use."""
+"""Model card: what a model was trained for, stored inside its `.keras` file, and warnings for a use outside of it."""
 
 import zipfile
 from pathlib import Path
@@ -13,9 +13,9 @@ from configs.errors import InputError
 from configs.schema import Network, RunConfig, StageConfig
 from tasks.machine.versions import installed_versions
 
-ENTRY = "card.json"  # Keras reads its own entries of the archive and leaves this one alone
+ENTRY = "card.json"  # of the archive; Keras ignores it
 PACKAGES = ("voxlift", "keras", "tensorflow", "tensorflow-cpu", "numpy")
-SCALE_LEEWAY = 1.05  # factors by which a use may depart from the training without a warning
+SCALE_LEEWAY = 1.05  # factors by which a use may differ from the training without a warning
 SPACING_LEEWAY = 1.35
 
 Three = tuple[float, float, float]
@@ -38,12 +38,12 @@ class TrainingData(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """Task that a model was trained for.
+    """What a model is and what it was trained for.
 
     Args:
         degradation: From fine to coarse.
         scale_range: Least and largest target voxels per voxel along depth, height and width.
-        intensity_rule: How voxels become what the network sees.
+        intensity_rule: Normalisation of the intensities.
         stages: Of the upsampler, from the latent.
         latent_filters: Channels of the latent.
         convolutions: Per level, the latent first.
@@ -82,7 +82,7 @@ class ModelCard(BaseModel):
         return Network.model_validate({name: getattr(self, name) for name in Network.model_fields})
 
     def remarks(self, scale: Three, spacing: Three) -> list[str]:
-        """Say where a use leaves what the model was trained for; empty where it does not.
+        """List in which respects a use is outside the range that the model was trained for.
 
         Args:
             scale: Target voxels per voxel along depth, height and width.
@@ -103,7 +103,7 @@ class ModelCard(BaseModel):
         return remarks
 
     def markdown(self) -> str:
-        """The card as a page for a person."""
+        """Format the card as Markdown."""
         data = self.training_data
         recipe = ", ".join(
             f"{name} {axis.factor:g}x ({axis.profile}, blur {axis.blur_fwhm:g}, gap {axis.gap:g})"
@@ -136,11 +136,7 @@ def make_card(
     return ModelCard(
         degradation=config.degradation,
         scale_range=tuple(_range(factor, config.augmentation.factor) for factor in config.degradation.scale),
-        stages=config.network.stages,
-        latent_filters=config.network.latent_filters,
-        convolutions=config.network.convolutions_per_level,
-        skip=config.network.skip,
-        activation=config.network.activation,
+        **(vars(config.network) | {"convolutions": config.network.convolutions_per_level}),
         parameters=parameters,
         training_data=TrainingData(mixture=config.data.mixture, volumes=volumes, spacing=spacing),
         steps=steps,
@@ -173,6 +169,6 @@ def read_card(archive: zipfile.ZipFile, name: str) -> ModelCard | None:
 
 
 def _range(factor: float, drawn: tuple[float, float]) -> tuple[float, float]:
-    """The factors that training drew around one of the recipe's."""
+    """Range of the factors that training draws around a factor of the recipe."""
     low, high = (max(1.0, factor * stretch) if factor > 1 else factor for stretch in drawn)
     return low, high

@@ -1,4 +1,4 @@
-"""A saved network as the driver holds it: bytes, their digest, and what its layers cost, without loading TensorFlow."""
+"""A saved network without TensorFlow: the bytes of its file, their digest, its cost and its card."""
 
 import hashlib
 import io
@@ -16,13 +16,13 @@ from tasks.artifacts.model_card import ModelCard, read_card
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """A `.keras` file that was read once: what was planned with is what the workers load.
+    """A `.keras` file that was read once, so that the workers load exactly what the plan was made for.
 
     Args:
         name: The file's name, for messages.
         content: Its bytes.
-        cost: What the network costs, and its receptive field.
-        card: What it was trained for; None where the file carries no card.
+        cost: Of the network, with its receptive field.
+        card: None where the file carries none.
     """
 
     name: str
@@ -51,7 +51,7 @@ def read_network(path: Path) -> NetworkFile:
 
 
 def parse_network(name: str, content: bytes) -> NetworkFile:
-    """Use the bytes of a `.keras` file for a network.
+    """Read a network from the bytes of a `.keras` file.
 
     Args:
         name: For messages, and for the file that workers load.

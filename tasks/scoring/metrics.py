@@ -4,11 +4,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-HEAD_THRESHOLD = 0.05
+FOREGROUND_THRESHOLD = 0.05
 
 
 def foreground_mask(normalised: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Voxels of the foreground: where the normalised truth is over 0.05.
+    """Find the foreground: the voxels where the normalised truth is over 0.05.
 
     Args:
         normalised: Truth on the [0, 1] scale, any shape.
@@ -16,11 +16,11 @@ def foreground_mask(normalised: NDArray[np.float32]) -> NDArray[np.bool_]:
     Returns:
         Mask of the same shape.
     """
-    return normalised > HEAD_THRESHOLD
+    return normalised > FOREGROUND_THRESHOLD
 
 
 def psnr(truth: NDArray[np.float32], estimate: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """Peak signal-to-noise ratio in dB, with peak 1, over the voxels of a mask.
+    """Compute the peak signal-to-noise ratio in dB, with peak 1, over the voxels of a mask.
 
     Args:
         truth: True volume on the [0, 1] scale.
@@ -28,7 +28,7 @@ def psnr(truth: NDArray[np.float32], estimate: NDArray[np.float32], mask: NDArra
         mask: Voxels that count, of the same shape; at least one.
 
     Returns:
-        Decibels; infinite where the two agree.
+        Decibels; infinite for equal volumes.
 
     >>> truth = np.zeros((2, 2, 2), np.float32)
     >>> round(psnr(truth, truth + np.float32(0.1), np.ones_like(truth, bool)), 3)
@@ -40,13 +40,13 @@ def psnr(truth: NDArray[np.float32], estimate: NDArray[np.float32], mask: NDArra
 
 
 def nmse(truth: NDArray[np.float32], estimate: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """Squared error over squared truth, over the voxels of a mask; arguments as for `psnr`."""
+    """Compute the squared error over the squared truth, over the voxels of a mask; arguments as for `psnr`."""
     difference = truth[mask].astype(np.float64) - estimate[mask]
     return float(np.sum(difference**2) / np.sum(truth[mask].astype(np.float64) ** 2))
 
 
 def ssim(truth: NDArray[np.float32], estimate: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """Structural similarity with data range 1, Gaussian window of 1.5 voxels, its map averaged over a mask.
+    """Compute the structural similarity with data range 1 and a Gaussian window of 1.5 voxels, averaged over a mask.
 
     Source: Wang et al., Image quality assessment: from error visibility to structural similarity, 2004, with K1 0.01
     and K2 0.03.
@@ -57,7 +57,7 @@ def ssim(truth: NDArray[np.float32], estimate: NDArray[np.float32], mask: NDArra
         mask: Voxels that count, of the same shape; at least one.
 
     Returns:
-        Similarity, 1 where the two agree.
+        Similarity; 1 for equal volumes.
     """
 
     def blur(volume: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """Artefact measures of a restored volume: stride-periodic noise and seams at shard borders.
 
-All measures are of normalised voxels, and ratios to what lies around: 1 is sound whatever the contrast.
+All measures are ratios to the surroundings, in normalised voxels: 1 is sound whatever the contrast.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,17 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.scoring.metrics import foreground_mask
 from tasks.sharding.plan import ShardPlan
 from tasks.volume.grid import NetworkAxes
 from tasks.volume.scan import Voxels
 
-LINE_VOXELS = 4_000_000  # as many lines as these voxels hold are enough for a mean
-NEIGHBOURS = 8  # planes on either side that a border is measured against
+LINE_VOXELS = 4_000_000  # lines with this many voxels together are enough for a mean
+NEIGHBOURS = 8  # planes on either side that a border is compared with
 BATCH_VOXELS = 500_000
-HEAD, HEAD_VOXELS = 0.05, 64
-EDGE = 0.05
-PERIODIC, SEAM = 1.6, 1.5  # ratios that no sound volume was seen to reach: tests/tasks/test_quality.py
+MIN_VOXELS = 64  # of the foreground, for a step to be measured
+EDGE = 0.05  # normalised difference to which an edge of the anatomy counts
+PERIODIC, SEAM = 1.6, 1.5  # ratios that no sound volume reaches: tests/tasks/test_quality.py
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Seam:
         axis: 0, 1 or 2.
         place: The border lies before this voxel.
         ratio: The step across it over the median of the steps around.
-        before: The same of the volume before it was restored: anatomy has its own steps.
+        before: The same ratio before restoring: anatomy has its own steps.
     """
 
     axis: int
@@ -66,8 +67,8 @@ class Seam:
 def spectrum(voxels: Voxels, axis: int, stride: int) -> Spectrum:
     """Find stride-periodic noise, the checkerboard of transposed convolutions.
 
-    The amplitude spectrum of second differences along the axis, root mean square over all lines. Anatomy, whose
-    structures lie anywhere, gives a smooth curve; what repeats with the stride stands out at multiples of 1/stride.
+    Measures the amplitude spectrum of second differences along the axis, root mean square over all lines. Anatomy
+    gives a smooth curve; a pattern that repeats with the stride stands out at multiples of 1/stride.
 
     Args:
         voxels: `[i, j, k]`.
@@ -92,12 +93,12 @@ def spectrum(voxels: Voxels, axis: int, stride: int) -> Spectrum:
 def seams(voxels: Voxels, before: Voxels, borders: Iterable[tuple[int, int]]) -> list[Seam]:
     """Measure the step across borders of shards.
 
-    The step between two planes is the mean, over the foreground, of how much their difference departs from the
-    mean of the differences before and after, so that slopes do not count; edges of the anatomy count up to `EDGE`.
+    The step between two planes is their difference minus the mean of the differences before and after, so that slopes
+    do not count: its absolute value, averaged over the foreground; edges of the anatomy count up to `EDGE`.
 
     Args:
         voxels: The restored volume, `[i, j, k]`.
-        before: What was restored, on the same grid.
+        before: The volume before restoring, on the same grid.
         borders: Axis, and the voxel before which the border lies.
     """
     wanted = set(borders)
@@ -122,12 +123,14 @@ def _step_ratio(planes: Voxels, place: int, near: Sequence[int]) -> float | None
 
 
 def _step(planes: Voxels, place: int) -> float | None:
-    """Return the step before a plane, None where there is too little of the foreground, or no plane on both sides."""
+    """Return the step before a plane; None where too little foreground or no plane lies on either side."""
     if not 2 <= place < len(planes) - 1:
         return None
     before, last, first, after = (planes[place + offset] for offset in (-2, -1, 0, 1))
-    bend = np.abs((first - last) - ((last - before) + (after - first)) / 2)[(last > HEAD) & (first > HEAD)]
-    return float(np.minimum(bend, EDGE).mean()) if bend.size >= HEAD_VOXELS else None
+    bend = np.abs((first - last) - ((last - before) + (after - first)) / 2)[
+        foreground_mask(last) & foreground_mask(first)
+    ]
+    return float(np.minimum(bend, EDGE).mean()) if bend.size >= MIN_VOXELS else None
 
 
 def shard_borders(plan: ShardPlan, axes: NetworkAxes) -> list[tuple[int, int]]:
@@ -142,13 +145,13 @@ def shard_borders(plan: ShardPlan, axes: NetworkAxes) -> list[tuple[int, int]]:
 
 
 def quality_warnings(spectra: Iterable[Spectrum], found: Iterable[Seam]) -> list[str]:
-    """Say which measures are beyond what a sound volume has."""
-    said = [
+    """List the measures that no sound volume reaches."""
+    warnings = [
         f"periodic noise along {'ijk'[one.axis]}: {one.peak:.0f} times the background at a multiple of 1/{one.stride}"
         for one in spectra
         if one.peak > PERIODIC
     ]
-    return said + [
+    return warnings + [
         f"a seam along {'ijk'[seam.axis]} before voxel {seam.place}: {seam.excess:.2f} times the step before restoring"
         for seam in found
         if seam.excess > SEAM
@@ -165,7 +168,7 @@ def _peak(amplitudes: NDArray[np.floating], at: int) -> float:
 
 
 def _lines(voxels: Voxels, axis: int) -> Voxels:
-    """Return lines along an axis, `[line, voxel]`, thinned out evenly to a bounded number."""
+    """Return a bounded number of evenly spaced lines along an axis, `[line, voxel]`."""
     step = ceil((voxels.size / LINE_VOXELS) ** 0.5)
     thinned = np.moveaxis(voxels, axis, 2)[::step, ::step]
     return thinned.reshape(-1, voxels.shape[axis])
