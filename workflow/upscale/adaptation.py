@@ -1,4 +1,4 @@
-"""Adaptation: before volumes are super-resolved, a network learns from their own sharp planes the way across them."""
+"""Adaptation: a network is trained on the sharp planes of thick-slice volumes before these are super-resolved."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ from workflow.upscale.run import saved_network
 
 PRESET = "self4x"
 FOLDER, MADE_FROM = "adapted", "made-from.json"
-EQUAL_SCALE = 1.02  # ratio of the scales up to which volumes are adapted to together: sizes are rounded
+MAX_SCALE_RATIO = 1.02  # of volumes that share a network: their scales differ by rounded sizes
 
 
 def run_adaptation(
@@ -43,13 +43,13 @@ def run_adaptation(
 
     Args:
         sources: Volumes, all of one scale; of a series of time points the first counts.
-        out: Folder of the outputs; the training goes into its folder `adapted`.
-        model: What to start from; without it, random weights.
+        out: Folder of the outputs; the training is stored in its folder `adapted`.
+        model: Gives the initial weights; without it they are random.
         scale: Target voxels per voxel along (i, j, k); without it and a spacing, what the model or the preset names.
         spacing: Wanted mm along (i, j, k), instead of a scale.
-        resources: Training takes the CPU threads that the workers would have.
-        settings: What to change in the preset, `section.key=value`.
-        resume: Go on with what an interrupted adaptation to the same volumes left.
+        resources: Training gets the CPU threads of the workers.
+        settings: Overrides of the preset, each `section.key=value`.
+        resume: Continue an interrupted adaptation to the same volumes.
         console: For progress.
 
     Returns:
@@ -59,66 +59,62 @@ def run_adaptation(
         InputError: A volume cannot be adapted to, or the model carries no card.
         ConfigError: A setting is wrong, or the cluster has no room.
     """
-    given = None if model is None else saved_network(model)
+    initial = None if model is None else saved_network(model)
     inspected = [inspect_volume(source) for source in sources]
-    config = adaptation_config([one.scan for one in inspected], given, scale, spacing, resources, settings)
+    config = adaptation_config([one.scan for one in inspected], initial, scale, spacing, resources, settings)
     folder = out.resolve() / FOLDER
     made_from = json.dumps(
         {
             "configuration": resolved_yaml(config),
             "volumes": [digest for one in inspected for digest in one.digests],
-            "model": None if given is None else given.digest,
+            "model": None if initial is None else initial.digest,
         }
     )
-    resume = resume and _text(folder / MADE_FROM) == made_from
+    known = folder / MADE_FROM
+    resume = resume and known.is_file() and known.read_text() == made_from
     if resume and (folder / MODEL).is_file():
         return folder / MODEL
     if not resume:
         shutil.rmtree(folder, ignore_errors=True)
-    with replacing(folder / MADE_FROM) as partial:
+    with replacing(known) as partial:
         partial.write_text(made_from)
     start_from = None
-    if given is not None:
+    if initial is not None:
         start_from = folder / "start.keras"
         with replacing(start_from) as partial:
-            partial.write_bytes(given.content)
+            partial.write_bytes(initial.content)
     with cluster(resources.workers * resources.cpus_per_worker):
-        return run_train(
-            config,
-            folder,
-            resume=resume,
-            start_from=start_from,
-            console=console,
-            name="adapt",
-            registers=False,
-        ).model
+        report = run_train(
+            config, folder, resume=resume, start_from=start_from, console=console, name="adapt", registers=False
+        )
+    return report.model
 
 
 def adaptation_config(
     scans: Sequence[Scan],
-    given: NetworkFile | None,
+    initial: NetworkFile | None,
     scale: Three | None,
     spacing: Three | None,
     resources: Resources,
     settings: Sequence[str],
 ) -> RunConfig:
-    """The preset for training on volumes themselves, made to fit them, the scale and the network to start from.
+    """Configure the preset `self4x` for the volumes, the scale and the initial network.
 
     Raises:
         InputError: A volume cannot be adapted to, or the model carries no card.
         ConfigError: A setting is wrong.
     """
     recipe, network = load_config(PRESET).degradation, []
-    if given is not None:
-        if given.card is None:
+    if initial is not None:
+        if initial.card is None:
             raise InputError(
-                f"Cannot adapt {given.name}: it carries no card that names its network.",
+                f"Cannot adapt {initial.name}: it carries no card that names its network.",
                 "Leave --model out to start from random weights.",
             )
-        recipe, network = given.card.degradation, [f"network={given.card.network.model_dump_json()}"]
+        recipe, network = initial.card.degradation, [f"network={initial.card.network.model_dump_json()}"]
     recipes = [_recipe_across(scan, recipe, scale, spacing) for scan in scans]
     factors = [recipe.depth.factor for recipe in recipes]
-    if max(factors) > EQUAL_SCALE * min(factors):
+    if max(factors) > MAX_SCALE_RATIO * min(factors):
         raise InputError(
             f"Cannot adapt to {len(scans)} volumes at once: their scales across the slices reach from"
             f" {min(factors):.3g} to {max(factors):.3g}, and one network is trained for one.",
@@ -146,12 +142,8 @@ def _recipe_across(scan: Scan, recipe: Degradation, scale: Three | None, spacing
     if fine[1:] != coarse[1:] or fine[0] <= coarse[0]:
         wanted = ",".join(f"{size / have:.3g}" for size, have in zip(target.shape, grid.shape, strict=True))
         raise InputError(
-            f"Cannot adapt to {scan.path.name}: its planes teach the way across them, along {'ijk'[axes.order[0]]}, and"
-            f" the scale is {wanted}.",
+            f"Cannot adapt to {scan.path.name}: a network learns from its planes to refine it across them, along"
+            f" {'ijk'[axes.order[0]]}, and the scale is {wanted}.",
             "Give a --scale or --spacing that is finer there and leaves the planes as they are, or leave --adapt out.",
         )
     return recipe_at(recipe, fine, coarse)
-
-
-def _text(path: Path) -> str | None:
-    return path.read_text() if path.is_file() else None

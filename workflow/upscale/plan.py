@@ -1,4 +1,4 @@
-"""What is to be done: the request for many volumes, and the plan of each of them."""
+"""The request to super-resolve volumes, and the plan of each of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class UpscaleRequest:
     Args:
         sources: Volumes.
         out: Folder for the outputs.
-        network: What restores.
+        network: The restorer.
         resources: Workers, what each takes, the memory budget.
         scale: Target voxels per voxel along (i, j, k); without it and a spacing, that of the model's card.
         spacing: Wanted mm along (i, j, k), instead of a scale.
         slice_axis: The file axis across the slices, 0, 1 or 2; without it the one of the largest spacing.
         dtype: Of the outputs on disk; None keeps integers.
         correct: Make outputs consistent with their inputs, as far as the model's card gives the degradation.
-        resume: Go on with what an interrupted run left.
+        resume: Continue an interrupted run.
         fail_fast: Stop at the first volume that fails.
         run_id: Of the MLflow run that records it, for the files next to the outputs.
     """
@@ -53,7 +53,7 @@ class UpscaleRequest:
 
 @dataclass(frozen=True, eq=False)
 class VolumePlan:
-    """What is to be done with one volume.
+    """Plan for one volume.
 
     Args:
         scan: The input, opened.
@@ -61,12 +61,12 @@ class VolumePlan:
         target: The grid to restore on.
         axes: Between file axes and network axes.
         shard_plan: How the target grid is cut.
-        network: What restores.
-        resources: What a worker is given.
+        network: The restorer.
+        resources: Of each worker.
         dtype: Of the output on disk.
-        recipe: What leads from the output to the input; None where the target grid is coarser along an axis.
-        corrects: Whether the output is made to explain the input.
-        remarks: Where the volume leaves what the model was trained for.
+        recipe: Degradation from the output to the input; None where the target grid is coarser along an axis.
+        corrects: Whether the output is made consistent with the input.
+        remarks: In which respects the volume is outside the range that the model was trained for.
     """
 
     scan: Scan
@@ -102,8 +102,18 @@ class VolumePlan:
         i, j, k = (fine / size for fine, size in zip(self.target.shape, self.scan.grid.shape, strict=True))
         return i, j, k
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Voxels of the input along (i, j, k), and time points if there are several."""
+        return (*self.scan.grid.shape, *((self.times,) if self.times > 1 else ()))
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The same of the output."""
+        return (*self.target.shape, *self.input_shape[3:])
+
     def key(self, digests: Sequence[str]) -> str:
-        """Name everything that determines the cores, down to the programs and threads that decide on the last bits.
+        """Identify everything that determines the cores, down to the programs and threads that affect the last bits.
 
         Args:
             digests: Of the files of the input.
@@ -121,20 +131,20 @@ class VolumePlan:
         )
 
 
-def plan_volume(order: UpscaleRequest, scan: Scan, output: Path) -> VolumePlan:
+def plan_volume(request: UpscaleRequest, scan: Scan, output: Path) -> VolumePlan:
     """Plan a volume by its header.
 
     Args:
-        order: What is to be done.
+        request: What is to be done.
         scan: The volume.
         output: Where its output goes.
 
     Raises:
         InputError: It cannot be super-resolved.
     """
-    axes, card = network_axes(scan.grid, order.slice_axis), order.network.card
-    scale = order.scale
-    if scale is None and order.spacing is None:
+    axes, card = network_axes(scan.grid, request.slice_axis), request.network.card
+    scale = request.scale
+    if scale is None and request.spacing is None:
         if card is None:
             raise InputError(
                 f"Cannot choose the target grid of {scan.path.name}: the model carries no card that says what scale it"
@@ -142,19 +152,19 @@ def plan_volume(order: UpscaleRequest, scan: Scan, output: Path) -> VolumePlan:
                 "Give --scale I,J,K or --spacing I,J,K.",
             )
         scale = axes.of_network(card.degradation.scale)
-    target = target_grid(scan.grid, scale, order.spacing)
-    budget = order.resources.memory_budget_mib
+    target = target_grid(scan.grid, scale, request.spacing)
+    budget = request.resources.memory_budget_mib
     resident = prod(scan.grid.shape) * 4
     plan = plan_shards(
-        axes.network_shape(target.shape), order.network.cost, budget, resident_bytes=resident, name=scan.path.name
+        axes.network_shape(target.shape), request.network.cost, budget, resident_bytes=resident, name=scan.path.name
     )
     fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
     finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
     recipe = recipe_at(card.degradation if card else Degradation(name="mean"), fine, coarse) if finer else None
-    corrects = order.correct and card is not None and recipe is not None
+    corrects = request.correct and card is not None and recipe is not None
     remarks = range_remarks(card, axes, scan.grid, target)
     return VolumePlan(
-        scan, output, target, axes, plan, order.network, order.resources, order.dtype, recipe, corrects, remarks
+        scan, output, target, axes, plan, request.network, request.resources, request.dtype, recipe, corrects, remarks
     )
 
 

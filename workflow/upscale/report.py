@@ -1,4 +1,4 @@
-"""Report of `voxlift upscale`: a record per volume, what the workers took, and both as a table."""
+"""Report of `voxlift upscale`: the outcome of each volume, speed and memory of the workers, and both as a table."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,11 +13,11 @@ from configs.axes import NetworkShape
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import axis_codes
 from tasks.volume.sidecar import Sidecar
+from tasks.volume.target import Three
 from workflow.tracking import RunAddress
 from workflow.upscale.plan import VolumePlan
 from workflow.upscale.volume_work import Output, VolumeWork
 
-Three = tuple[float, float, float]
 COLUMNS = ("status", "voxels", "mm", "shards", "seconds", "consistency")
 
 
@@ -27,7 +27,7 @@ class VolumeReport:
 
     Args:
         input: The file.
-        output: The file that was written, None if none was.
+        output: The file that was written; None if none was.
         status: "done", "resumed" (an earlier run had finished it) or "failed".
         error: Why it failed.
         input_shape: Voxels along (i, j, k), and time points if there are several.
@@ -35,15 +35,15 @@ class VolumeReport:
         output_spacing: mm along (i, j, k).
         scale: Target voxels per voxel along (i, j, k).
         shards: Shards of the volume.
-        shards_resumed: Those of them that an earlier run had left.
+        shards_resumed: Those that an earlier run had computed.
         retries: Shards that were computed again.
-        seconds: Checking the input, and from reading its first time point to the written file.
+        seconds: For checking the input, and from reading its first time point to the written file.
         sha256: Of the restored voxels, float32, i fastest.
         consistency: Root mean square difference between the output, degraded again, and the input, in normalised
             intensity; None where the target grid is coarser than the input along an axis.
         consistency_before: The same before the correction.
         noise: Standard deviation of the input's noise as the correction took it; None where nothing was corrected.
-        warnings: What was found odd in the input.
+        warnings: Of inspecting the input, and where it is outside the range that the model was trained for.
     """
 
     input: Path
@@ -65,7 +65,7 @@ class VolumeReport:
     warnings: tuple[str, ...] = ()
 
     def row(self, times: str = "x") -> tuple[str, ...]:
-        """Return its cells under `COLUMNS`, with a sign between the numbers of voxels along the axes."""
+        """Return the cells under `COLUMNS`; `times` separates the numbers of voxels along the axes."""
         return (
             self.status,
             _by(self.output_shape, times),
@@ -84,7 +84,7 @@ class PlanReport:
         overhead: Voxels computed over voxels kept, over all volumes.
         halo: The network's worst-case halo before and after a core, along depth, height and width.
         core_shape: Of the largest core, along depth, height and width.
-        budget_mib: What a worker was allowed beyond an idle one.
+        budget_mib: Memory of a worker beyond that of an idle one.
         least_budget_mib: The least with which every volume could have been sharded.
     """
 
@@ -97,13 +97,13 @@ class PlanReport:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds by kind of work; resampling and network summed over the workers, all of it overlapping.
+    """Seconds by kind of work, which overlap; resampling and network summed over the workers.
 
     Args:
         reading: Checking and reading inputs.
-        resampling: Onto the target grid, in the workers.
-        network: In the workers.
-        writing: Keeping cores and writing outputs.
+        resampling: Onto the target grid.
+        network: Running it.
+        writing: Storing cores and writing outputs.
     """
 
     reading: float
@@ -117,12 +117,12 @@ class UpscaleReport:
     """Outcome of all volumes.
 
     Args:
-        volumes: One record each.
-        workers: How many were asked for.
-        plan: How the target grids were cut; None if no volume came so far.
+        volumes: The outcome of each.
+        workers: Requested number.
+        plan: How the target grids were cut; None if no volume could be planned.
         peak_rss_mib: Resident memory of the largest worker.
         seconds: From the first shard given out to the last one back.
-        voxels_per_second: Voxels kept, while workers worked.
+        voxels_per_second: Voxels kept, over `seconds`.
         timings: By kind of work.
         mlflow: Where it is recorded.
         adapted_model: The network that was trained on the volumes themselves first; None without `--adapt`.
@@ -145,16 +145,15 @@ class UpscaleReport:
 
 
 def volume_report(work: VolumeWork) -> VolumeReport:
-    """Outcome of a planned volume."""
+    """Report the outcome of a planned volume."""
     plan, written = work.plan, work.written if work.error is None else None
-    times = (plan.times,) if plan.times > 1 else ()
     return VolumeReport(
         input=plan.scan.path,
         status="failed" if written is None else "resumed" if work.shards_resumed == plan.shards else "done",
         output=plan.output if written else None,
         error=None if written else str(work.failure),
-        input_shape=(*plan.scan.grid.shape, *times),
-        output_shape=(*plan.target.shape, *times),
+        input_shape=plan.input_shape,
+        output_shape=plan.output_shape,
         output_spacing=plan.target.spacing,
         scale=plan.scale,
         shards=plan.shards,
@@ -180,8 +179,8 @@ def plan_report(volumes: Sequence[VolumePlan], budget_mib: int) -> PlanReport:
 
 
 def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
-    """Sidecar of a written output."""
-    plan, times = work.plan, (work.plan.times,) if work.plan.times > 1 else ()
+    """Make the sidecar of a written output."""
+    plan = work.plan
     intensities = tuple((found.low, found.high) for found in output.intensities)
     return Sidecar(
         sources=(plan.name,),
@@ -189,8 +188,8 @@ def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
         model_digest=plan.network.digest,
         mlflow_run=run_id,
         scale=plan.scale,
-        input_shape=(*plan.scan.grid.shape, *times),
-        output_shape=(*plan.target.shape, *times),
+        input_shape=plan.input_shape,
+        output_shape=plan.output_shape,
         input_spacing=plan.scan.grid.spacing,
         output_spacing=plan.target.spacing,
         intensity=intensities if len(intensities) > 1 else intensities[0],
@@ -199,7 +198,7 @@ def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
     )
 
 
-def understood(plan: VolumePlan) -> str:
+def geometry(plan: VolumePlan) -> str:
     """Describe the geometry of a volume and of its output in one line."""
     grid, target = plan.scan.grid, plan.target
     return (
@@ -209,7 +208,7 @@ def understood(plan: VolumePlan) -> str:
 
 
 def summary(report: UpscaleReport) -> list[RenderableType]:
-    """Show a report to a person."""
+    """Show the outcome of each volume, the speed and the memory."""
     table = Table("volume", *COLUMNS)
     for volume in report.volumes:
         table.add_row((volume.output or volume.input).name, *volume.row())

@@ -1,21 +1,46 @@
-"""A super-resolution run: plan shown, volumes restored under a progress bar, record kept in MLflow."""
+"""A super-resolution run, recorded in MLflow with the contracts and QC pages of its outputs.
 
-from dataclasses import replace
+No path and nothing from a header is recorded.
+"""
 
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
+from configs.errors import ContractError, ContractsError
+from configs.load import flatten
+from tasks.artifacts.contracts import volume_contract
+from tasks.artifacts.manifest import ManifestEntry, manifest_entry, read_contracts, write_contracts
 from tasks.artifacts.network_file import NetworkFile, read_network
+from tasks.files.outputs import output_paths, sidecar_name, split_name
+from tasks.imaging.consistency import residual
+from tasks.imaging.resample import resample
+from tasks.scoring.quality import shard_borders
+from tasks.sharding.restore import CoarseVolume
+from tasks.sharding.store import content_key
+from tasks.volume.encoding import stored_name
+from tasks.volume.intensity import find_intensity, normalise
+from tasks.volume.nifti import read_volume
 from workflow.cluster import cluster
+from workflow.pages.quality import QualityCase, write_quality_page
 from workflow.restore.restoration import Progress
 from workflow.terminal.progress import progress_bar
-from workflow.tracking import RunAddress, recorded_run, resolve_model, tracking_uri
-from workflow.upscale.plan import UpscaleRequest
-from workflow.upscale.record import address_file, keep_missing_page, keep_output, record_order, record_report
-from workflow.upscale.report import UpscaleReport, understood
+from workflow.tracking import Recorder, RunAddress, described_volume, recorded_run, resolve_model, tracking_uri
+from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
+from workflow.upscale.plan import UpscaleRequest, VolumePlan
+from workflow.upscale.report import COLUMNS, UpscaleReport, geometry
 from workflow.upscale.volume_work import Output, VolumeWork
 from workflow.upscale.volumes import plan_volumes, upscale
 
 EXPERIMENT = "voxlift"
+MAX_PAGE_VOXELS = 1 << 27  # of a QC page, which holds the volume several times: 4 GiB at this size
 
 
 def saved_network(model: str) -> NetworkFile:
@@ -27,52 +52,195 @@ def saved_network(model: str) -> NetworkFile:
     return read_network(resolve_model(model))
 
 
-def run_upscaling(order: UpscaleRequest, console: Console) -> UpscaleReport:
+def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
     """Super-resolve volumes and record it.
 
     Args:
-        order: What to do.
+        request: What to do.
         console: For the plan and progress.
 
     Raises:
-        InputError: Nothing can be done at all, or the tracking store cannot be used.
+        InputError: No input can be used, or the tracking store cannot be used.
         ConfigError: The cluster has no room for the workers.
-        Exception: Why a volume failed, if the order says so.
+        Exception: Why a volume failed, if the request is to fail fast.
     """
-    planned = plan_volumes(order)
+    planned = plan_volumes(request)
     numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
     for work in numbers:
-        unseen = (f"{remark}; do not trust the result unseen" for remark in work.plan.remarks)
-        odd = [*work.inspected.warnings, *unseen]
-        said = [(understood(work.plan), None), (work.plan.shard_plan, None), *((one, "yellow") for one in odd)]
-        for line, style in said:
+        remarks = [f"{remark}; do not trust the result unseen" for remark in work.plan.remarks]
+        lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
+        for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *remarks))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
-    request, kept = order.resources, address_file(order)
-    earlier = RunAddress.read(kept) if order.resume else None
+    address_file, resources = _address_file(request), request.resources
+    earlier = RunAddress.read(address_file) if request.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
-        earlier = None  # recorded in another store: the cores are as good
+        earlier = None  # a new run, in this store, of the same cores
     with recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None) as recorder:
         address = recorder.address
         if numbers:
-            address.write(kept)
-        record_order(recorder, order, list(numbers))
+            address.write(address_file)
+        _record_request(recorder, request, list(numbers))
         with (
-            cluster(request.workers * request.cpus_per_worker),
+            cluster(resources.workers * resources.cpus_per_worker),
             progress_bar(console, "Restoring", sum(work.plan.shards for work in numbers)) as advance,
         ):
 
-            def reported(progress: Progress) -> None:
-                remark = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
-                advance(remark, progress.shards)
+            def show(progress: Progress) -> None:
+                speed = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
+                advance(speed, progress.shards)
 
-            def written(work: VolumeWork, output: Output) -> None:
-                if missing := keep_output(recorder, numbers[work], work, output):
-                    console.print(f"{work.plan.name}: {missing}.", markup=False)
+            def record(work: VolumeWork, output: Output) -> None:
+                if problem := _record_output(recorder, numbers[work], work, output):
+                    console.print(f"{work.plan.name}: {problem}.", markup=False)
 
-            report = upscale(replace(order, run_id=address.run_id), planned, reported, written)
-        record_report(recorder, report)
+            report = upscale(replace(request, run_id=address.run_id), planned, show, record)
+        _record_report(recorder, report)
         for work, number in numbers.items():
             if work.failure is None:
-                keep_missing_page(recorder, number, work)
-    kept.unlink(missing_ok=True)
+                _add_missing_page(recorder, number, work)
+    address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
+
+
+def _address_file(request: UpscaleRequest) -> Path:
+    """File that names the run of a request until it is done, so that `--resume` continues that run."""
+    outputs = [path.name for path in output_paths(request.sources, request.out)]
+    key = content_key({"outputs": outputs, "model": request.network.digest, **_options(request)})
+    return request.out / ".voxlift" / f"{key}.run.json"
+
+
+def _options(request: UpscaleRequest) -> dict[str, str]:
+    return {name: str(getattr(request, name)) for name in ("scale", "spacing", "slice_axis", "dtype", "correct")}
+
+
+def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence[VolumeWork]) -> None:
+    """Record request, inputs and network, once."""
+    # The environment is recorded last: where it is, an earlier start has recorded the whole setup.
+    if recorder.holds(ENVIRONMENT):
+        return
+    found = [work.inspected for work in works]
+    recorder.inputs([described_volume(one.scan, one.digests, "input", record_paths=False) for one in found])
+    record_network(recorder, request.network)
+    recorder.parameters({f"upscale.{name}": value for name, value in _options(request).items()})
+    recorder.parameters({**flatten(request.resources, "resources"), "volumes": str(len(request.sources))})
+    if request.network.card is not None:
+        recipe = request.network.card.degradation
+        recorder.parameters(flatten(recipe, "degradation"))
+        recorder.tags({"degradation": recipe.name})
+    record_environment(recorder, "upscale")
+
+
+def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Output) -> str:
+    """Add an output and its sidecar to the manifest of their folder and make its QC page, reading the output once.
+
+    Args:
+        recorder: Of the run.
+        number: Of the volume, its name in MLflow.
+        work: The volume, written.
+        output: What was written.
+
+    Returns:
+        Why there is no page, "" if there is one.
+
+    Raises:
+        ContractError: The output violates its contract, or was changed after it was written.
+    """
+    plan = work.plan
+    _page(plan).unlink(missing_ok=True)  # of an earlier output
+    contract = volume_contract(plan.target, stored_name(plan.scan.header.dtype, plan.dtype), plan.times)
+    restored = np.empty(plan.target.shape, np.float32, order="F") if _has_page(plan) else None
+    entry = manifest_entry(plan.output, contract, restored)
+    if entry.sha256 != output.sha256:
+        raise ContractError(f"{plan.output.name} departs from its contract: it was changed after it was written.")
+    sidecar = plan.output.with_name(sidecar_name(plan.output.name))
+    _add_entries(recorder, {plan.output: entry, sidecar: manifest_entry(sidecar)})
+    work.conclude(output)  # before the page, without which the output is still of use
+    if restored is None:
+        return "too large for a QC page"
+    _add_page(recorder, number, work, output.first, restored)
+    return ""
+
+
+def _add_missing_page(recorder: Recorder, number: int, work: VolumeWork) -> None:
+    """Make the QC page of an output whose run was stopped before it had made one."""
+    plan = work.plan
+    if _has_page(plan) and not _page(plan).exists():
+        voxels = plan.scan.read(0).voxels
+        coarse = CoarseVolume(plan.axes.to_network(voxels), plan.shard_plan.target_shape, find_intensity(voxels))
+        _add_page(recorder, number, work, coarse, read_volume(plan.output).voxels)
+
+
+def _add_page(
+    recorder: Recorder, number: int, work: VolumeWork, coarse: CoarseVolume, voxels: NDArray[np.float32]
+) -> None:
+    """Make, record and contract the QC page of a volume, from the first time point of its input and of its output."""
+    plan, axes, page = work.plan, work.plan.axes, _page(work.plan)
+    source, restored = (normalise(volume, coarse.intensity) for volume in (coarse.voxels, voxels))
+    consistency = None
+    if plan.recipe is not None:
+        consistency = -axes.to_file(residual(axes.to_network(restored), source, plan.recipe))
+    time_point = {"time point": f"1 of {plan.times}"} if plan.times > 1 else {}
+    case = QualityCase(
+        title=f"volume {number}",
+        input_grid=plan.scan.grid,
+        grid=plan.target,
+        before=normalise(resample(axes.to_file(coarse.voxels), plan.target.shape), coarse.intensity),
+        restored=restored,
+        strides=axes.file_shape(plan.network.cost.field.strides),
+        borders=shard_borders(plan.shard_plan, axes),
+        consistency=consistency,
+        facts={"shards": str(plan.shards), "corrected": "yes" if plan.corrects else "no", **time_point},
+        warnings=work.warnings,
+    )
+    write_quality_page(page, case)
+    recorder.artifact(page, "quality", name=f"{number}.html")
+    _add_entries(recorder, {page: manifest_entry(page)})
+
+
+def _page(plan: VolumePlan) -> Path:
+    return plan.output.with_name(f"{split_name(plan.output.name)[0]}_quality.html")
+
+
+def _has_page(plan: VolumePlan) -> bool:
+    return prod(plan.target.shape) <= MAX_PAGE_VOXELS
+
+
+def _record_report(recorder: Recorder, report: UpscaleReport) -> None:
+    recorder.metrics({f"seconds/{kind}": seconds for kind, seconds in asdict(report.timings).items()})
+    recorder.metrics(
+        {
+            "seconds/restoring": report.seconds,
+            "voxels_per_second": report.voxels_per_second,
+            "peak_rss_mib": report.peak_rss_mib,
+            "failed": float(len(report.failed)),
+        }
+    )
+    if report.plan is not None:
+        recorder.metrics({"shards/count": sum(volume.shards for volume in report.volumes)})
+        recorder.metrics({"shards/overhead": report.plan.overhead})
+        recorder.text(json.dumps(asdict(report.plan), indent=1), "plan.json")
+    for number, volume in enumerate(report.volumes):
+        if volume.consistency is not None:
+            recorder.metrics({"volumes/consistency": volume.consistency, "volumes/seconds": volume.seconds}, number)
+    recorder.describe(_description(report))
+
+
+def _description(report: UpscaleReport) -> str:
+    """Describe the run in Markdown, for the top of its page."""
+    lines = [
+        f"{len(report.volumes) - len(report.failed)} of {len(report.volumes)} volume(s) super-resolved on"
+        f" {report.workers} worker(s), {report.voxels_per_second / 1e6:.2f} million voxels per second.",
+        "",
+        f"| volume | {' | '.join(COLUMNS)} |",
+        "|---:|---|---|---|---:|---:|---:|",
+        *(f"| {number} | {' | '.join(one.row(' × '))} |" for number, one in enumerate(report.volumes, start=1)),
+    ]
+    return "\n".join(lines)
+
+
+def _add_entries(recorder: Recorder, entries: Mapping[Path, ManifestEntry]) -> None:
+    """Add to the manifest of a folder, in which files of earlier runs stay as long as they exist."""
+    folder, known = next(iter(entries)).parent, {}
+    with suppress(ContractsError):
+        known = {name: entry for name, entry in read_contracts(folder).seals.items() if (folder / name).is_file()}
+    write_contracts(folder, known | {path.name: entry for path, entry in entries.items()}, recorder.address.run_id)

@@ -1,12 +1,12 @@
-"""One volume on its way from file to file: read ahead, restored shard by shard, written while shards still come in.
+"""One volume on its way from file to file: read ahead, restored shard by shard, written while shards still arrive.
 
 Three threads share a volume, and each part of its state belongs to one of them:
 
 - the thread that reads ahead runs `VolumeWork.frames` and its clock `reading`;
-- the thread that collects what the workers return runs `VolumeWork.arrive`, and the clock `keeping` and the tally;
+- the thread that collects results of the workers runs `VolumeWork.arrive`, the clock `keeping` and the tally;
 - the thread that writes behind runs `VolumeWork.write` and `conclude`, and the clock `writing`.
 
-They meet in `Arrivals` alone, which has a lock; the plan and what inspecting the input found do not change.
+They share only `Arrivals`, which has a lock; the plan and the inspected input do not change.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ from workflow.upscale.plan import VolumePlan
 
 
 class VolumeError(RunError):
-    """Why a volume failed for no fault of the input, in one line that names it."""
+    """Failure of a volume that its input did not cause, in one line that names it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Written:
         consistency: Root mean square difference between the output, degraded again, and the input, in normalised
             intensity; None where the target grid is coarser than the input along an axis.
         consistency_before: The same before the correction.
-        noise: Standard deviation of the input's noise as the correction took it, in normalised intensity.
+        noise: Standard deviation of the input's noise that the correction used, in normalised intensity.
     """
 
     sha256: str
@@ -80,7 +80,7 @@ class Output:
     Args:
         written: Its record.
         sha256: Of the file, from its writer.
-        intensities: Which intensities are 0 and 1 to the network, of each time point.
+        intensities: Of each time point, those that are 0 and 1 to the network.
         first: The first time point of the input, as the workers had it.
     """
 
@@ -107,7 +107,7 @@ class Clock:
 
 
 class Arrivals:
-    """What has arrived of a volume, and why it was given up if it was: the state that all threads share."""
+    """What has arrived of a volume, and the error for which it was abandoned: the state that all threads share."""
 
     def __init__(self) -> None:
         self._news = Condition()
@@ -117,11 +117,11 @@ class Arrivals:
 
     @property
     def error(self) -> Exception | None:
-        """The first error for which the volume was given up."""
+        """The first error for which the volume was abandoned."""
         return self._error
 
     def add(self, number: int, shards: Iterable[Shard], coarse: Any = None) -> None:  # noqa: ANN401 - of the cluster
-        """Note shards of a time point that are in the store, and the time point itself if it was read."""
+        """Report shards of a time point that are in the store, and the time point itself once it was read."""
         with self._news:
             self._shards |= {(number, shard) for shard in shards}
             if coarse is not None and self._error is None:
@@ -129,27 +129,19 @@ class Arrivals:
             self._news.notify_all()
 
     def abandon(self, error: Exception) -> None:
-        """Give the volume up; the first error counts."""
+        """Abandon the volume; the first error counts."""
         with self._news:
             self._error = self._error or error
             self._frames.clear()
             self._news.notify_all()
 
     def wait(self, number: int, shard: Shard) -> None:
-        """Wait for a shard.
-
-        Raises:
-            AbandonedError: The volume was given up.
-        """
+        """Wait for a shard; AbandonedError if the volume was abandoned."""
         with self._news:
             self._wait_for(lambda: (number, shard) in self._shards)
 
     def take(self, number: int) -> CoarseVolume:
-        """Wait for a time point and let go of it.
-
-        Raises:
-            AbandonedError: The volume was given up.
-        """
+        """Wait for a time point and release it here; AbandonedError if the volume was abandoned."""
         with self._news:
             self._wait_for(lambda: number in self._frames)
             shared = self._frames.pop(number)
@@ -166,9 +158,9 @@ class VolumeWork:
     """One volume on its way.
 
     Args:
-        plan: What is to be done.
-        inspected: The input, inspected.
-        resume: Whether what an earlier run left may be used.
+        plan: Of the volume.
+        inspected: The input.
+        resume: Whether cores and output of an earlier run may be used.
         seconds: That checking the input took.
     """
 
@@ -178,7 +170,7 @@ class VolumeWork:
         self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
         if resume:
             sweep(plan.output)
-        self.written = self._noted() if resume else None
+        self.written = self._read_record() if resume else None
         self.shards_resumed = plan.shards if self.written is not None else 0
         # Of the thread that reads ahead.
         self.reading = Clock(seconds)
@@ -196,38 +188,38 @@ class VolumeWork:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What is odd about the input, and where it leaves what the model was trained for."""
+        """Warnings of inspecting the input, and where it is outside the range that the model was trained for."""
         return (*self.inspected.warnings, *self.plan.remarks)
 
     @property
     def error(self) -> Exception | None:
-        """Why the volume was given up, if it was."""
+        """The first error for which the volume was abandoned, if it was."""
         return self._arrivals.error
 
     @property
     def failure(self) -> Exception | None:
-        """Why the volume was given up, if it was, in one line that names it."""
+        """The same as an error that names the volume."""
         error = self.error
         if error is None or isinstance(error, InputError):
             return error
         return VolumeError(f"Cannot super-resolve {self.plan.name}: {error}")
 
     def abandon(self, error: Exception) -> None:
-        """Give the volume up; the first error counts. Any thread may."""
+        """Abandon the volume, from any thread; the first error counts."""
         self._arrivals.abandon(error)
 
     def _frames(self) -> Generator[Frame]:
-        """Read one time point after another and see which of its shards are there already."""
-        # The check came before, with those of all other volumes: its time counts, the wait since then does not.
+        """Read one time point after another and find which of its shards have to be computed."""
+        # The time of the check counts, the wait since then, while other volumes were checked, does not.
         self._began = time.perf_counter() - self.reading.seconds
         intensity, volumes = Intensity(0.0, 1.0), self.inspected.volumes()
         for number in range(self.plan.times):
             with self.reading.running():
                 voxels = next(volumes).voxels
-                # A constant time point among others goes by the one before it.
+                # A constant time point uses the intensity of the one before it.
                 with suppress(InputError):
                     intensity = find_intensity(voxels)
-                # Only what lies in one piece is mapped by the workers; else it would be copied for every shard.
+                # Only a contiguous array is mapped by the workers; another would be copied for every shard.
                 voxels = np.ascontiguousarray(self.plan.axes.to_network(voxels))
                 coarse = share(CoarseVolume(voxels, self.plan.shard_plan.target_shape, intensity))
                 assembly = self._assembly(number)
@@ -240,16 +232,16 @@ class VolumeWork:
             yield Frame(coarse, missing)
 
     def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
-        """Keep a core of a time point that a worker has restored."""
+        """Store a core of a time point that a worker has restored."""
         with self.keeping.running():
             self._assembly(number).save(shard, core.voxels)
         self._arrivals.add(number, [shard])
 
     def write(self) -> Output:
-        """Write the output: while its cores come in, or, corrected, when they are all there.
+        """Write the output: while its cores arrive, or, corrected, once all have.
 
         Raises:
-            AbandonedError: The volume was given up.
+            AbandonedError: The volume was abandoned.
         """
         plan, found = self.plan, self.inspected.extent
         writer = _Writer(plan, self._arrivals, self._assembly, self.writing)
@@ -260,37 +252,37 @@ class VolumeWork:
         return output
 
     def conclude(self, output: Output) -> None:
-        """Note that the output and what stands next to it are done, and drop the cores."""
-        content = {"output": output.sha256, "asked": self._asked, "written": asdict(output.written)}
+        """Record that output and sidecar are done, and remove the cores."""
+        content = {"output": output.sha256, "asked": self._options, "written": asdict(output.written)}
         with replacing(self._record) as partial:
             partial.write_text(json.dumps(content))
         ShardStore(self._record.with_suffix("")).clear()
 
-    def _noted(self) -> Written | None:
-        """Return the record of an output that is unchanged and was made for the same request; None otherwise."""
+    def _read_record(self) -> Written | None:
+        """Return the record of an output that is unchanged and was made with the same options; None otherwise."""
         output = self.plan.output
         if not self._record.is_file() or not output.is_file():
             return None
         try:
             content = json.loads(self._record.read_text())
-            same = content["asked"] == self._asked and content["output"] == file_digest(output)
+            same = content["asked"] == self._options and content["output"] == file_digest(output)
             return Written(**content["written"]) if same else None
         except (ValueError, KeyError, TypeError):
             return None
 
     @property
-    def _asked(self) -> list[str | bool | None]:
-        """Everything besides its cores that determines the output."""
+    def _options(self) -> list[str | bool | None]:
+        """What determines the output besides its cores."""
         return [self.plan.dtype, self.plan.corrects]
 
     def _assembly(self, number: int) -> Assembly:
-        """The cores of a time point, in a folder that is called like the record without its suffix."""
+        """The cores of a time point, in a folder named like the record without its suffix."""
         return Assembly(self.plan.shard_plan, self.plan.axes, ShardStore(self._record.with_suffix("") / str(number)))
 
 
 @dataclass
 class _Writer:
-    """The slabs of an output, in order, and what is known of them at the end; of the thread that writes."""
+    """Yields the slabs of an output, in order, and collects its record; of the thread that writes."""
 
     plan: VolumePlan
     arrivals: Arrivals
@@ -304,20 +296,20 @@ class _Writer:
     def slabs(self) -> Iterator[NDArray[np.float32]]:
         for number in range(self.plan.times):
             assembly, start = self.assembly(number), 0
-            change = self._change(number, assembly) if self.plan.corrects else None
+            correction = self._solve(number, assembly) if self.plan.corrects else None
             for slab in assembly.slabs(partial(self.arrivals.wait, number)):
                 with self.clock.running():
                     stop = start + slab.shape[2]
-                    if change is not None:
-                        np.add(slab, assembly.change(change, start, stop), out=slab)
+                    if correction is not None:
+                        np.add(slab, assembly.change(correction, start, stop), out=slab)
                     start = stop
                     self.digest.update(slab.T.data)
                     yield slab
             if not self.plan.corrects:
-                self._change(number, assembly)
+                self._solve(number, assembly)
 
-    def _change(self, number: int, assembly: Assembly) -> Change | None:
-        """Solve the correction of a time point, in the unit of the file, and note its consistency."""
+    def _solve(self, number: int, assembly: Assembly) -> Change | None:
+        """Compare a time point with its input and solve its correction, in the unit of the file."""
         coarse = self.arrivals.take(number)
         self.intensities.append(coarse.intensity)
         if number == 0:
@@ -328,11 +320,11 @@ class _Writer:
         for shard in assembly.in_file_order():
             arrived(shard)
         with self.clock.running():
-            change, check = assembly.correction(
+            correction, check = assembly.correction(
                 coarse.voxels, coarse.intensity, self.plan.recipe, arrived, corrects=self.plan.corrects
             )
             self.checks.append(check)
-            return change
+            return correction
 
     def output(self, sha256: str) -> Output:
         after = before = noise = None
