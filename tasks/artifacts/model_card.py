@@ -91,8 +91,7 @@ class ModelCard(BaseModel):
         remarks = []
         for axis, wanted, (low, high) in zip(AXES, scale, self.scale_range, strict=True):
             if not low / SCALE_LEEWAY <= wanted <= high * SCALE_LEEWAY:
-                trained = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-                remarks.append(f"scale {wanted:.3g} along {axis}: the model was trained for {trained}")
+                remarks.append(f"scale {wanted:.3g} along {axis}: the model was trained for {_span(low, high)}")
         if self.training_data.spacing is not None:
             low, high = self.training_data.spacing
             if min(spacing) < low / SPACING_LEEWAY or max(spacing) > high * SPACING_LEEWAY:
@@ -110,10 +109,7 @@ class ModelCard(BaseModel):
             for name, axis in zip(AXES, self.degradation.axes, strict=True)
         )
         noise = self.degradation.noise
-        ranges = ", ".join(
-            f"{name} {low:g}" + (f" to {high:g}" if high > low else "")
-            for name, (low, high) in zip(AXES, self.scale_range, strict=True)
-        )
+        ranges = ", ".join(f"{name} {_span(*limits)}" for name, limits in zip(AXES, self.scale_range, strict=True))
         parts = ", ".join(f"{name} {share:g}" for name, share in data.mixture.parts.items() if share)
         spacing = f"{data.spacing[0]:.3g} to {data.spacing[1]:.3g} mm" if data.spacing else "none"
         rows = {
@@ -166,6 +162,10 @@ def read_card(archive: zipfile.ZipFile, name: str) -> ModelCard | None:
             f"Cannot use the model {name}: its card cannot be read ({error.errors()[0]['msg']}).",
             "It may come from a later version of voxlift.",
         ) from error
+
+
+def _span(low: float, high: float) -> str:
+    return f"{low:g} to {high:g}" if high > low else f"{low:g}"
 
 
 def _range(factor: float, drawn: tuple[float, float]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Models from disk: Keras files only, in safe mode, so that no code from outside runs."""
+"""Loading of Keras models from disk, in safe mode only, so that no foreign code runs."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ def load_model(path: Path) -> keras.Model:
     """Load a `.keras` file for inference.
 
     Raises:
-        InputError: The file is missing or no Keras model that safe mode admits.
+        InputError: The file is missing or not a Keras model that loads in safe mode.
     """
     if not path.is_file():
         raise InputError(f"Cannot load the model {path}: there is no such file.", "Name a .keras file.")
@@ -19,6 +19,6 @@ def load_model(path: Path) -> keras.Model:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, OSError, KeyError) as error:
         raise InputError(
-            f"Cannot load the model {path.name}: {' '.join(str(error).split())[:300]} "
-            "Name a .keras file saved by voxlift."
+            f"Cannot load the model {path.name}: {' '.join(str(error).split())[:300]}",
+            "Name a .keras file saved by voxlift.",
         ) from error

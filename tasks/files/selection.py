@@ -83,18 +83,15 @@ def _findable(path: Path) -> Path:
 
 def _column(path: Path, rows: list[list[str]]) -> list[str]:
     """Return the column of a table that holds the paths."""
-    if not rows:
-        return []
-    titles = [title.strip().lower() for title in rows[0]]
+    titles = [title.strip().lower() for title in rows[0]] if rows else []
     column = next((titles.index(title) for title in PATH_COLUMNS if title in titles), None)
-    if column is None and max(map(len, rows)) > 1:
+    if column is None and max(map(len, rows), default=0) > 1:
         raise InputError(
             f"Cannot read the list {path.name}: one column must be called {', '.join(PATH_COLUMNS[:-1])} or "
             f"{PATH_COLUMNS[-1]}, received {', '.join(titles)}."
         )
-    body = rows if column is None else rows[1:]
-    named = [row[column or 0].strip() for row in body if len(row) > (column or 0)]
-    return [name for name in named if name]
+    place, body = (0, rows) if column is None else (column, rows[1:])
+    return [name for row in body if len(row) > place and (name := row[place].strip())]
 
 
 def _pair_key(path: Path) -> Path:

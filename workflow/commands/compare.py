@@ -20,7 +20,7 @@ def compare(
 ) -> None:
     """Show what differs between runs, their scores next to the baselines, time and size."""
     with screen(as_json) as opened:
-        from workflow.pages.comparison import compare_runs, comparison_table
+        from workflow.evaluate.comparison import compare_runs, comparison_table
 
         found, files = compare_runs(experiment, runs.split(",") if runs else (), sort, out)
         opened.show({**asdict(found), "files": files}, *comparison_table(found), *map(str, files))

@@ -25,9 +25,14 @@ def train(
 ) -> None:
     """Train a restorer under MirroredStrategy and record it in MLflow."""
     with screen(as_json) as opened:
-        from workflow.train import run
+        from configs.load import load_config
+        from workflow.tracking import resolve_model
+        from workflow.train.run import run_train, summary
 
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
         folder = out or Path("runs") / Path(config).stem
-        done = run.train(config, settings, folder, resume=resume, start_from=start_from, console=opened.console)
-        opened.show(done, *run.summary(done))
+        initial = resolve_model(start_from) if start_from else None
+        report = run_train(
+            load_config(config, settings), folder, resume=resume, start_from=initial, console=opened.console
+        )
+        opened.show(report, *summary(report))

@@ -1,4 +1,4 @@
-"""Slices of volumes as sprites: a PNG for each plane and layer, slices above each other, for one HTML file."""
+"""Slices of volumes as sprites for an HTML page: one PNG for each plane and layer, with the slices stacked."""
 
 import base64
 import io
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from tasks.volume.grid import Grid, NetworkAxes, network_axes, orientation
+from tasks.volume.grid import Grid, network_axes, orientation
 from tasks.volume.scan import Voxels
 
 PIXELS = 8_000_000  # over all sprites of a page: about as many bytes
 MIN_SLICES, MAX_SLICES = 5, 24
 SPREAD = 0.15  # normalised difference that is drawn in full colour
-# Plane, the axis of [superior, anterior, right] across it, and what its left, right, top and bottom are.
+# Plane, the axis of [superior, anterior, right] across it, and the directions of its left, right, top and bottom.
 PLANES = (("axial", 0, "LRAP"), ("coronal", 1, "LRSI"), ("sagittal", 2, "PASI"))
 
 
@@ -27,9 +27,9 @@ class Plane:
         width: Pixels of a slice.
         height: Pixels of a slice.
         aspect: Millimetres of width over those of height.
-        sides: Where left, right, top and bottom of the picture lie in the body.
+        sides: Anatomical directions of left, right, top and bottom.
         places: Of each slice along the axis across the plane, in mm from the middle of the volume.
-        sprites: PNG in base64 by layer, the slices above each other.
+        sprites: PNG in base64 by layer, with the slices stacked.
     """
 
     name: str
@@ -41,21 +41,16 @@ class Plane:
     sprites: Mapping[str, str]
 
 
-def upright_axes(grid: Grid) -> NetworkAxes:
-    """Return the axes that lead from (i, j, k) to (superior, anterior, right), whatever the order in the file."""
-    worlds, _ = orientation(grid)
-    return network_axes(grid, depth=worlds.index(2))
-
-
 def plane_sprites(grid: Grid, layers: Mapping[str, Voxels], differences: frozenset[str]) -> list[Plane]:
-    """Cut layers into slices through the foreground.
+    """Draw slices of the layers through the foreground, upright whatever the axis order of the file.
 
     Args:
         grid: Of every layer.
         layers: By name, `[i, j, k]`; normalised, 0 black and 1 white.
         differences: Names of the layers that are differences, drawn in blue below and red above 0.
     """
-    axes = upright_axes(grid)
+    worlds, _ = orientation(grid)
+    axes = network_axes(grid, depth=worlds.index(2))  # from (i, j, k) to (superior, anterior, right)
     upright = {name: axes.to_network(volume) for name, volume in layers.items()}
     spacing = axes.of_file(grid.spacing)
     first = next(iter(upright.values()))
@@ -83,7 +78,7 @@ def plane_sprites(grid: Grid, layers: Mapping[str, Voxels], differences: frozens
 
 
 def _places(volume: Voxels, axis: int, count: int) -> list[int]:
-    """Spread slices over the part of an axis that holds the foreground."""
+    """Spread slices evenly over the part of an axis that holds the foreground."""
     filled = np.nonzero((volume > 0.05).any(axis=tuple(other for other in range(3) if other != axis)))[0]
     low, high = (int(filled[0]), int(filled[-1])) if filled.size else (0, volume.shape[axis] - 1)
     margin = (high - low) * 0.06
@@ -91,8 +86,8 @@ def _places(volume: Voxels, axis: int, count: int) -> list[int]:
 
 
 def _sprite(slices: Voxels, across: int, *, signed: bool) -> str:
-    """Draw slices above each other, rows upwards, as a PNG with 256 shades."""
-    from matplotlib import colormaps  # noqa: PLC0415 - not before a page is drawn
+    """Draw stacked slices, rows upwards, as a PNG with 256 shades."""
+    from matplotlib import colormaps  # noqa: PLC0415 - as in `new_figure`
 
     upwards = np.moveaxis(slices, across, 0)[:, ::-1]
     scaled = upwards / (2 * SPREAD) + 0.5 if signed else upwards

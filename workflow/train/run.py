@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from configs.errors import ConfigError
-from configs.load import load_config, resolved_yaml
+from configs.load import resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
@@ -29,7 +29,6 @@ from workflow.tracking import (
     logged_model,
     recorded_run,
     register_model,
-    resolve_model,
     tracking_uri,
 )
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
@@ -64,15 +63,6 @@ class TrainReport(TrainedModel):
     receptive_field: tuple[tuple[int, int], ...]
     final_loss: float
     mlflow: MlflowReport
-
-
-def train(
-    name: str, settings: Sequence[str], folder: Path, *, resume: bool, start_from: str | None, console: Console
-) -> TrainReport:
-    """Train the configuration of a YAML file or preset, from a model if one is named, as `run_train`."""
-    config = load_config(name, settings)
-    initial = resolve_model(start_from) if start_from else None
-    return run_train(config, folder, resume=resume, start_from=initial, console=console)
 
 
 def run_train(

@@ -17,8 +17,7 @@ from configs.load import flatten, load_sweep
 from configs.schema import RunConfig
 from tasks.files.atomic import replacing
 from workflow.cluster import cluster
-from workflow.evaluate.comparison import Comparison, compare
-from workflow.pages.comparison import CURVE, comparison_table, write_comparison
+from workflow.evaluate.comparison import CURVE, Comparison, compare, comparison_table, write_comparison
 from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import record_environment, without_paths
 from workflow.tracking.reading import read_curves, read_runs

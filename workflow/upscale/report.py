@@ -1,7 +1,7 @@
 """Report of `voxlift upscale`: the outcome of each volume, speed and memory of the workers, and both as a table."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
 from typing import Literal
@@ -16,13 +16,13 @@ from tasks.volume.sidecar import Sidecar
 from tasks.volume.target import Three
 from workflow.tracking import RunAddress
 from workflow.upscale.plan import VolumePlan
-from workflow.upscale.volume_work import Output, VolumeWork
+from workflow.upscale.volume_work import Output, VolumeWork, Written
 
 COLUMNS = ("status", "voxels", "mm", "shards", "seconds", "consistency")
 
 
-@dataclass(frozen=True)
-class VolumeReport:
+@dataclass(frozen=True, kw_only=True)
+class VolumeReport(Written):
     """Outcome of one volume.
 
     Args:
@@ -38,11 +38,6 @@ class VolumeReport:
         shards_resumed: Those that an earlier run had computed.
         retries: Shards that were computed again.
         seconds: For checking the input, and from reading its first time point to the written file.
-        sha256: Of the restored voxels, float32, i fastest.
-        consistency: Root mean square difference between the output, degraded again, and the input, in normalised
-            intensity; None where the target grid is coarser than the input along an axis.
-        consistency_before: The same before the correction.
-        noise: Standard deviation of the input's noise as the correction took it; None where nothing was corrected.
         warnings: Of inspecting the input, and where it is outside the range that the model was trained for.
     """
 
@@ -58,10 +53,6 @@ class VolumeReport:
     shards_resumed: int = 0
     retries: int = 0
     seconds: float = 0.0
-    sha256: str | None = None
-    consistency: float | None = None
-    consistency_before: float | None = None
-    noise: float | None = None
     warnings: tuple[str, ...] = ()
 
     def row(self, times: str = "x") -> tuple[str, ...]:
@@ -161,7 +152,7 @@ def volume_report(work: VolumeWork) -> VolumeReport:
         retries=work.tally.retries,
         seconds=work.seconds,
         warnings=work.warnings,
-        **(asdict(written) if written else {}),
+        **vars(written or Written()),
     )
 
 

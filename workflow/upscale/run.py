@@ -131,20 +131,7 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
 
 
 def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Output) -> str:
-    """Add an output and its sidecar to the manifest of their folder and make its QC page, reading the output once.
-
-    Args:
-        recorder: Of the run.
-        number: Of the volume, its name in MLflow.
-        work: The volume, written.
-        output: What was written.
-
-    Returns:
-        Why there is no page, "" if there is one.
-
-    Raises:
-        ContractError: The output violates its contract, or was changed after it was written.
-    """
+    """Add an output and its sidecar to the manifest, and make its QC page; returns why there is no page, or ""."""
     plan = work.plan
     _page(plan).unlink(missing_ok=True)  # of an earlier output
     contract = volume_contract(plan.target, stored_name(plan.scan.header.dtype, plan.dtype), plan.times)

@@ -55,22 +55,22 @@ class Frame:
     missing: tuple[Shard, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Written:
-    """Record of a written output, by which a resumed run recognises it.
+    """Record of a written output, by which a resumed run recognises it; all None where none was written.
 
     Args:
         sha256: Of the voxels, float32, i fastest.
         consistency: Root mean square difference between the output, degraded again, and the input, in normalised
             intensity; None where the target grid is coarser than the input along an axis.
         consistency_before: The same before the correction.
-        noise: Standard deviation of the input's noise that the correction used, in normalised intensity.
+        noise: Standard deviation of the input's noise that the correction used; None where nothing was corrected.
     """
 
-    sha256: str
-    consistency: float | None
-    consistency_before: float | None
-    noise: float | None
+    sha256: str | None = None
+    consistency: float | None = None
+    consistency_before: float | None = None
+    noise: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,5 +331,10 @@ class _Writer:
         if self.checks:
             over_times = np.array([(check.after, check.before, check.noise) for check in self.checks])
             after, before, noise = np.sqrt(np.mean(over_times**2, axis=0)).tolist()
-        written = Written(self.digest.hexdigest(), after, before, noise if self.plan.corrects else None)
+        written = Written(
+            sha256=self.digest.hexdigest(),
+            consistency=after,
+            consistency_before=before,
+            noise=noise if self.plan.corrects else None,
+        )
         return Output(written, sha256, tuple(self.intensities), self.firsts[0])

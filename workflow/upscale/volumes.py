@@ -89,7 +89,9 @@ def upscale(
     total = queue.total
     return UpscaleReport(
         volumes=tuple(
-            volume_report(one) if isinstance(one, VolumeWork) else VolumeReport(source, "failed", error=str(one))
+            volume_report(one)
+            if isinstance(one, VolumeWork)
+            else VolumeReport(input=source, status="failed", error=str(one))
             for source, one in zip(request.sources, planned, strict=True)
         ),
         workers=request.resources.workers,
