@@ -1,4 +1,4 @@
-"""The main job on one volume, in one run: degrade, train, super-resolve, score."""
+"""The whole workflow on one volume, in one run: degrade, train, super-resolve, score."""
 
 import time
 from dataclasses import dataclass
@@ -76,16 +76,16 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
 
     Args:
         config: The run.
-        volume_path: The reference; by default the first volume of the configuration, or the MNI152 template.
-        out: Output folder; made if it is missing.
+        volume_path: The reference; None takes the first volume of the configuration, or the MNI152 template.
+        out: Folder for the files; created if it does not exist.
         console: For progress.
 
     Returns:
-        The report, and the scores as of `voxlift evaluate`.
+        Scores, timings and files; and the report of `voxlift evaluate`.
 
     Raises:
         InputError: The volume or the tracking store cannot be used.
-        ConfigError: The cluster cannot hold what is requested.
+        ConfigError: The cluster has too few resources.
     """
     started, folder, recipe = time.perf_counter(), out.resolve(), config.degradation
     if volume_path is not None:
@@ -96,7 +96,7 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
     _, slab = held_out_slabs(reference.grid.shape, config.data.held_out)
     job = TrainingJob(config, training_volumes(config), folder / MODEL, validation=validation_volumes(config))
     source, output, picture, page = (folder / name for name in FILES)
-    # What each artifact must be, before any of them is made.
+    # The contracts are made before the artifacts.
     coarse, fine = (volume_contract(grid, "float32") for grid in (degraded.coarse.grid, reference.grid))
     model = ModelContract(total_stride=config.network.total_stride)
     write_volume(source, degraded.coarse.voxels, degraded.coarse.grid)
@@ -126,7 +126,7 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
         did = (
             f"Degraded a volume of {'x'.join(map(str, reference.grid.shape))} voxels, trained {training.parameters}"
             f" weights on one part of it for {training.steps} steps, restored the whole in {len(plan.shards)} shards,"
-            " and scored the held-out part."
+            " and scored the part that was not used for training."
         )
         recorder.describe(f"{did}\n\n{description(evaluation)}")
     workers, pace = config.resources.workers, restored.voxels_per_second
@@ -150,7 +150,7 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
 
 
 def summary(report: DemoReport, evaluation: Evaluation) -> list[RenderableType]:
-    """Tables of the scores, the training and what was written, and how to look at the run."""
+    """Show the scores, the training and the files, and how to open the run in MLflow."""
     files, work = Table.grid(padding=(0, 2)), report.inference
     for name, value in {
         "restored": f"{work.shards} shards on {work.workers} workers in {work.seconds:.1f} s",

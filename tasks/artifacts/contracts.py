@@ -119,11 +119,6 @@ class VolumeContract(Frozen):
     dtype: str
     times: int = 1
 
-    @property
-    def grid(self) -> Grid:
-        """Grid of the voxels."""
-        return Grid(self.shape, np.array(self.affine))
-
     def read_back(self, path: Path, first: NDArray[np.float32] | None = None) -> ReadBack:
         """Read a file once, to its last byte.
 
@@ -158,7 +153,7 @@ class VolumeContract(Frozen):
         ]
 
     def _geometry_violations(self, found: Grid, header: Header) -> list[str]:
-        grid = self.grid
+        grid = Grid(self.shape, np.array(self.affine))
         violations = [
             f"spacing along {axis} must be {want:.6g} mm, {source} {have:.6g} mm"
             for source, spacing in (("received", found.spacing), ("the header's zooms say", header.zooms))

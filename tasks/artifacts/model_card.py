@@ -48,7 +48,7 @@ class ModelCard(BaseModel):
         latent_filters: Channels of the latent.
         convolutions: Per level, the latent first.
         skip: How a stage joins the encoder's tensor of the same shape.
-        activation: What follows every convolution but the last.
+        activation: After every convolution but the last.
         parameters: Trainable weights.
         training_data: What it was trained on.
         steps: Optimizer steps.

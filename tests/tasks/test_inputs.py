@@ -43,7 +43,7 @@ def test_files_are_taken_in_order_and_once(folder):
         ("list.tsv", "filename\tage\nb.nii.gz\t1\na.nii\t2\n"),
     ],
 )
-def test_a_list_names_paths_beside_itself_in_its_own_order(folder, name, text):
+def test_paths_in_a_list_are_relative_to_it_and_in_its_order(folder, name, text):
     (folder / name).write_text(text, encoding="utf-8")
     assert names(folder, folder / name) == ["b.nii.gz", "a.nii"]
 

@@ -12,8 +12,8 @@ from tasks.volume.nifti import read_volume, write_volume
 @pytest.fixture
 def degraded(tmp_path):
     voxels = np.random.default_rng(0).gamma(2.0, 100.0, (21, 18, 19)).astype(np.float32)
-    write_volume(tmp_path / "head.nii", voxels, Grid(FileShape(*voxels.shape), np.eye(4)))
-    return degraded_reference(read_volume(tmp_path / "head.nii"), named_degradation("iso2x"))
+    write_volume(tmp_path / "reference.nii", voxels, Grid(FileShape(*voxels.shape), np.eye(4)))
+    return degraded_reference(read_volume(tmp_path / "reference.nii"), named_degradation("iso2x"))
 
 
 def test_only_what_is_in_the_mask_is_scored(degraded):

@@ -49,8 +49,8 @@ def test_a_seam_is_found_where_it_is(anatomy):
     found = {(seam.axis, seam.place): seam.excess for seam in seams(seamed, anatomy, borders)}
     assert found.pop((1, 40)) > SEAM
     assert all(excess == pytest.approx(1, abs=0.05) for excess in found.values())
-    (said,) = quality_warnings([], seams(seamed, anatomy, borders))
-    assert said.startswith("a seam along j before voxel 40")
+    (warning,) = quality_warnings([], seams(seamed, anatomy, borders))
+    assert warning.startswith("a seam along j before voxel 40")
 
 
 def test_a_sharper_volume_has_no_seams(brain):

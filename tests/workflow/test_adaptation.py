@@ -41,8 +41,8 @@ def _store(folder, monkeypatch):
 
 def upscale(capfd, folder, out, *options, settings=()):
     rules = [argument for rule in settings for argument in ("--set", rule)]
-    asked = [folder / "thick.nii.gz", "--out", folder / out, "--workers", "1", "--json", *options, *rules]
-    app(["upscale", *map(str, asked)], standalone_mode=False)
+    arguments = [folder / "thick.nii.gz", "--out", folder / out, "--workers", "1", "--json", *options, *rules]
+    app(["upscale", *map(str, arguments)], standalone_mode=False)
     return json.loads(capfd.readouterr().out)
 
 

@@ -47,7 +47,7 @@ def test_the_best_comes_first_and_what_has_no_score_last():
     assert [row.name for row in compare(runs).rows] == ["none", "good", "best", "poor"]
 
 
-def test_trainings_are_compared_by_their_validation_beside_interpolation():
+def test_trainings_are_compared_by_their_validation_next_to_interpolation():
     kept = {"validation/psnr_cubic": 28.0, "train/loss": 0.1}
     runs = [run(name, metrics={"validation/psnr": psnr, **kept}) for name, psnr in (("a", 29.0), ("b", 30.0))]
     found = compare(runs, "psnr")
@@ -69,7 +69,7 @@ def test_only_what_differs_is_shown():
     ]
 
 
-def test_what_does_not_compare_is_reported():
+def test_runs_that_are_not_comparable_are_reported():
     runs = [run("a", 31.0), run("b", 30.0, tags={"degradation": "thick4x"}, inputs=("def",), status="KILLED")]
     text = " ".join(compare(runs).remarks)
     for part in ("iso2x, thick4x", "different volumes", "1 of 2 runs did not finish"):
@@ -77,7 +77,7 @@ def test_what_does_not_compare_is_reported():
     assert compare([run("a", 31.0), run("b", 32.0)]).remarks == ()
 
 
-def test_a_metric_that_no_run_has_is_reported():
+def test_a_metric_that_no_run_has_is_refused():
     with pytest.raises(InputError, match="There are: psnr/cubic, psnr/restored"):
         compare([run("a", 31.0)], "psrn")
     with pytest.raises(InputError, match="there is no run"):
@@ -119,7 +119,7 @@ def test_what_was_recorded_is_compared(recorded, tmp_path, capfd):
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
 
 
-def test_runs_are_found_by_name_or_the_head_of_their_id(recorded):
+def test_runs_are_found_by_name_or_the_start_of_their_id(recorded):
     first, second = read_runs("compared")
     assert read_runs("compared", [second.run_id[:8], first.name]) == [second, first]
     curve = read_curves([first.run_id], "train/loss")[first.run_id]

@@ -94,7 +94,7 @@ def kept(demo, any_store):
     return [path for path in places if path.is_file()]
 
 
-def test_the_report_holds_what_is_promised(demo):
+def test_the_report_is_complete(demo):
     _, report = demo
     assert {"input", "output", "output_shape", "output_spacing", "picture"} <= set(report)
     assert {"tracking_uri", "experiment", "run_id"} <= set(report["mlflow"])
@@ -161,7 +161,7 @@ def test_nothing_recorded_names_a_person(demo, kept):
 
 
 @pytest.mark.parametrize("where", ["run", "folder"])
-def test_every_artifact_keeps_its_contract(demo, monkeypatch, where):
+def test_every_artifact_satisfies_its_contract(demo, monkeypatch, where):
     folder, report = demo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", report["mlflow"]["tracking_uri"])
     found = verify(report["mlflow"]["run_id"] if where == "run" else str(folder / "out"))
@@ -169,7 +169,7 @@ def test_every_artifact_keeps_its_contract(demo, monkeypatch, where):
     assert found.artifacts >= 4
 
 
-def test_the_run_records_what_it_was_made_with(demo):
+def test_the_run_records_how_it_was_made(demo):
     _, report = demo
     run = MlflowClient(tracking_uri=report["mlflow"]["tracking_uri"]).get_run(report["mlflow"]["run_id"])
     assert {"mlflow.source.git.commit", "code.dirty", "hardware.cpu", "seed", "degradation"} <= set(run.data.tags)
@@ -229,7 +229,7 @@ def test_bad_input_gets_one_message(bad_inputs, name):
     assert not (bad_inputs / "mlflow.db").exists()
 
 
-def test_an_unknown_key_is_reported_before_any_work(tmp_path):
+def test_an_unknown_key_is_refused_before_any_work(tmp_path):
     done = voxlift(tmp_path, "demo", "--set", "training.step=3", "--json")
     assert done.returncode == 2
     assert "Did you mean training.steps?" in done.stderr

@@ -19,21 +19,21 @@ RAS = Grid(FileShape(20, 24, 16), np.diag([1, 1, 1.5, 1]))
 
 
 @pytest.fixture(scope="module")
-def head():
+def anatomy():
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=RAS.shape), 2)
     return (blobs - blobs.min()).astype(np.float32) / np.float32(np.ptp(blobs))
 
 
-def case(head, **changes):
+def case(anatomy, **changes):
     known = {
         "title": "a volume <of> somebody",
         "input_grid": covering_grid(RAS, FileShape(10, 12, 8)),
         "grid": RAS,
-        "before": gaussian_filter(head, 1),
-        "restored": head,
+        "before": gaussian_filter(anatomy, 1),
+        "restored": anatomy,
         "strides": (4, 4, 2),
         "borders": [(1, 10)],
-        "truth": np.clip(head + 0.01, 0, None),
+        "truth": np.clip(anatomy + 0.01, 0, None),
         "consistency": np.full((10, 12, 8), 0.02, np.float32),
         "facts": {"degradation": "iso2x"},
         "warnings": ["the header <is> odd"],
@@ -42,9 +42,9 @@ def case(head, **changes):
 
 
 @pytest.fixture(scope="module")
-def page(head, tmp_path_factory):
+def page(anatomy, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "quality.html"
-    write_quality_page(path, case(head))
+    write_quality_page(path, case(anatomy))
     return path
 
 
@@ -54,9 +54,9 @@ def decoded(sprite):
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, -1)])
-def test_every_order_of_the_file_shows_the_same_upright_head(head, order, flip):
-    upright = plane_sprites(RAS, {"restored": head}, frozenset())
-    stored = head.transpose(order)[tuple(slice(None, None, step) for step in flip)]
+def test_every_order_of_the_file_shows_the_same_upright_volume(anatomy, order, flip):
+    upright = plane_sprites(RAS, {"restored": anatomy}, frozenset())
+    stored = anatomy.transpose(order)[tuple(slice(None, None, step) for step in flip)]
     affine = np.eye(4)
     affine[:3, :3] = np.diag([1, 1, 1.5])[:, list(order)] * flip
     grid = Grid(FileShape(stored.shape[0], stored.shape[1], stored.shape[2]), affine)
@@ -64,8 +64,8 @@ def test_every_order_of_the_file_shows_the_same_upright_head(head, order, flip):
         assert plane == expected
 
 
-def test_an_axial_slice_has_anterior_above_and_right_at_the_right(head):
-    marked = head * 0.5
+def test_an_axial_slice_has_anterior_above_and_right_at_the_right(anatomy):
+    marked = anatomy * 0.5
     marked[16:, 20:] = 1  # right and anterior
     axial = plane_sprites(RAS, {"restored": marked}, frozenset())[0]
     assert (axial.name, axial.sides, axial.width, axial.height) == ("axial", "LRAP", 20, 24)
@@ -75,18 +75,18 @@ def test_an_axial_slice_has_anterior_above_and_right_at_the_right(head):
     assert (first[:, :16] < 255).all()
 
 
-def test_differences_are_blue_below_and_red_above(head):
-    difference = np.zeros_like(head)
+def test_differences_are_blue_below_and_red_above(anatomy):
+    difference = np.zeros_like(anatomy)
     difference[:10] = -0.15
     difference[10:] = 0.15
-    axial = plane_sprites(RAS, {"restored": head, "error": difference}, frozenset({"error"}))[0]
+    axial = plane_sprites(RAS, {"restored": anatomy, "error": difference}, frozenset({"error"}))[0]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(axial.sprites["error"]))).convert("RGB"), int)
     assert (shown[:, :10, 2] > shown[:, :10, 0]).all()
     assert (shown[:, 10:, 0] > shown[:, 10:, 2]).all()
 
 
-def test_a_volume_out_of_the_range_of_intensities_gets_its_page(head, tmp_path):
-    write_quality_page(tmp_path / "quality.html", case(head, restored=head + 2))
+def test_a_volume_out_of_the_range_of_intensities_gets_its_page(anatomy, tmp_path):
+    write_quality_page(tmp_path / "quality.html", case(anatomy, restored=anatomy + 2))
     assert (tmp_path / "quality.html").stat().st_size > 0
 
 
@@ -100,8 +100,8 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(page):
     assert "10 × 12 × 8" in content
 
 
-def test_without_truth_and_shards_there_is_a_page_too(head, tmp_path):
-    bare = case(head, truth=None, consistency=None, borders=(), warnings=(), strides=(1, 1, 1))
+def test_without_truth_and_shards_there_is_a_page_too(anatomy, tmp_path):
+    bare = case(anatomy, truth=None, consistency=None, borders=(), warnings=(), strides=(1, 1, 1))
     assert write_quality_page(tmp_path / "quality.html", bare) == ()
     assert "No warnings." in (tmp_path / "quality.html").read_text()
 
@@ -116,14 +116,14 @@ def test_a_map_of_the_input_lies_on_the_voxels_that_its_own_came_from():
     assert np.unique(np.nonzero(spread)[0]).tolist() == [16, 17, 18, 19]
 
 
-def test_noise_of_the_stride_is_told_on_the_page(tmp_path):
-    head = gaussian_filter(np.random.default_rng(0).normal(size=(64, 64, 64)), 3) > 0
-    noisy = gaussian_filter(head.astype(np.float32), 1)
+def test_noise_of_the_stride_is_reported_on_the_page(tmp_path):
+    anatomy = gaussian_filter(np.random.default_rng(0).normal(size=(64, 64, 64)), 3) > 0
+    noisy = gaussian_filter(anatomy.astype(np.float32), 1)
     noisy[::4] += 0.05
     grid = Grid(FileShape(64, 64, 64), np.eye(4))
     odd = case(noisy, grid=grid, before=gaussian_filter(noisy, 1), truth=None, consistency=None, strides=(4, 4, 4))
-    (said,) = (line for line in write_quality_page(tmp_path / "quality.html", odd) if "periodic" in line)
-    assert "along i" in said
+    (warning,) = (line for line in write_quality_page(tmp_path / "quality.html", odd) if "periodic" in line)
+    assert "along i" in warning
 
 
 ACT = """
@@ -150,9 +150,9 @@ return found;
 
 
 @pytest.mark.slow
-def test_slider_and_swipe_work_in_a_browser(page, head, tmp_path):
+def test_slider_and_swipe_work_in_a_browser(page, anatomy, tmp_path):
     found = acted_on(page, ACT, tmp_path)
-    axial = plane_sprites(RAS, {"restored": head, "truth": np.clip(head + 0.01, 0, None)}, frozenset())[0]
+    axial = plane_sprites(RAS, {"restored": anatomy, "truth": np.clip(anatomy + 0.01, 0, None)}, frozenset())[0]
     sprite = decoded(axial.sprites["restored"])
     places = len(axial.places)
     assert len(sprite) == places * 24

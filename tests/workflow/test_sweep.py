@@ -45,12 +45,12 @@ def test_ranges_step_by_differences_or_by_factors():
 @pytest.mark.parametrize(
     "given", [3, [], {"from": 1}, {"from": 0, "to": 1, "steps": 3, "log": True}, {"from": 0, "to": 1, "steps": 1}, "ab"]
 )
-def test_what_is_neither_list_nor_range_is_told(given):
+def test_a_value_that_is_neither_list_nor_range_is_refused(given):
     with pytest.raises(ConfigError, match=r"Cannot sweep over training\.seed: give a list"):
         all_trials({"training.seed": given})
 
 
-def test_a_configuration_without_a_sweep_is_told():
+def test_a_configuration_without_a_sweep_is_refused():
     with pytest.raises(ConfigError, match="has no section sweep"):
         load_sweep("demo")
     with pytest.raises(ConfigError, match="more than 500"):
@@ -104,7 +104,7 @@ def swept(store, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_failure_is_its_own_and_resuming_runs_what_is_missing(swept, store):
+def test_a_failure_affects_one_training_and_resuming_runs_the_others(swept, store):
     first, second = swept
     assert first.returncode == 1, first.stderr[-3000:]
     before = json.loads(first.stdout)

@@ -81,7 +81,7 @@ def test_training_leaves_model_configuration_and_run(trained):
     assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_model_is_evaluated_beside_interpolation(trained, reference, mask):
+def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
     folder, training = trained
     options = ("--model", "run", "--degradation", "iso2x", "--mask", str(mask), "--json")
     ran = voxlift(folder, "evaluate", str(reference), *options)

@@ -56,10 +56,10 @@ def upscale(*arguments):
 def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capfd):
     options = ["--out", place / "out", "--model", model, "--spacing", "0.5,0.5,0.5", "--workers", "1", "--json"]
     assert upscale(place / "sub-01_T1w.nii.gz", place / "text.nii", place / "other.nii", *options) == 1
-    said = capfd.readouterr()
-    report = json.loads(said.out)
-    assert "voxlift: Cannot read text.nii" in said.err
-    plan, started = (said.err.replace("\n", " ").find(words) for words in ("(least possible budget:", "Restoring"))
+    printed = capfd.readouterr()
+    report = json.loads(printed.out)
+    assert "voxlift: Cannot read text.nii" in printed.err
+    plan, started = (printed.err.replace("\n", " ").find(words) for words in ("(least possible budget:", "Restoring"))
     assert 0 < plan < started
     assert [volume["status"] for volume in report["volumes"]] == ["done", "failed", "done"]
     assert set(report["volumes"][0]) >= KEYS
@@ -91,7 +91,7 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_an_output_that_departs_from_its_grid_fails(place, model, monkeypatch, capfd):
+def test_an_output_that_violates_its_contract_fails(place, model, monkeypatch, capfd):
     def shifted(path, slabs, grid, *more):
         return write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
 
@@ -116,10 +116,10 @@ def test_the_first_failure_ends_a_fail_fast_run_in_one_message(place, model, mon
     monkeypatch.setattr("sys.argv", ["voxlift", *map(str, command)])
     with pytest.raises(SystemExit) as ended:
         main()
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     assert ended.value.code == 1
-    assert said.err.endswith("\nvoxlift: Cannot super-resolve bright.nii: RuntimeError: too bright\n")
-    assert json.loads(said.out) == {"error": "Cannot super-resolve bright.nii: RuntimeError: too bright"}
+    assert printed.err.endswith("\nvoxlift: Cannot super-resolve bright.nii: RuntimeError: too bright\n")
+    assert json.loads(printed.out) == {"error": "Cannot super-resolve bright.nii: RuntimeError: too bright"}
     assert not list((place / "out").glob("*.nii"))
 
 
@@ -176,11 +176,11 @@ def test_the_geometry_is_printed_as_understood_and_the_slice_axis_may_be_given(p
 
 
 def test_outputs_that_cannot_be_written_are_refused_before_any_work(place, model):
-    asked = [place / "other.nii", "--model", model, "--scale", "2,2,2"]
+    arguments = [place / "other.nii", "--model", model, "--scale", "2,2,2"]
     with pytest.raises(InputError, match="Cannot write complex64 voxels"):
-        upscale(*asked, "--out", place / "out", "--dtype", "complex64")
+        upscale(*arguments, "--out", place / "out", "--dtype", "complex64")
     with pytest.raises(InputError, match=r"Cannot write other_sr\.nii: text\.nii is a file, not a folder"):
-        upscale(*asked, "--out", place / "text.nii" / "deeper")
+        upscale(*arguments, "--out", place / "text.nii" / "deeper")
     with pytest.raises(InputError, match=r"MiB are free\. Choose a smaller scale"):
         upscale(place / "other.nii", "--model", model, "--scale", "900,900,900", "--out", place / "out")
     long = (place / "other.nii").rename(place / f"{'n' * 240}.nii")
@@ -191,7 +191,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(place, model
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
-def test_one_head_in_fifteen_storages_gives_one_restored_image(model, voxlift, tmp_path, monkeypatch):
+def test_one_volume_in_fifteen_storages_gives_one_restored_image(model, voxlift, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     aim = ["--out", str(tmp_path / "out"), "--model", str(model), "--scale", "2,2,2", "--dtype", "float32", "--json"]
     status, out, err = voxlift("upscale", *map(str, fifteen_storages(tmp_path)), *aim)

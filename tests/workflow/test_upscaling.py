@@ -52,36 +52,36 @@ def network(tmp_path_factory):
 
 
 @pytest.fixture
-def head(tmp_path):
+def scan(tmp_path):
     """A volume in an orientation of its own that takes several shards."""
-    path = tmp_path / "head.nii"
+    path = tmp_path / "scan.nii"
     affine = np.array([[0, 0, 1.5, -20], [-1, 0, 0, 9], [0, 2, 0, -30], [0, 0, 0, 1]])
     voxels = np.random.default_rng(0).gamma(2.0, 300.0, size=(48, 41, 52)).astype(np.float32)
     write_volume(path, voxels, Grid(FileShape(*voxels.shape), affine))
     return path
 
 
-def order(network, out, *sources, **options):
+def request(network, out, *sources, **options):
     resources = Resources(workers=options.pop("workers", 2), memory_budget_mib=options.pop("budget", BUDGET), retries=0)
     return UpscaleRequest(sources, out, network, resources, scale=(2, 2, 2), **options)
 
 
-def run(asked, on_progress=None):
-    return upscale(asked, plan_volumes(asked), on_progress)
+def run(upscale_request, on_progress=None):
+    return upscale(upscale_request, plan_volumes(upscale_request), on_progress)
 
 
-def test_an_output_is_the_restored_volume_on_the_target_grid(network, head, tmp_path):
+def test_an_output_is_the_restored_volume_on_the_target_grid(network, scan, tmp_path):
     reported: list[Progress] = []
-    report = run(order(network, tmp_path / "out", head), reported.append)
+    report = run(request(network, tmp_path / "out", scan), reported.append)
     (volume,) = report.volumes
     assert volume.shards > 2
     assert (volume.status, volume.shards_resumed, volume.retries) == ("done", 0, 0)
-    before, after = read_volume(head), read_volume(volume.output)
+    before, after = read_volume(scan), read_volume(volume.output)
     np.testing.assert_allclose(after.voxels, resample(before.voxels, (96, 82, 104)), rtol=1e-5, atol=1e-3)
     np.testing.assert_allclose(after.grid.affine, scaled_grid(before.grid, (2, 2, 2)).affine, atol=1e-6)
     assert volume.output_shape == (96, 82, 104)
     assert volume.consistency == pytest.approx(0, abs=0.2)
-    assert json.loads((tmp_path / "out/head_sr.json").read_text())["Consistency"] == volume.consistency
+    assert json.loads((tmp_path / "out/scan_sr.json").read_text())["Consistency"] == volume.consistency
     assert [progress.shards_done for progress in reported] == list(range(1, volume.shards + 1))
     assert reported[-1].voxels_done == 96 * 82 * 104
     assert (report.peak_rss_mib, report.workers, report.failed) == (100.0, 2, ())
@@ -90,25 +90,25 @@ def test_an_output_is_the_restored_volume_on_the_target_grid(network, head, tmp_
     assert report.plan.least_budget_mib <= BUDGET
 
 
-def test_any_number_of_workers_gives_the_same_bytes(network, head, tmp_path):
+def test_any_number_of_workers_gives_the_same_bytes(network, scan, tmp_path):
     digests = {
-        run(order(network, tmp_path / str(workers), head, workers=workers)).volumes[0].sha256 for workers in (1, 3)
+        run(request(network, tmp_path / str(workers), scan, workers=workers)).volumes[0].sha256 for workers in (1, 3)
     }
     assert len(digests) == 1
-    assert (tmp_path / "1/head_sr.nii").read_bytes() == (tmp_path / "3/head_sr.nii").read_bytes()
+    assert (tmp_path / "1/scan_sr.nii").read_bytes() == (tmp_path / "3/head_sr.nii").read_bytes()
 
 
 @pytest.mark.parametrize("corrects", [False, True])
-def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, head, tmp_path, corrects):
+def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, scan, tmp_path, corrects):
     written = set()
     for seed in range(3):
-        (work,) = plan_volumes(order(network, tmp_path / str(seed), head))
+        (work,) = plan_volumes(request(network, tmp_path / str(seed), scan))
         assert isinstance(work, VolumeWork)
         plan = replace(work.plan, corrects=corrects)
         work = VolumeWork(plan, work.inspected, resume=False, seconds=0)
         frame = next(work.frames)
         coarse = fetch(frame.coarse)
-        shards = list(frame.missing)
+        shards = list(frame.to_compute)
         assert len(shards) > 3
         np.random.default_rng(seed).shuffle(shards)
         with ThreadPoolExecutor(1) as behind:
@@ -121,9 +121,9 @@ def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, head
     assert len(written) == 1
 
 
-def test_inputs_of_the_same_bytes_do_not_meet(network, head, tmp_path):
-    shutil.copy(head, tmp_path / "again.nii")
-    one, other = run(order(network, tmp_path / "out", head, tmp_path / "again.nii")).volumes
+def test_inputs_of_the_same_bytes_are_kept_apart(network, scan, tmp_path):
+    shutil.copy(scan, tmp_path / "again.nii")
+    one, other = run(request(network, tmp_path / "out", scan, tmp_path / "again.nii")).volumes
     assert (one.status, other.status, one.sha256) == ("done", "done", other.sha256)
 
 
@@ -131,7 +131,7 @@ def test_time_points_are_restored_one_by_one(network, tmp_path):
     voxels = np.random.default_rng(1).gamma(2.0, 300.0, size=(3, 30, 20, 12)).astype(np.float32)
     voxels[1] = 5
     write_slabs(tmp_path / "series.nii.gz", list(voxels), Grid(FileShape(30, 20, 12), np.eye(4)), times=3)
-    (volume,) = run(order(network, tmp_path / "out", tmp_path / "series.nii.gz")).volumes
+    (volume,) = run(request(network, tmp_path / "out", tmp_path / "series.nii.gz")).volumes
     assert volume.output_shape == (60, 40, 24, 3)
     scan = open_volume(volume.output)
     low_and_high = json.loads((tmp_path / "out/series_sr.json").read_text())["Intensity"]
@@ -158,7 +158,7 @@ def grid(size):
 
 
 def test_one_volume_fails_alone(network, tmp_path):
-    report = run(order(network, tmp_path / "out", *bright_and_bad(tmp_path)))
+    report = run(request(network, tmp_path / "out", *bright_and_bad(tmp_path)))
     assert [volume.status for volume in report.volumes] == ["failed", "failed", "failed", "done"]
     bright, text, flat = (volume.error for volume in report.failed)
     assert bright == "Cannot super-resolve bright.nii: RuntimeError: too bright"
@@ -170,16 +170,16 @@ def test_one_volume_fails_alone(network, tmp_path):
 def test_fail_fast_stops_at_the_first_failure(network, tmp_path):
     bright, *_, small = bright_and_bad(tmp_path)
     with pytest.raises(RuntimeError, match="too bright"):
-        run(order(network, tmp_path / "out", bright, small, fail_fast=True))
+        run(request(network, tmp_path / "out", bright, small, fail_fast=True))
     assert not (tmp_path / "out/bright_sr.nii").exists()
 
 
-def test_fail_fast_heeds_what_cannot_be_written_too(network, head, tmp_path):
-    (tmp_path / "out/head_sr.nii").mkdir(parents=True)
-    (volume,) = run(order(network, tmp_path / "out", head)).failed
-    assert volume.error.startswith("Cannot super-resolve head.nii: [Errno 21] Is a directory")
-    with pytest.raises(VolumeError, match=r"^Cannot super-resolve head\.nii: \[Errno 21\] Is a directory"):
-        run(order(network, tmp_path / "out", head, fail_fast=True))
+def test_fail_fast_stops_at_an_output_that_cannot_be_written(network, scan, tmp_path):
+    (tmp_path / "out/scan_sr.nii").mkdir(parents=True)
+    (volume,) = run(request(network, tmp_path / "out", scan)).failed
+    assert volume.error.startswith("Cannot super-resolve scan.nii: [Errno 21] Is a directory")
+    with pytest.raises(VolumeError, match=r"^Cannot super-resolve scan\.nii: \[Errno 21\] Is a directory"):
+        run(request(network, tmp_path / "out", scan, fail_fast=True))
 
 
 def stuck_until_the_run_is_stopped(work):
@@ -192,104 +192,104 @@ def stuck_until_the_run_is_stopped(work):
     work._arrivals.wait(0, "a shard that never comes")
 
 
-def test_an_interrupt_while_the_last_output_is_written_ends_the_run(network, head, tmp_path, monkeypatch):
+def test_an_interrupt_while_the_last_output_is_written_ends_the_run(network, scan, tmp_path, monkeypatch):
     monkeypatch.setattr(VolumeWork, "write", stuck_until_the_run_is_stopped)
     with pytest.raises(KeyboardInterrupt):
-        run(order(network, tmp_path / "out", head))
+        run(request(network, tmp_path / "out", scan))
     monkeypatch.undo()
 
 
 def test_a_single_volume_that_cannot_be_used_is_refused_with_its_sentence(network, tmp_path):
     _, text, flat, small = bright_and_bad(tmp_path)
     with pytest.raises(InputError, match=r"Cannot read text\.nii\.gz"):
-        plan_volumes(order(network, tmp_path, text))
+        plan_volumes(request(network, tmp_path, text))
     with pytest.raises(InputError, match=r"Raise --memory-budget"):
-        plan_volumes(order(network, tmp_path, small, budget=1))
+        plan_volumes(request(network, tmp_path, small, budget=1))
     with pytest.raises(InputError, match=r"Cannot use flat\.nii"):
-        plan_volumes(order(network, tmp_path, flat))
+        plan_volumes(request(network, tmp_path, flat))
 
 
-def test_no_room_for_the_workers_is_told(network, head, tmp_path):
+def test_no_room_for_the_workers_is_reported(network, scan, tmp_path):
     with pytest.raises(ConfigError, match="room for 4"):
-        run(order(network, tmp_path / "out", head, workers=5))
+        run(request(network, tmp_path / "out", scan, workers=5))
 
 
 class StoppedError(Exception):
     pass
 
 
-def interrupted(asked, after):
+def interrupted(upscale_request, after):
     def stop(progress):
         if progress.shards_done == after:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        run(asked, stop)
+        run(upscale_request, stop)
 
 
 def cores(out: Path):
     return sorted(out.glob(".voxlift/*/0/*.core"))
 
 
-def test_a_resumed_run_computes_what_is_missing_or_torn_and_nothing_else(network, head, tmp_path):
-    whole = run(order(network, tmp_path / "whole", head)).volumes[0]
+def test_a_resumed_run_computes_only_absent_and_truncated_cores(network, scan, tmp_path):
+    whole = run(request(network, tmp_path / "whole", scan)).volumes[0]
     out = tmp_path / "out"
-    interrupted(order(network, out, head), after=3)
+    interrupted(request(network, out, scan), after=3)
     assert not list(out.glob("*.nii"))
     kept = len(cores(out))
     assert kept >= 3
     cores(out)[0].write_bytes(cores(out)[0].read_bytes()[:-7])
 
     computed: list[Progress] = []
-    volume = run(order(network, out, head, resume=True), computed.append).volumes[0]
+    volume = run(request(network, out, scan, resume=True), computed.append).volumes[0]
     assert (volume.status, volume.shards_resumed, len(computed)) == ("done", kept - 1, volume.shards - kept + 1)
     assert computed[-1].shards == len(computed)
     assert volume.sha256 == whole.sha256
-    assert (out / "head_sr.nii").read_bytes() == (tmp_path / "whole/head_sr.nii").read_bytes()
+    assert (out / "scan_sr.nii").read_bytes() == (tmp_path / "whole/head_sr.nii").read_bytes()
     assert not cores(out)
 
-    again = run(order(network, out, head, resume=True)).volumes[0]
+    again = run(request(network, out, scan, resume=True)).volumes[0]
     assert (again.status, again.shards_resumed, again.sha256) == ("resumed", volume.shards, whole.sha256)
 
 
-def test_what_stands_beside_an_output_is_made_good(network, head, tmp_path, monkeypatch):
+def test_a_missing_sidecar_is_written_on_resuming(network, scan, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError("No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("workflow.upscale.volumes.write_sidecar", full)
-        (failed,) = run(order(network, tmp_path, head)).failed
+        (failed,) = run(request(network, tmp_path, scan)).failed
     assert "No space left on device" in failed.error
-    volume = run(order(network, tmp_path, head, resume=True)).volumes[0]
+    volume = run(request(network, tmp_path, scan, resume=True)).volumes[0]
     assert (volume.status, volume.shards_resumed) == ("resumed", volume.shards)
-    assert (tmp_path / "head_sr.json").is_file()
+    assert (tmp_path / "scan_sr.json").is_file()
 
 
-def test_a_torn_record_is_no_record(network, head, tmp_path):
-    whole = run(order(network, tmp_path, head)).volumes[0]
+def test_a_truncated_record_is_ignored(network, scan, tmp_path):
+    whole = run(request(network, tmp_path, scan)).volumes[0]
     (record,) = tmp_path.glob(".voxlift/*.json")
     record.write_text(record.read_text()[:40])
-    volume = run(order(network, tmp_path, head, resume=True)).volumes[0]
+    volume = run(request(network, tmp_path, scan, resume=True)).volumes[0]
     assert (volume.status, volume.shards_resumed, volume.sha256) == ("done", 0, whole.sha256)
 
 
 @pytest.mark.parametrize("change", ["input", "budget", "fresh"])
-def test_cores_made_from_something_else_are_not_used(network, head, tmp_path, change):
+def test_cores_made_from_something_else_are_not_used(network, scan, tmp_path, change):
     out = tmp_path / "out"
-    interrupted(order(network, out, head), after=2)
+    interrupted(request(network, out, scan), after=2)
     budget = BUDGET
     if change == "input":
-        scan = read_volume(head)
-        write_volume(head, scan.voxels + 1, scan.grid)
+        volume = read_volume(scan)
+        write_volume(scan, volume.voxels + 1, volume.grid)
     if change == "budget":
         budget = 2 * BUDGET
-    volume = run(order(network, out, head, resume=change != "fresh", budget=budget)).volumes[0]
+    volume = run(request(network, out, scan, resume=change != "fresh", budget=budget)).volumes[0]
     assert (volume.status, volume.shards_resumed) == ("done", 0)
 
 
-def test_the_slice_axis_is_the_one_that_is_given(network, head, tmp_path):
-    (by_spacing,) = plan_volumes(order(network, tmp_path / "out", head))
-    (given,) = plan_volumes(order(network, tmp_path / "out", head, slice_axis=2))
+def test_the_slice_axis_is_the_one_that_is_given(network, scan, tmp_path):
+    (by_spacing,) = plan_volumes(request(network, tmp_path / "out", scan))
+    (given,) = plan_volumes(request(network, tmp_path / "out", scan, slice_axis=2))
     assert isinstance(by_spacing, VolumeWork)
     assert isinstance(given, VolumeWork)
     assert (by_spacing.plan.axes.order[0], given.plan.axes.order[0]) == (1, 2)
@@ -298,8 +298,8 @@ def test_the_slice_axis_is_the_one_that_is_given(network, head, tmp_path):
 
 def test_every_volume_in_the_packages_is_upscaled_in_its_own_frame(network, tmp_path):
     sources = list({path.name: path for path in packaged_volumes()}.values())
-    asked = replace(order(network, tmp_path / "out", *sources, budget=400), scale=(1, 1, 2))
-    for volume in run(asked).volumes:
+    upscale_request = replace(request(network, tmp_path / "out", *sources, budget=400), scale=(1, 1, 2))
+    for volume in run(upscale_request).volumes:
         assert volume.status == "done", volume.error
         before, after = open_volume(volume.input), open_volume(volume.output)
         np.testing.assert_allclose(after.grid.corners(), before.grid.corners(), atol=1e-4)

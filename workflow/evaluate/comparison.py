@@ -42,7 +42,7 @@ class Row:
         seconds: From start to end; None while it runs.
         size: Trainable weights of its model.
         parameters: Only those that differ between the runs; "" where a run has none of that name.
-        scores: Metrics of the measures, by "psnr/restored" and the like, and the one that the runs are sorted by.
+        scores: Its scores, such as "psnr/restored", and the metric that the runs are sorted by.
         metrics: All its metrics but those of the machine.
     """
 
@@ -177,8 +177,8 @@ def write_comparison(folder: Path, comparison: Comparison, curves: Curves) -> li
     """Write a comparison as CSV, picture and HTML page.
 
     Args:
-        folder: Made if it is missing.
-        comparison: What to write.
+        folder: Created if it does not exist.
+        comparison: Of the runs.
         curves: The metric `CURVE` of some of its runs, (step, value) by run id.
 
     Returns:

@@ -189,7 +189,7 @@ def evaluation_of(volumes: Sequence[VolumeScores], recipe: Degradation) -> Evalu
 
 
 def _read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
-    """Read a mask, which must lie where every reference lies."""
+    """Read a mask, which must have the grid of every reference."""
     read = read_volume(mask)
     for path in references:
         grid = open_volume(path).grid

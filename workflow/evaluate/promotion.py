@@ -70,7 +70,7 @@ def promote(
     Args:
         name: Of the registered model.
         references: Volumes that neither was trained on.
-        degradation: What makes the coarse volumes.
+        degradation: Makes the coarse volumes.
         resources: For restoring.
         experiment: Where the comparison is recorded.
         console: For progress.

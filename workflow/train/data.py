@@ -1,4 +1,4 @@
-"""Training and validation data of a configuration: which files, and what is learned from each."""
+"""Training and validation data of a configuration: its files, and the training data made from each."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,8 @@ class TrainingSource:
     """Training volume of one file.
 
     Args:
-        training: What trains.
-        coarse: What the trained network is to restore: the degraded volume, or the scan that it learned from.
+        training: Patches are cut from it.
+        coarse: Input of the trained network: the degraded volume, or the scan that it was trained on.
         target: The grid to restore it on.
         axes: Between file axes and network axes.
     """
@@ -38,10 +38,10 @@ class TrainingSource:
 
 
 def require_named(config: RunConfig) -> None:
-    """Check that the configuration names the volumes that it cannot do without.
+    """Check that the configuration names the volumes that it requires.
 
     Raises:
-        ConfigError: It trains from slices and names no volume, or stops early and names none to be stopped by.
+        ConfigError: It trains from slices and names no volume, or stops early and names no validation volume.
     """
     if config.data.mixture.slices and not config.data.volumes:
         raise ConfigError(
@@ -56,13 +56,13 @@ def require_named(config: RunConfig) -> None:
 
 
 def training_paths(config: RunConfig) -> tuple[Path, ...]:
-    """The files that patches are cut from: the MNI152 template where none is named, none where all is synthetic."""
+    """List the files that patches are cut from: by default the MNI152 template; none where all is synthetic."""
     mixture = config.data.mixture
     return config.data.volumes or (template_path(),) if mixture.volumes or mixture.slices else ()
 
 
 def training_inputs(config: RunConfig) -> list[InputVolume]:
-    """Describe the files that a configuration trains on and is stopped by."""
+    """Describe the training and validation files of a configuration."""
     roles = {
         **dict.fromkeys(config.data.validation, "validation"),
         **dict.fromkeys(training_paths(config), "training"),
@@ -71,7 +71,7 @@ def training_inputs(config: RunConfig) -> list[InputVolume]:
 
 
 def training_volumes(config: RunConfig) -> list[TrainingVolume]:
-    """Read what a configuration trains on.
+    """Read the training volumes of a configuration.
 
     Raises:
         ConfigError: It names no volume where it needs one.
@@ -82,7 +82,7 @@ def training_volumes(config: RunConfig) -> list[TrainingVolume]:
 
 
 def lesson(config: RunConfig, path: Path) -> TrainingSource:
-    """Read one file to learn from.
+    """Read one training volume.
 
     Raises:
         InputError: It cannot be used.
@@ -102,10 +102,10 @@ def lesson(config: RunConfig, path: Path) -> TrainingSource:
 
 
 def validation_volumes(config: RunConfig) -> list[ValidationVolume]:
-    """Read and degrade what early stopping scores on; nothing without early stopping.
+    """Read and degrade the validation volumes of early stopping; none without early stopping.
 
     Raises:
-        ConfigError: Early stopping is asked for and no validation volume is named.
+        ConfigError: Early stopping is configured and no validation volume is named.
         InputError: A volume cannot be used.
     """
     require_named(config)
@@ -114,7 +114,7 @@ def validation_volumes(config: RunConfig) -> list[ValidationVolume]:
 
 
 def validation_volume(config: RunConfig, path: Path) -> ValidationVolume:
-    """Read and degrade one file to be scored on.
+    """Read and degrade one validation volume.
 
     Raises:
         InputError: It cannot be used.

@@ -81,7 +81,7 @@ def run_train(
 
     Args:
         config: The run.
-        folder: For the model, the resolved configuration and the checkpoints; made if it is missing.
+        folder: For the model, the resolved configuration and the checkpoints; created if it does not exist.
         resume: Continue from the last checkpoint in the folder, in the same MLflow run; start if there is none.
         start_from: A `.keras` file to start the weights from.
         console: For progress.

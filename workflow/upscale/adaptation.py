@@ -45,7 +45,7 @@ def run_adaptation(
         sources: Volumes, all of one scale; of a series of time points the first counts.
         out: Folder of the outputs; the training is stored in its folder `adapted`.
         model: Gives the initial weights; without it they are random.
-        scale: Target voxels per voxel along (i, j, k); without it and a spacing, what the model or the preset names.
+        scale: Target voxels per voxel along (i, j, k); without it and a spacing, that of the model or the preset.
         spacing: Wanted mm along (i, j, k), instead of a scale.
         resources: Training gets the CPU threads of the workers.
         settings: Overrides of the preset, each `section.key=value`.

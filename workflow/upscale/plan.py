@@ -135,7 +135,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path) -> VolumePlan
     """Plan a volume by its header.
 
     Args:
-        request: What is to be done.
+        request: What to do.
         scan: The volume.
         output: Where its output goes.
 

@@ -55,12 +55,12 @@ class VolumeReport(Written):
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
 
-    def row(self, times: str = "x") -> tuple[str, ...]:
-        """Return the cells under `COLUMNS`; `times` separates the numbers of voxels along the axes."""
+    def row(self, separator: str = "x") -> tuple[str, ...]:
+        """Return the cells under `COLUMNS`, with a separator between the numbers of the axes."""
         return (
             self.status,
-            _by(self.output_shape, times),
-            _by(self.output_spacing, times),
+            _by(self.output_shape, separator),
+            _by(self.output_spacing, separator),
             str(self.shards) + (f" ({self.shards_resumed} resumed)" if self.shards_resumed else ""),
             f"{self.seconds:.1f}",
             "" if self.consistency is None else f"{self.consistency:.4f}",
@@ -215,5 +215,5 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
     return lines
 
 
-def _by(values: tuple[float, ...] | None, times: str = "x") -> str:
-    return times.join(f"{value:.4g}" for value in values or ())
+def _by(values: tuple[float, ...] | None, separator: str = "x") -> str:
+    return separator.join(f"{value:.4g}" for value in values or ())

@@ -48,11 +48,11 @@ class Frame:
 
     Args:
         coarse: A `CoarseVolume`, shared with the workers.
-        missing: Shards that are not in the store, in the order of the file.
+        to_compute: Shards that are not in the store, in the order of the file.
     """
 
     coarse: Any
-    missing: tuple[Shard, ...]
+    to_compute: tuple[Shard, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,25 +113,20 @@ class Arrivals:
         self._news = Condition()
         self._frames: dict[int, Any] = {}
         self._shards: set[tuple[int, Shard]] = set()
-        self._error: Exception | None = None
-
-    @property
-    def error(self) -> Exception | None:
-        """The first error for which the volume was abandoned."""
-        return self._error
+        self.error: Exception | None = None  # the first for which the volume was abandoned
 
     def add(self, number: int, shards: Iterable[Shard], coarse: Any = None) -> None:  # noqa: ANN401 - of the cluster
         """Report shards of a time point that are in the store, and the time point itself once it was read."""
         with self._news:
             self._shards |= {(number, shard) for shard in shards}
-            if coarse is not None and self._error is None:
+            if coarse is not None and self.error is None:
                 self._frames[number] = coarse
             self._news.notify_all()
 
     def abandon(self, error: Exception) -> None:
         """Abandon the volume; the first error counts."""
         with self._news:
-            self._error = self._error or error
+            self.error = self.error or error
             self._frames.clear()
             self._news.notify_all()
 
@@ -149,9 +144,9 @@ class Arrivals:
         return coarse
 
     def _wait_for(self, here: Callable[[], bool]) -> None:
-        self._news.wait_for(lambda: self._error is not None or here())
-        if self._error is not None:
-            raise AbandonedError(f"The volume was given up: {self._error}")
+        self._news.wait_for(lambda: self.error is not None or here())
+        if self.error is not None:
+            raise AbandonedError(f"The volume was given up: {self.error}")
 
 
 class VolumeWork:
@@ -226,10 +221,10 @@ class VolumeWork:
                 if not self._resume:
                     assembly.store.clear()
                 ordered = assembly.in_file_order()
-                missing = tuple(shard for shard in ordered if not (self._resume and assembly.store.holds(shard)))
-            self.shards_resumed += len(ordered) - len(missing)
-            self._arrivals.add(number, set(ordered) - set(missing), coarse)
-            yield Frame(coarse, missing)
+                to_compute = tuple(shard for shard in ordered if not (self._resume and assembly.store.holds(shard)))
+            self.shards_resumed += len(ordered) - len(to_compute)
+            self._arrivals.add(number, set(ordered) - set(to_compute), coarse)
+            yield Frame(coarse, to_compute)
 
     def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
         """Store a core of a time point that a worker has restored."""

@@ -29,8 +29,8 @@ def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
         For each source its work, or why it cannot be used.
 
     Raises:
-        InputError: Two outputs would collide, or their dtype cannot be written; or, asked to fail fast or with a single
-            source, a source cannot be used.
+        InputError: Two outputs would collide, or their dtype cannot be written; or a source cannot be used, and is the
+            only one or the request is to fail fast.
     """
     if request.dtype is not None:
         writable_name(request.dtype)
@@ -66,7 +66,7 @@ def upscale(
     """Super-resolve the planned volumes, within `cluster()`.
 
     Args:
-        request: What is to be done.
+        request: What to do.
         planned: By `plan_volumes`.
         on_progress: Called whenever a shard is back.
         on_written: Receives every written output, in the thread that writes, and concludes it; the volume fails with
@@ -74,7 +74,7 @@ def upscale(
 
     Raises:
         ConfigError: The cluster has no room for the workers.
-        Exception: Why a volume failed, if it was asked to fail fast.
+        Exception: Why a volume failed, if the request is to fail fast.
     """
     works = [work for work in planned if isinstance(work, VolumeWork)]
     queue, seconds = _Queue(request, works, on_written), 0.0
@@ -150,7 +150,7 @@ class _Queue:
                 continue
             if number == 0:
                 self._behind.submit(self._write, work)
-            for shard in frame.missing:
+            for shard in frame.to_compute:
                 if work.error is not None:
                     break
                 yield Job((work, number, shard), (frame.coarse, shard))
@@ -174,7 +174,7 @@ class _Queue:
         return kept
 
     def _raise_failures(self) -> None:
-        """Raise the error of any failed volume, if asked to fail fast."""
+        """Raise the error of any failed volume, if the request is to fail fast."""
         for work in self._works if self._request.fail_fast else ():
             if (failure := work.failure) is not None:
                 raise failure
