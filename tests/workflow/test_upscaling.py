@@ -95,7 +95,7 @@ def test_any_number_of_workers_gives_the_same_bytes(network, scan, tmp_path):
         run(request(network, tmp_path / str(workers), scan, workers=workers)).volumes[0].sha256 for workers in (1, 3)
     }
     assert len(digests) == 1
-    assert (tmp_path / "1/scan_sr.nii").read_bytes() == (tmp_path / "3/head_sr.nii").read_bytes()
+    assert (tmp_path / "1/scan_sr.nii").read_bytes() == (tmp_path / "3/scan_sr.nii").read_bytes()
 
 
 @pytest.mark.parametrize("corrects", [False, True])
@@ -245,7 +245,7 @@ def test_a_resumed_run_computes_only_absent_and_truncated_cores(network, scan, t
     assert (volume.status, volume.shards_resumed, len(computed)) == ("done", kept - 1, volume.shards - kept + 1)
     assert computed[-1].shards == len(computed)
     assert volume.sha256 == whole.sha256
-    assert (out / "scan_sr.nii").read_bytes() == (tmp_path / "whole/head_sr.nii").read_bytes()
+    assert (out / "scan_sr.nii").read_bytes() == (tmp_path / "whole/scan_sr.nii").read_bytes()
     assert not cores(out)
 
     again = run(request(network, out, scan, resume=True)).volumes[0]
