@@ -152,7 +152,7 @@ def _planned(volume: VolumePlan) -> PlannedVolume:
         name=scan.path.name,
         plan=plan,
         coarse=lambda: _coarse(scan.read(0), volume.axes, plan),
-        n_timepoints=volume.times,
+        n_timepoints=volume.n_timepoints,
         value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
         warnings=volume.remarks,
     )

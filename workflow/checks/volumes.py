@@ -17,7 +17,7 @@ from tasks.files.selection import expand_inputs
 from tasks.machine.check import Attempt, Checklist, counted, first_line
 from tasks.training.template import template_path
 from tasks.volume.inspection import inspect_volume
-from workflow.train.data import TrainingSource, lesson, require_named, training_paths, validation_volume
+from workflow.train.data import TrainingSource, read_training_source, require_named, training_paths, validation_volume
 
 Role = Literal["training", "validation", "input"]
 READ = "read to the last byte, as the run would"
@@ -118,7 +118,7 @@ def _checked(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
     path, role = wanted
     try:
         inspected = inspect_volume(path)
-        source = lesson(config, path) if role == "training" else None
+        source = read_training_source(config, path) if role == "training" else None
         if role == "validation" and config.training.early_stopping is not None:
             validation_volume(config, path)
     except (InputError, OSError, MemoryError) as error:
@@ -138,7 +138,7 @@ def _summary(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], sec
     spacing = [size for check in training for size in (check.spacing or ())[sharp:]]
     first = next((check.source for check in training if check.source is not None), None)
     if not training_paths(config):
-        first = lesson(config, template_path())
+        first = read_training_source(config, template_path())
     return VolumesSummary(
         training=len(training),
         spacing=(min(spacing), max(spacing)) if spacing else None,

@@ -78,10 +78,10 @@ def training_volumes(config: RunConfig) -> list[TrainingVolume]:
         InputError: A volume cannot be used.
     """
     require_named(config)
-    return [lesson(config, path).training for path in training_paths(config)]
+    return [read_training_source(config, path).training for path in training_paths(config)]
 
 
-def lesson(config: RunConfig, path: Path) -> TrainingSource:
+def read_training_source(config: RunConfig, path: Path) -> TrainingSource:
     """Read one training volume.
 
     Raises:

@@ -87,14 +87,14 @@ class VolumePlan:
         return self.scan.path.name
 
     @property
-    def times(self) -> int:
+    def n_timepoints(self) -> int:
         """Time points."""
         return self.scan.header.times
 
     @property
     def shards(self) -> int:
         """Shards over all time points."""
-        return self.times * len(self.shard_plan.shards)
+        return self.n_timepoints * len(self.shard_plan.shards)
 
     @property
     def scale(self) -> Three:
@@ -105,7 +105,7 @@ class VolumePlan:
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Voxels of the input along (i, j, k), and time points if there are several."""
-        return (*self.scan.grid.shape, *((self.times,) if self.times > 1 else ()))
+        return (*self.scan.grid.shape, *((self.n_timepoints,) if self.n_timepoints > 1 else ()))
 
     @property
     def output_shape(self) -> tuple[int, ...]:

@@ -159,7 +159,7 @@ def volume_report(work: VolumeWork) -> VolumeReport:
 def plan_report(volumes: Sequence[VolumePlan], budget_mib: int) -> PlanReport:
     """Summarise the shard plans of planned volumes."""
     plans = [volume.shard_plan for volume in volumes]
-    kept = sum(volume.times * prod(volume.target.shape) for volume in volumes)
+    kept = sum(volume.n_timepoints * prod(volume.target.shape) for volume in volumes)
     return PlanReport(
         overhead=sum(volume.shards * prod(volume.shard_plan.read_shape) for volume in volumes) / kept,
         halo=plans[0].halo,

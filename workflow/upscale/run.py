@@ -134,7 +134,7 @@ def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Ou
     """Add an output and its sidecar to the manifest, and make its QC page; returns why there is no page, or ""."""
     plan = work.plan
     _page(plan).unlink(missing_ok=True)  # of an earlier output
-    contract = volume_contract(plan.target, stored_name(plan.scan.header.dtype, plan.dtype), plan.times)
+    contract = volume_contract(plan.target, stored_name(plan.scan.header.dtype, plan.dtype), plan.n_timepoints)
     restored = np.empty(plan.target.shape, np.float32, order="F") if _has_page(plan) else None
     entry = manifest_entry(plan.output, contract, restored)
     if entry.sha256 != output.sha256:
@@ -166,7 +166,7 @@ def _add_page(
     consistency = None
     if plan.recipe is not None:
         consistency = -axes.to_file(residual(axes.to_network(restored), source, plan.recipe))
-    time_point = {"time point": f"1 of {plan.times}"} if plan.times > 1 else {}
+    time_point = {"time point": f"1 of {plan.n_timepoints}"} if plan.n_timepoints > 1 else {}
     case = QualityCase(
         title=f"volume {number}",
         input_grid=plan.scan.grid,

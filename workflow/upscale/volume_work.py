@@ -208,7 +208,7 @@ class VolumeWork:
         # The time of the check counts, the wait since then, while other volumes were checked, does not.
         self._began = time.perf_counter() - self.reading.seconds
         intensity, volumes = Intensity(0.0, 1.0), self.inspected.volumes()
-        for number in range(self.plan.times):
+        for number in range(self.plan.n_timepoints):
             with self.reading.running():
                 voxels = next(volumes).voxels
                 # A constant time point uses the intensity of the one before it.
@@ -241,7 +241,7 @@ class VolumeWork:
         plan, found = self.plan, self.inspected.extent
         writer = _Writer(plan, self._arrivals, self._assembly, self.writing)
         extent = (found.lowest, found.highest)
-        sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, plan.times)
+        sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, plan.n_timepoints)
         output = writer.output(sha256)
         self.written, self.seconds = output.written, time.perf_counter() - self._began
         return output
@@ -289,7 +289,7 @@ class _Writer:
     firsts: list[CoarseVolume] = field(default_factory=list)
 
     def slabs(self) -> Iterator[NDArray[np.float32]]:
-        for number in range(self.plan.times):
+        for number in range(self.plan.n_timepoints):
             assembly, start = self.assembly(number), 0
             correction = self._solve(number, assembly) if self.plan.corrects else None
             for slab in assembly.slabs(partial(self.arrivals.wait, number)):

@@ -53,7 +53,7 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=time.perf_counter() - began)
     if work.written is None:
         # The cores of all time points wait on disk as float32 until the output is written.
-        check_destination(output, 4 * plan.times * prod(plan.target.shape))
+        check_destination(output, 4 * plan.n_timepoints * prod(plan.target.shape))
     return work
 
 
@@ -139,7 +139,7 @@ class _Queue:
 
     def jobs(self) -> Iterator[Job]:
         """Yield every shard that has to be computed, volume after volume, while the next time point is read."""
-        steps = [(work, number) for work in self._works for number in range(work.plan.times)]
+        steps = [(work, number) for work in self._works for number in range(work.plan.n_timepoints)]
         reading = self._ahead.submit(self._read, steps[0][0])
         for (work, number), following in zip_longest(steps, steps[1:]):
             frame = reading.result()
