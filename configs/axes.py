@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable
 from math import prod
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
+T = TypeVar("T")
 Triple = tuple[int, int, int]
 TensorShape = tuple[int, int, int, int, int]  # along TENSOR_AXES
 
@@ -31,6 +32,12 @@ class NetworkShape(NamedTuple):
 
     def __str__(self) -> str:
         return str(tuple(self))
+
+
+def triple(values: Iterable[T]) -> tuple[T, T, T]:
+    """Return one value per axis as a tuple whose length the type checker knows."""
+    first, second, third = values
+    return first, second, third
 
 
 def total_stride(strides: Iterable[Triple]) -> NetworkShape:

@@ -5,11 +5,12 @@ from functools import cached_property
 from math import prod
 
 from configs.axes import NetworkShape
-from models.network.graph import Graph, Node
+from models.network.graph import Graph
 from models.network.receptive_field import ALONG_AXIS, POINTWISE, ReceptiveField
 
 VALUE_BYTES = 4  # float32
 CONVOLUTIONS = ("Conv3D", "Conv3DTranspose")
+LINEAR = ("linear", None)
 IN_PLACE = (POINTWISE | ALONG_AXIS) - {"InputLayer", "Concatenate", "Dense"}
 
 
@@ -26,10 +27,10 @@ class Cost:
     field: ReceptiveField
 
     def peak_bytes(self, shape: NetworkShape) -> int:
-        """The most bytes that tensors hold at one time.
+        """Find the most bytes that tensors hold at one time.
 
-        Layers compute in the order of the graph, a tensor goes after its last reader, input and output stay, and a
-        pointwise layer writes over an input that nobody else reads.
+        Layers compute in the order of the graph, a tensor is freed after its last reader, input and output stay, and a
+        pointwise layer overwrites an input that no other layer reads.
 
         Args:
             shape: Voxels of the input along depth, height and width, a multiple of the total stride.
@@ -46,15 +47,15 @@ class Cost:
         return peak
 
     def kept_bytes(self, shape: NetworkShape) -> int:
-        """The bytes of tensors that training keeps for the way back.
+        """Count the bytes of tensors that training keeps for backpropagation.
 
-        What every layer makes, and of one with an activation also what that was given.
+        These are the output of every layer and, where a layer has an activation, also its input.
 
         Args:
             shape: Voxels of the input along depth, height and width, a multiple of the total stride.
         """
         return VALUE_BYTES * sum(
-            self._voxels(node, shape) * layer.channels * (2 if _activates(layer) else 1)
+            self._voxels(node, shape) * layer.channels * (1 if layer.config.get("activation") in LINEAR else 2)
             for node, layer in enumerate(self.graph.nodes)
         )
 
@@ -74,12 +75,12 @@ class Cost:
         )
 
     def multiply_adds(self, shape: NetworkShape) -> int:
-        """Multiply-adds of the convolutions for an input of `shape` voxels."""
+        """Count the multiply-adds of the convolutions for an input of `shape` voxels."""
         total = 0
         for node, layer in enumerate(self.graph.nodes):
             if layer.kind in CONVOLUTIONS:
                 (source,) = layer.sources
-                # Every tap meets every output voxel of a convolution, every input voxel of a transposed one.
+                # Every tap is applied at every output voxel of a convolution, every input voxel of a transposed one.
                 voxels = self._voxels(node if layer.kind == "Conv3D" else source, shape)
                 channels = self.graph.nodes[source].channels // layer.config.get("groups", 1)
                 total += voxels * prod(layer.config["kernel_size"]) * channels * layer.channels
@@ -93,14 +94,10 @@ class Cost:
 
     @cached_property
     def _last_read(self) -> list[list[int]]:
-        """For each node, those whose tensors nobody reads after it, but for the network's input and output."""
+        """For each node, the nodes whose tensors are not read after it, except the network's input and output."""
         last = {source: node for node, layer in enumerate(self.graph.nodes) for source in layer.sources}
         kept = {self.graph.output, self.field.axes[0].entry}
         return [
             [source for source, reader in last.items() if reader == node and source not in kept]
             for node in range(len(self.graph.nodes))
         ]
-
-
-def _activates(layer: Node) -> bool:
-    return layer.config.get("activation", "linear") not in ("linear", None)

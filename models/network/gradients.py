@@ -1,4 +1,4 @@
-"""A network as it trains on CPUs: the same weights and the same sums, gradients by the faster of two equal ways."""
+"""A network as it trains on CPUs: the same weights and results, with gradients by faster equivalent operations."""
 
 from collections.abc import Callable
 
@@ -11,9 +11,9 @@ Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
 class ForwardConv3D(keras.layers.Conv3D):  # type: ignore[misc] # Keras has no types
-    """A Conv3D, SAME, of odd kernels and without strides, whose gradient for its input is a convolution too.
+    """A Conv3D, SAME, with odd kernels and without strides, whose gradient for its input is a convolution too.
 
-    With the kernel turned around, it is the same sum as `Conv3DBackpropInputV2`, which takes 1.7 times as long.
+    With the kernel flipped, it is the same sum as `Conv3DBackpropInputV2`, which takes 1.7 times as long.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
@@ -26,8 +26,8 @@ def _convolved(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradien
     ones = [1] * 5
 
     def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        turned = tf.transpose(tf.reverse(kernel, [0, 1, 2]), (0, 1, 2, 4, 3))
-        return tf.nn.conv3d(upstream, turned, ones, "SAME"), tf.raw_ops.Conv3DBackpropFilterV2(
+        flipped = tf.transpose(tf.reverse(kernel, [0, 1, 2]), (0, 1, 2, 4, 3))
+        return tf.nn.conv3d(upstream, flipped, ones, "SAME"), tf.raw_ops.Conv3DBackpropFilterV2(
             input=inputs, filter_sizes=tf.shape(kernel), out_backprop=upstream, strides=ones, padding="SAME"
         )
 
@@ -35,7 +35,7 @@ def _convolved(inputs: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Gradien
 
 
 class PhasedForwardConv3DTranspose(PhasedConv3DTranspose):
-    """A Conv3DTranspose by phases on the way forward only: on the way back they take longer."""
+    """A Conv3DTranspose by phases in the forward pass only: in the backward pass they take longer."""
 
     def transposed(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         """Compute the transposed convolution alone, without bias and activation."""
@@ -54,7 +54,7 @@ class PhasedForwardConv3DTranspose(PhasedConv3DTranspose):
 
 
 def with_fast_gradients(model: keras.Model) -> keras.Model:
-    """Return the network with gradients by faster sums where there are any; weights are copied."""
+    """Return the network with gradients by faster operations where there are any; weights are copied."""
 
     def kind(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
         if faster_by_phases(layer):

@@ -1,7 +1,7 @@
 """A network's architecture as plain data: the layers of a serialised Keras model, in the order in which they compute.
 
 Reads what `model.get_config()` returns or what `config.json` inside a `.keras` file holds, so that a process can plan
-with a network that it never loads. Models nested in the model are written out in place.
+with a network that it never loads. Models nested in the model are expanded in place.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 from configs.errors import ShapeError
 
 NESTED = frozenset({"Functional", "Sequential", "Model"})
+Tensor = tuple[str, int, int]  # layer, number of its call, number of the output
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,9 @@ class Node:
         name: The layer's name, with those of the models around it: "upsampler/stage_1".
         kind: The Keras class.
         config: The layer's own configuration.
-        sources: Which nodes it reads, by their place in the graph.
+        sources: The nodes that it reads, by their index in the graph.
         channels: Channels of the tensor that it returns.
-        constants: What it is called with next to tensors, such as the 2.0 of `2.0 * tensor`.
+        constants: Arguments of the call other than tensors, such as the 2.0 of `2.0 * tensor`.
     """
 
     name: str
@@ -49,46 +50,41 @@ class _Reader:
         self.nodes: list[Node] = []
 
     def model(self, kind: str, config: Mapping[str, Any], inputs: Sequence[int] | None, prefix: str) -> list[int]:
-        """Write out one model; returns the nodes of its outputs. `inputs` is None for the outermost."""
+        """Add the nodes of a model; returns those of its outputs. `inputs` is None for the outermost."""
         if "layers" not in config:
             raise ShapeError(
                 f"Cannot read the layers of {prefix.rstrip('/') or config.get('name', 'the network')}: a {kind} that is"
                 " no functional or sequential model keeps no list of layers.",
                 "Build the network with keras.Model(inputs, outputs).",
             )
-        if kind == "Sequential":
-            return self._sequential(config["layers"], inputs, prefix)
-        return self._functional(config, inputs, prefix)
-
-    def _sequential(self, layers: Sequence[Mapping[str, Any]], inputs: Sequence[int] | None, prefix: str) -> list[int]:
+        if kind != "Sequential":
+            return self._functional(config, inputs, prefix)
         current = list(inputs or ())
-        for layer in layers:
-            if layer["class_name"] == "InputLayer" and inputs is not None:
-                continue
-            current = self._call(layer, current, (), prefix)
+        for layer in config["layers"]:
+            if layer["class_name"] != "InputLayer" or inputs is None:
+                current = self._call(layer, current, (), prefix)
         return current
 
     def _functional(self, config: Mapping[str, Any], inputs: Sequence[int] | None, prefix: str) -> list[int]:
-        made: dict[tuple[str, int, int], int] = {}
-        starts = _references(config["input_layers"])
-        if inputs is not None:
-            made = dict(zip(starts, inputs, strict=True))
-        waiting = [(layer, call, index) for layer in config["layers"] for index, call in enumerate(_calls(layer))]
+        tensors = {} if inputs is None else dict(zip(_references(config["input_layers"]), inputs, strict=True))
+        waiting = [
+            (layer, index, *_arguments(call))
+            for layer in config["layers"]
+            for index, call in enumerate(layer.get("inbound_nodes") or [{"args": [], "kwargs": {}}])
+            if (layer["name"], index, 0) not in tensors
+        ]
         while waiting:
             later = []
-            for layer, call, index in waiting:
-                tensors, constants = _arguments(call)
-                if (layer["name"], index, 0) in made:
+            for layer, index, sources, constants in waiting:
+                if not tensors.keys() >= set(sources):
+                    later.append((layer, index, sources, constants))
                     continue
-                if not all(tensor in made for tensor in tensors):
-                    later.append((layer, call, index))
-                    continue
-                outputs = self._call(layer, [made[tensor] for tensor in tensors], constants, prefix)
-                made |= {(layer["name"], index, place): node for place, node in enumerate(outputs)}
+                outputs = self._call(layer, [tensors[source] for source in sources], constants, prefix)
+                tensors |= {(layer["name"], index, place): node for place, node in enumerate(outputs)}
             if len(later) == len(waiting):
                 raise ShapeError(f"Cannot order the layers of {config['name']}: {later[0][0]['name']} reads itself.")
             waiting = later
-        return [made[tensor] for tensor in _references(config["output_layers"])]
+        return [tensors[output] for output in _references(config["output_layers"])]
 
     def _call(
         self, layer: Mapping[str, Any], sources: Sequence[int], constants: tuple[Any, ...], prefix: str
@@ -109,7 +105,7 @@ def read_graph(architecture: Mapping[str, Any]) -> Graph:
         architecture: `model.get_config()`, or the parsed `config.json` of a `.keras` file.
 
     Returns:
-        The graph, nested models written out.
+        The graph, nested models expanded.
 
     Raises:
         ShapeError: The model is no functional or sequential one, or has more than one input or output.
@@ -127,19 +123,15 @@ def read_graph(architecture: Mapping[str, Any]) -> Graph:
     return Graph(tuple(reader.nodes), outputs[0])
 
 
-def _references(spec: Sequence[Any]) -> list[tuple[str, int, int]]:
-    """The (layer, call, tensor) triples of `input_layers` or `output_layers`: a single one is not wrapped in a list."""
+def _references(spec: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors that `input_layers` or `output_layers` name: a single one is not wrapped in a list."""
     triples = [spec] if spec and isinstance(spec[0], str) else spec
-    return [(name, call, tensor) for name, call, tensor in triples]
+    return [(name, call, place) for name, call, place in triples]
 
 
-def _calls(layer: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return layer.get("inbound_nodes") or [{"args": [], "kwargs": {}}]
-
-
-def _arguments(call: Mapping[str, Any]) -> tuple[list[tuple[str, int, int]], tuple[Any, ...]]:
-    """The tensors and the constants that a layer is called with."""
-    tensors: list[tuple[str, int, int]] = []
+def _arguments(call: Mapping[str, Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
+    """Return the tensors and the constants that a layer is called with."""
+    tensors: list[Tensor] = []
     constants: list[Any] = []
 
     def visit(value: Any) -> None:  # noqa: ANN401 - parsed JSON

@@ -1,4 +1,4 @@
-"""A network that returns its input, exactly, by the operations that restorers are made of."""
+"""A network that returns its input exactly, by the operations that restorers consist of."""
 
 from itertools import product
 
@@ -11,7 +11,7 @@ STRIDE = 2
 def build_identity() -> keras.Model:
     """Build a network that folds space into channels by a strided convolution and back by a transposed one.
 
-    Every weight is 0 or 1, so each voxel is one product: whatever comes back changed was changed on the way.
+    Every weight is 0 or 1, so each voxel is one product, and any difference comes from the operations.
 
     Returns:
         A model from `(batch, depth, height, width, 1)` to the same, sizes in multiples of 2. It has a receptive field,

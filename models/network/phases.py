@@ -3,9 +3,9 @@
 For stride `s` the output splits into phases: along one axis, `out[n*s + p] = sum over t of x[n'] * w[t]` for the taps
 `t` with `n'*s + t - before = n*s + p`. Each phase is a convolution of the input with every s-th tap. Computed as one
 convolution with a channel per phase, whose kernel holds the taps of all phases side by side and zeros where a phase has
-none, followed by moving the phases from the channels into space. The phases are those of a block of `s` outputs in a
-row, which begins where its outputs read the fewest inputs: kernel 4 and stride 2 read two of them and meet no zero,
-when the block begins one output before the volume.
+none, followed by moving the phases from the channels into space. The phases are those of a block of `s` consecutive
+outputs, which begins where its outputs read the fewest inputs: with kernel 4 and stride 2, a block that begins one
+output before the volume reads two inputs and no zero.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,10 +16,9 @@ import keras
 import numpy as np
 from keras import ops
 
-# Filters up to which the phase form was faster: with one it was, with eight and more it was not.
-FASTER_UP_TO_FILTERS = 1
-# Channels that one instruction computes: fewer take as long. What is free is filled with the taps along an axis
-# without a stride, summed afterwards.
+MAX_FILTERS = 1  # for which the phase form was faster: with eight and more it was not
+# Channels that one instruction computes: fewer take as long. Free ones are filled with the taps along an axis without
+# a stride, summed afterwards.
 LANES = 16
 
 
@@ -28,8 +27,8 @@ class PhaseBlock:
     """Interval that a block of consecutive outputs reads, along one axis.
 
     Args:
-        start: Output with which the first block begins: 0, or negative where that reads fewer inputs.
-        first: The first input that the block reads, counted from that of its number.
+        start: The output at which the first block begins: 0, or negative where that reads fewer inputs.
+        first: The first input that the block reads, relative to the block's number.
         taps: For each output of the block, the tap for each input that the block reads, None where there is none.
     """
 
@@ -82,7 +81,7 @@ class PhasedConv3DTranspose(keras.layers.Conv3DTranspose):  # type: ignore[misc]
         """Compute the transposed convolution alone, without bias and activation."""
         blocks = [phase_block(size, stride) for size, stride in zip(self.kernel_size, self.strides, strict=True)]
         summed = self._summed_axis()
-        kernel = ops.pad(kernel, [(0, 1)] * 3 + [(0, 0)] * 2)  # a slice of zeros for the taps that are none
+        kernel = ops.pad(kernel, [(0, 1)] * 3 + [(0, 0)] * 2)  # a slice of zeros for taps that do not exist
         for axis, (size, block) in enumerate(zip(self.kernel_size, blocks, strict=True)):
             places = np.array([[size if tap is None else tap for tap in taps] for taps in block.taps])
             if axis == summed:
@@ -102,7 +101,7 @@ class PhasedConv3DTranspose(keras.layers.Conv3DTranspose):  # type: ignore[misc]
         return _interleave(phases, [block.start for block in blocks])
 
     def _summed_axis(self) -> int | None:
-        """The axis whose taps are computed side by side, if one has no stride and the channels are there for it."""
+        """Return the axis whose taps are computed side by side: one without a stride, if channels are free."""
         for axis, (size, stride) in enumerate(zip(self.kernel_size, self.strides, strict=True)):
             if stride == 1 < size and self.filters * prod(self.strides) * size <= LANES:
                 return axis
@@ -110,28 +109,29 @@ class PhasedConv3DTranspose(keras.layers.Conv3DTranspose):  # type: ignore[misc]
 
 
 def _sum_shifted(phases: keras.KerasTensor, axis: int) -> keras.KerasTensor:
-    """Add up the taps along an axis, which stand in the place of its phases, each where its input lies."""
+    """Add up the taps along an axis, which take the place of its phases, each shifted to its input."""
     taps = phases.shape[4 + axis]
-    parts = []
+    window = [slice(None)] * 8
+    total = 0
     for tap in range(taps):
-        here = [slice(None)] * 8
-        here[1 + axis] = slice(tap, tap + 1 - taps or None)
-        here[4 + axis] = slice(tap, tap + 1)
-        parts.append(phases[tuple(here)])
-    return sum(parts[1:], start=parts[0])
+        window[1 + axis] = slice(tap, tap + 1 - taps or None)
+        window[4 + axis] = slice(tap, tap + 1)
+        total = total + phases[tuple(window)]
+    return total
 
 
 def _interleave(phases: keras.KerasTensor, starts: Sequence[int]) -> keras.KerasTensor:
     """Move phases, `(batch, depth, height, width, phases of each axis, filters)`, into space; outputs from 0 on."""
-    shape = ops.shape(phases)
+    batch, *sizes = ops.shape(phases)[:4]
     strides, filters = phases.shape[4:7], phases.shape[7]
-    moved = ops.transpose(phases, (0, 1, 4, 2, 5, 3, 6, 7))
-    sizes = [size * stride for size, stride in zip(shape[1:4], strides, strict=True)]
-    outputs = ops.reshape(moved, (shape[0], *sizes, filters))
-    kept = [
+    outputs = ops.reshape(
+        ops.transpose(phases, (0, 1, 4, 2, 5, 3, 6, 7)),
+        (batch, *(size * stride for size, stride in zip(sizes, strides, strict=True)), filters),
+    )
+    kept = (
         slice(-start, -(stride + start)) if start else slice(None)
         for start, stride in zip(starts, strides, strict=True)
-    ]
+    )
     return outputs[(slice(None), *kept)]
 
 
@@ -147,14 +147,14 @@ def faster_by_phases(layer: keras.layers.Layer) -> bool:
     """True if a layer is a transposed convolution that phases compute faster."""
     return (
         type(layer) is keras.layers.Conv3DTranspose
-        and layer.filters <= FASTER_UP_TO_FILTERS
+        and layer.filters <= MAX_FILTERS
         and (layer.padding, layer.output_padding, layer.data_format) == ("same", None, "channels_last")
         and set(layer.dilation_rate) == {1}
     )
 
 
 def with_layers(model: keras.Model, kind: Callable[[keras.layers.Layer], type[keras.layers.Layer]]) -> keras.Model:
-    """Return the network with each layer made anew as the class that `kind` tells, weights copied."""
+    """Return the network with each layer recreated as the class that `kind` returns, weights copied."""
     changed = keras.models.clone_model(
         model, clone_function=lambda layer: kind(layer).from_config(layer.get_config()), recursive=True
     )

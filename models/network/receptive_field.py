@@ -1,4 +1,4 @@
-"""Which input an output needs: interval arithmetic over the layers of a network, per axis and side.
+"""The input that an output of a network depends on, by interval arithmetic over its layers, per axis and side.
 
 Every layer maps an interval of its output to the interval of its input that it reads:
 
@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import cached_property
 from math import ceil, floor, lcm
 
-from configs.axes import AXES, NetworkShape
+from configs.axes import AXES, NetworkShape, triple
 from configs.errors import ShapeError
 from models.network.graph import Graph, Node
 
@@ -45,7 +45,7 @@ ALONG_AXIS = frozenset({"Concatenate", "Softmax", "LayerNormalization", "BatchNo
 
 @dataclass(frozen=True)
 class Reach:
-    """Which input voxels one layer reads along one axis.
+    """The input voxels that one layer reads along one axis.
 
     Args:
         stride: Input voxels per output voxel, or output voxels per input voxel where `up`.
@@ -60,7 +60,7 @@ class Reach:
     up: bool = False
 
     def inputs(self, low: int, high: int) -> tuple[int, int]:
-        """The first and last input voxel that the output voxels from `low` to `high`, both included, read.
+        """Return the first and last input voxel that the output voxels from `low` to `high`, both included, read.
 
         >>> Reach(2, -1, 2, up=True).inputs(0, 1)
         (-1, 1)
@@ -83,7 +83,7 @@ class TensorSize:
 
 
 def layer_reach(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
-    """Reach of a layer along one axis, and the size of its output.
+    """Find the reach of a layer along one axis, and the size of its output.
 
     Args:
         node: The layer.
@@ -116,8 +116,11 @@ def _refused(node: Node, reason: str) -> ShapeError:
     )
 
 
-def _window(node: Node, size: TensorSize, kernel: int, stride: int) -> tuple[Reach, TensorSize]:
+def _window(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
     """Convolution or pooling: `o = ceil(i/s)` for SAME, `floor((i - ke)/s) + 1` for VALID."""
+    pool = node.config.get("pool_size", ())
+    kernel = pool[axis] if pool else _footprint(node, axis)
+    stride = (node.config["strides"] or pool)[axis]
     step = size.step * stride
     match node.config["padding"]:
         case "same":
@@ -127,15 +130,6 @@ def _window(node: Node, size: TensorSize, kernel: int, stride: int) -> tuple[Rea
         case "valid":
             return Reach(stride, 0, kernel - 1), TensorSize(step, -((-size.loss - kernel) // stride) - 1)
     raise _refused(node, f"padding {node.config['padding']!r} is neither same nor valid")
-
-
-def _convolution(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
-    return _window(node, size, _footprint(node, axis), node.config["strides"][axis])
-
-
-def _pooling(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
-    pool = node.config["pool_size"]
-    return _window(node, size, pool[axis], (node.config["strides"] or pool)[axis])
 
 
 def _transposed(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
@@ -150,8 +144,8 @@ def _transposed(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorS
 
 
 def _repetition(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
-    times = node.config["size"][axis]
-    return Reach(times, 0, times - 1, up=True), TensorSize(size.step / times, size.loss * times)
+    copies = node.config["size"][axis]
+    return Reach(copies, 0, copies - 1, up=True), TensorSize(size.step / copies, size.loss * copies)
 
 
 def _cropping(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
@@ -171,11 +165,11 @@ def _footprint(node: Node, axis: int) -> int:
 
 
 RULES: Mapping[str, Callable[[Node, int, TensorSize], tuple[Reach, TensorSize]]] = {
-    "Conv3D": _convolution,
+    "Conv3D": _window,
     "Conv3DTranspose": _transposed,
     "PhasedConv3DTranspose": _transposed,
-    "MaxPooling3D": _pooling,
-    "AveragePooling3D": _pooling,
+    "MaxPooling3D": _window,
+    "AveragePooling3D": _window,
     "UpSampling3D": _repetition,
     "Cropping3D": _cropping,
     "ZeroPadding3D": _padding,
@@ -187,8 +181,8 @@ class AxisField:
     """The receptive field of a network along one axis.
 
     Args:
-        sources: Which nodes each node reads, in the order of the graph.
-        reaches: Which voxels of them it reads.
+        sources: The nodes that each node reads, in the order of the graph.
+        reaches: The voxels of them that it reads.
         sizes: The size of each node's tensor.
         entry: The node that is the network's input.
         output: The node that is its output.
@@ -207,7 +201,7 @@ class AxisField:
 
     @cached_property
     def halo(self) -> tuple[int, int]:
-        """Voxels that a core depends on before and after itself, the worst over its positions."""
+        """Voxels that a core depends on before and after itself, the most over its positions."""
         needed = [(place, *self.needed(place, place + 1)) for place in range(self.stride)]
         return max(place - start for place, start, _ in needed), max(stop - place - 1 for place, _, stop in needed)
 
@@ -215,7 +209,7 @@ class AxisField:
     def trim(self) -> tuple[int, int]:
         """Voxels at the start and at the end of an aligned read inside the volume that do not come out exact.
 
-        At most the halo: that is the worst over all positions, this is met at an aligned edge.
+        At most the halo, which is the most over all positions; this is for an aligned edge.
         """
         places = range(max(self.halo) + 2 * self.stride)
         before = max((place + 1 for place in places if self.read(place, place + 1)[0] < 0), default=0)
@@ -281,8 +275,7 @@ def receptive_field(graph: Graph) -> ReceptiveField:
         ShapeError: A layer has no finite receptive field, branches of different sizes are joined, or the output is on
             another grid than the input.
     """
-    depth, height, width = (_axis_field(graph, axis) for axis in range(3))
-    return ReceptiveField((depth, height, width))
+    return ReceptiveField(triple(_axis_field(graph, axis) for axis in range(3)))
 
 
 def _axis_field(graph: Graph, axis: int) -> AxisField:

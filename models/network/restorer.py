@@ -1,4 +1,4 @@
-"""The restorer: an encoder down to the latent and the multi-stage upsampler back up, added to what went in."""
+"""The restorer: an encoder down to the latent and the multi-stage upsampler back up, added to the input."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,8 @@ def build_restorer(
 ) -> keras.Model:
     """Build the network that restores what resampling could not.
 
-    The encoder is the mirror image of the upsampler: each stage has, at the shape that it ends in, a strided
-    convolution that starts there. The last stage starts from zero weights, so an untrained restorer returns its input.
+    The encoder mirrors the upsampler: for each stage, a strided convolution starts at the shape in which the stage
+    ends. The last stage starts from zero weights, so an untrained restorer returns its input.
 
     Args:
         stages: The upsampler's stages from the latent to one channel; padding "same", kernels no smaller than strides.
@@ -35,59 +35,43 @@ def build_restorer(
         normalised, to the same shape. Depth, height and width are free, in multiples of the product of the strides.
 
     Raises:
-        ShapeError: The stages are no way back to the input's grid and channel.
+        ShapeError: The stages do not lead back to the input's grid and channel.
     """
     _require_way_back(stages)
-    inputs = keras.Input((None, None, None, 1), name="resampled")
+    counts = [convolutions] * len(stages) if isinstance(convolutions, int) else convolutions
     filters = [latent_filters, *(stage.filters for stage in stages[:-1])]
-    times = [convolutions] * len(stages) if isinstance(convolutions, int) else convolutions
+    options = {"padding": "same", "activation": activation}
 
-    tensor = inputs
-    encoded: list[keras.KerasTensor] = []
-    for level in reversed(range(len(stages))):
-        stage = stages[level]
-        tensor = keras.layers.Conv3D(
-            filters[level],
-            stage.kernel_size,
-            stage.strides,
-            padding="same",
-            activation=activation,
-            name=f"encode_{level}",
-        )(tensor)
-        tensor = _convolve(tensor, filters[level], times[level], activation, f"encode_{level}")
-        encoded.insert(0, tensor)
+    def convolve(tensor: keras.KerasTensor, level: int, name: str) -> keras.KerasTensor:
+        for number in range(counts[level]):
+            tensor = keras.layers.Conv3D(filters[level], 3, name=f"{name}_conv_{number}", **options)(tensor)
+        return tensor
+
+    tensor = inputs = keras.Input((None, None, None, 1), name="resampled")
+    encoded: dict[int, keras.KerasTensor] = {}
+    for level, stage in reversed(list(enumerate(stages))):
+        name = f"encode_{level}"
+        tensor = keras.layers.Conv3D(filters[level], stage.kernel_size, stage.strides, name=name, **options)(tensor)
+        encoded[level] = tensor = convolve(tensor, level, name)
 
     join = keras.layers.Concatenate if skip == "concatenate" else keras.layers.Add
     for level, stage in enumerate(stages[:-1]):
-        tensor = keras.layers.Conv3DTranspose(
-            stage.filters,
-            stage.kernel_size,
-            stage.strides,
-            padding="same",
-            activation=activation,
-            name=f"stage_{level}",
-        )(tensor)
-        tensor = join(name=f"join_{level}")([tensor, encoded[level + 1]])
-        tensor = _convolve(tensor, stage.filters, times[level + 1], activation, f"decode_{level}")
-    last = stages[-1]
-    detail = keras.layers.Conv3DTranspose(
-        last.filters,
-        last.kernel_size,
-        last.strides,
+        upsample = keras.layers.Conv3DTranspose(
+            stage.filters, stage.kernel_size, stage.strides, name=f"stage_{level}", **options
+        )
+        tensor = join(name=f"join_{level}")([upsample(tensor), encoded[level + 1]])
+        tensor = convolve(tensor, level + 1, f"decode_{level}")
+    last = keras.layers.Conv3DTranspose(
+        1,
+        stages[-1].kernel_size,
+        stages[-1].strides,
         padding="same",
         kernel_initializer="zeros",
         dtype="float32",
         name=f"stage_{len(stages) - 1}",
-    )(tensor)
-    return keras.Model(inputs, keras.layers.Add(name="restored", dtype="float32")([inputs, detail]), name="restorer")
-
-
-def _convolve(tensor: keras.KerasTensor, filters: int, times: int, activation: str, name: str) -> keras.KerasTensor:
-    for turn in range(times):
-        tensor = keras.layers.Conv3D(filters, 3, padding="same", activation=activation, name=f"{name}_conv_{turn}")(
-            tensor
-        )
-    return tensor
+    )
+    restored = keras.layers.Add(name="restored", dtype="float32")([inputs, last(tensor)])
+    return keras.Model(inputs, restored, name="restorer")
 
 
 def _require_way_back(stages: Sequence[Stage]) -> None:

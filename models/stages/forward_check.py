@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from configs.axes import AXES, TENSOR_AXES, TensorShape
+from configs.axes import AXES, TENSOR_AXES, TensorShape, triple
 from configs.errors import ShapeError
 from models.stages.stage import Axis, Stage
 from models.stages.wording import grouped, listed, options, shape_text
@@ -13,11 +13,11 @@ LARGEST_SIZE = 2**63 - 1  # TensorFlow counts in signed 64-bit integers
 
 @dataclass(frozen=True)
 class ForwardCheck:
-    """Check an output shape: the forward convolution from it must give the input shape back.
+    """Result of checking an output shape by the forward convolution from it.
 
     Args:
         expected_input: What the forward convolution makes of the output shape.
-        ok: Whether that is the input shape.
+        ok: Whether that is the input shape, and the output has the stage's filters as channels.
     """
 
     expected_input: TensorShape
@@ -25,10 +25,10 @@ class ForwardCheck:
 
 
 def check_shape(shape: Sequence[int], what: str) -> TensorShape:
-    """Take a shape for (batch, depth, height, width, channels).
+    """Check a shape given as (batch, depth, height, width, channels).
 
     Raises:
-        ShapeError: If it has not five sizes, or one below 1 or beyond what TensorFlow counts.
+        ShapeError: It does not have five sizes, or one is below 1 or beyond what TensorFlow counts.
     """
     if len(shape) != len(TENSOR_AXES):
         raise ShapeError(
@@ -44,13 +44,13 @@ def check_shape(shape: Sequence[int], what: str) -> TensorShape:
 
 
 def output_shape(stage: Stage, input_shape: TensorShape) -> TensorShape:
-    """Shape that the Keras layer of a stage makes.
+    """Return the shape that the Keras layer of a stage makes.
 
     >>> output_shape(Stage(32, (3, 3, 3), (2, 2, 2)), (2, 2, 7, 7, 64))
     (2, 4, 14, 14, 32)
     """
-    depth, height, width = (axis.output_size(size) for axis, size in zip(stage.axes, input_shape[1:4], strict=True))
-    return input_shape[0], depth, height, width, stage.filters
+    sizes = triple(axis.output_size(size) for axis, size in zip(stage.axes, input_shape[1:4], strict=True))
+    return input_shape[0], *sizes, stage.filters
 
 
 def forward_check(stage: Stage, input_shape: TensorShape, wanted: TensorShape) -> ForwardCheck:
@@ -65,22 +65,21 @@ def forward_check(stage: Stage, input_shape: TensorShape, wanted: TensorShape) -
     >>> forward_check(stage, (2, 2, 7, 7, 64), (2, 4, 14, 14, 32))
     ForwardCheck(expected_input=(2, 4, 14, 14, 64), ok=False)
     """
-    depth, height, width = (axis.forward_size(size) for axis, size in zip(stage.axes, wanted[1:4], strict=True))
-    expected = (wanted[0], depth, height, width, input_shape[4])
+    sizes = triple(axis.forward_size(size) for axis, size in zip(stage.axes, wanted[1:4], strict=True))
+    expected = (wanted[0], *sizes, input_shape[4])
     return ForwardCheck(expected, ok=expected == input_shape and wanted[4] == stage.filters)
 
 
 def accepted_shapes(stage: Stage, input_shape: TensorShape) -> tuple[range, range, range]:
-    """Output sizes per axis that `tf.nn` accepts for an input; each combination of them is a shape that it accepts."""
-    depth, height, width = (axis.accepted_sizes(size) for axis, size in zip(stage.axes, input_shape[1:4], strict=True))
-    return depth, height, width
+    """Return the output sizes per axis that `tf.nn` accepts for an input, in any combination."""
+    return triple(axis.accepted_sizes(size) for axis, size in zip(stage.axes, input_shape[1:4], strict=True))
 
 
 def stage_making(stage: Stage, input_shape: TensorShape, wanted: Sequence[int]) -> Stage:
-    """Give a stage the output padding with which its layer makes a shape that `tf.nn` takes as `output_shape`.
+    """Return a stage with the output padding for which its layer makes a shape that `tf.nn` takes as `output_shape`.
 
     Args:
-        stage: The stage; its own output padding does not count.
+        stage: The stage; its own output padding is ignored.
         input_shape: What the stage is given.
         wanted: The output shape.
 
@@ -95,19 +94,18 @@ def stage_making(stage: Stage, input_shape: TensorShape, wanted: Sequence[int]) 
     if output_shape(stage, input_shape) == target:
         return stage
     check = forward_check(stage, input_shape, target)
-    doing = f"Cannot make {shape_text(target)} of {shape_text(input_shape)}"
+    problem = f"Cannot make {shape_text(target)} of {shape_text(input_shape)}"
     if not check.ok:
-        raise ShapeError(f"{doing}: {'; '.join(_mismatches(stage, input_shape, check, target))}.")
-    sizes = zip(stage.axes, input_shape[1:4], target[1:4], strict=True)
-    added = [_output_padding(axis, size, wanted_size) for axis, size, wanted_size in sizes]
+        raise ShapeError(f"{problem}: {'; '.join(_mismatches(stage, input_shape, check, target))}.")
+    added = triple(map(_output_padding, stage.axes, input_shape[1:4], target[1:4]))
     refused = [name for name, axis, padding in zip(AXES, stage.axes, added, strict=True) if padding >= axis.stride]
     if refused:
         raise ShapeError(
-            f"{doing} with the Keras layer: tf.nn accepts that output_shape, but an even kernel with output padding on"
-            f" another axis stays below the full size on {listed(refused)}.",
+            f"{problem} with the Keras layer: tf.nn accepts that output_shape, but an even kernel with output padding"
+            f" on another axis stays below the full size on {listed(refused)}.",
             "An odd kernel there would do.",
         )
-    return replace(stage, output_padding=(added[0], added[1], added[2]))
+    return replace(stage, output_padding=added)
 
 
 def _output_padding(axis: Axis, size: int, wanted: int) -> int:
@@ -116,18 +114,18 @@ def _output_padding(axis: Axis, size: int, wanted: int) -> int:
 
 
 def _mismatches(stage: Stage, input_shape: TensorShape, check: ForwardCheck, wanted: TensorShape) -> list[str]:
-    remarks = []
+    found = []
     if wanted[0] != input_shape[0]:
-        remarks.append(("batch", f"it stays {input_shape[0]}"))
-    for i, (name, axis) in enumerate(zip(AXES, stage.axes, strict=True), start=1):
-        size, made, gives = input_shape[i], wanted[i], check.expected_input[i]
-        if gives != size:
+        found.append(("batch", f"it stays {input_shape[0]}"))
+    sizes = zip(AXES, stage.axes, input_shape[1:4], wanted[1:4], check.expected_input[1:4], strict=True)
+    for name, axis, size, made, returned in sizes:
+        if returned != size:
             strides = axis.strides_between(size, made) if max(stage.dilation_rate) == 1 else ()
-            remark = (
+            mismatch = (
                 f"forward convolution (kernel {axis.kernel_size}, stride {axis.stride}, padding {axis.padding}) brings"
-                f" {made} back to {gives}, not to {size}; size {options(axis.accepted_sizes(size))} would do"
+                f" {made} back to {returned}, not to {size}; size {options(axis.accepted_sizes(size))} would do"
             )
-            remarks.append((name, remark + (f", or stride {options(strides)}" if strides else "")))
+            found.append((name, mismatch + (f", or stride {options(strides)}" if strides else "")))
     if wanted[4] != stage.filters:
-        remarks.append(("channels", f"the stage has {stage.filters} filters"))
-    return grouped(remarks)
+        found.append(("channels", f"the stage has {stage.filters} filters"))
+    return grouped(found)

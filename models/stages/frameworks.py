@@ -6,21 +6,22 @@ Taps keep their order everywhere, only the layout of the weights differs: `(in, 
 `(depth, height, width, out, in)` in TensorFlow.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from configs.axes import AXES, TensorShape, Triple
+from configs.axes import AXES, TensorShape, Triple, triple
 from models.stages.stage import Axis, Stage
 from models.stages.wording import grouped
 
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A stage as another framework would have it.
+    """A stage as a layer of another framework.
 
     Args:
         pad: Voxels cut on both sides, per axis.
         output_padding: Voxels added after, per axis; Caffe has none.
-        output_shape: What that framework makes with them, as (batch, depth, height, width, channels).
+        output_shape: Shape that it makes with them, (batch, depth, height, width, channels).
         equivalent: Whether it is the same operation. If not, pad and output_padding are what the reason starts from.
         reason: Why it is not, and what to do; None if it is.
     """
@@ -34,7 +35,7 @@ class Elsewhere:
 
 def caffe_equivalent(stage: Stage, input_shape: TensorShape) -> Elsewhere:
     """Describe a stage as a Caffe Deconvolution layer; arguments as for `torch_equivalent`."""
-    return _elsewhere(stage, input_shape, (0, 0, 0), tuple(_caffe_obstacle(axis) for axis in stage.axes))
+    return _elsewhere(stage, input_shape, (0, 0, 0), map(_caffe_obstacle, stage.axes))
 
 
 def torch_equivalent(stage: Stage, input_shape: TensorShape) -> Elsewhere:
@@ -44,8 +45,8 @@ def torch_equivalent(stage: Stage, input_shape: TensorShape) -> Elsewhere:
         stage: The stage.
         input_shape: (batch, depth, height, width, channels).
     """
-    depth, height, width = (max(0, before - after) for before, after in (axis.crop for axis in stage.axes))
-    return _elsewhere(stage, input_shape, (depth, height, width), tuple(_torch_obstacle(axis) for axis in stage.axes))
+    added = triple(max(0, before - after) for before, after in (axis.crop for axis in stage.axes))
+    return _elsewhere(stage, input_shape, added, map(_torch_obstacle, stage.axes))
 
 
 def padded_size(axis: Axis, size: int, pad: int, output_padding: int = 0) -> int:
@@ -57,23 +58,18 @@ def padded_size(axis: Axis, size: int, pad: int, output_padding: int = 0) -> int
     return (size - 1) * axis.stride + axis.span - 2 * pad + output_padding
 
 
-def _elsewhere(stage: Stage, input_shape: TensorShape, added: Triple, obstacles: tuple[str | None, ...]) -> Elsewhere:
-    batch, *sizes, _ = input_shape
-    pads = [axis.crop[0] for axis in stage.axes]
-    depth, height, width = map(padded_size, stage.axes, sizes, pads, added)
-    return Elsewhere(
-        pad=(pads[0], pads[1], pads[2]),
-        output_padding=added,
-        output_shape=(batch, depth, height, width, stage.filters),
-        equivalent=not any(obstacles),
-        reason="; ".join(grouped((axis, why) for axis, why in zip(AXES, obstacles, strict=True) if why)) or None,
-    )
+def _elsewhere(stage: Stage, input_shape: TensorShape, added: Triple, obstacles: Iterable[str | None]) -> Elsewhere:
+    pad = triple(axis.crop[0] for axis in stage.axes)
+    sizes = triple(map(padded_size, stage.axes, input_shape[1:4], pad, added))
+    found = grouped((axis, obstacle) for axis, obstacle in zip(AXES, obstacles, strict=True) if obstacle)
+    output_shape = (input_shape[0], *sizes, stage.filters)
+    return Elsewhere(pad, added, output_shape, equivalent=not found, reason="; ".join(found) or None)
 
 
 def _torch_obstacle(axis: Axis) -> str | None:
     before, after = axis.crop
     if after <= before:
-        return None  # what is missing after is the output padding
+        return None  # the difference is the output padding
     if max(axis.stride, axis.dilation_rate) == 1:
         return _lopsided(axis)
     return f"{_lopsided(axis)}; pad {after} with output_padding 1 has the size but lies one voxel off"
@@ -88,4 +84,4 @@ def _caffe_obstacle(axis: Axis) -> str | None:
 
 def _lopsided(axis: Axis) -> str:
     before, after = axis.crop
-    return f"TensorFlow cuts {before} before and {after} after; take pad {before} and drop the last voxel"
+    return f"TensorFlow cuts {before} before and {after} after; use pad {before} and drop the last voxel"

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from configs.axes import NetworkShape, TensorShape, Triple, total_stride
+from configs.axes import NetworkShape, TensorShape, Triple, total_stride, triple
 from configs.errors import ShapeError
 from models.stages.diagnostics import warnings_about
 from models.stages.forward_check import ForwardCheck, check_shape, forward_check, output_shape
 from models.stages.frameworks import Elsewhere, caffe_equivalent, torch_equivalent
 from models.stages.stage import Stage, latent_receptive_field
 
-MOST_VALUES = 2**27  # of latent, weights and outputs: 512 MiB in float32, and running them holds them several times
+MAX_VALUES = 2**27  # of latent, weights and outputs: 512 MiB in float32, and running them holds them several times
 
 
 @dataclass(frozen=True)
@@ -101,25 +101,23 @@ def describe(latent_shape: Sequence[int], stages: Sequence[Stage]) -> Report:
 
 
 def check_runnable(report: Report) -> None:
-    """Refuse stages too large to be built and run for a look.
+    """Refuse stages too large to be built and run on any machine.
 
     Raises:
         ShapeError: If latent, weights and outputs hold too many values.
     """
     values = prod(report.stages[0].input_shape)
     values += sum(prod(stage.output_shape) + stage.parameters for stage in report.stages)
-    if values > MOST_VALUES:
+    if values > MAX_VALUES:
         raise ShapeError(
             f"Cannot build and run these stages: latent, weights and outputs hold {values:,} values, more than"
-            f" {MOST_VALUES:,}.",
+            f" {MAX_VALUES:,}.",
             "The same stages on a smaller latent, or with fewer filters, would do.",
         )
 
 
 def _describe_stage(stage: Stage, shape: TensorShape) -> StageReport:
-    made = output_shape(stage, shape)
-    weights = stage.weights_shape(shape[4])
-    depth, height, width = stage.axes
+    made, weights = output_shape(stage, shape), stage.weights_shape(shape[4])
     overlap = tuple(axis.overlap for axis in stage.axes)
     return StageReport(
         input_shape=shape,
@@ -137,5 +135,5 @@ def _describe_stage(stage: Stage, shape: TensorShape) -> StageReport:
         overlap=overlap,
         holes=any(0 in counts for counts in overlap),
         checkerboard=any(len(set(counts)) > 1 for counts in overlap),
-        shift=(depth.shift, height.shift, width.shift),
+        shift=triple(axis.shift for axis in stage.axes),
     )

@@ -1,28 +1,34 @@
-"""From a latent and a wanted output, the stages that lead there, cleanest first.
+"""Find the stages that lead from a latent to a wanted output, cleanest first.
 
 Each stage multiplies the size of an axis by its stride, so the growth of an axis, output over latent, is split into one
 stride a stage. The axes are split independently and only the best splits of each are combined, which bounds the work.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 from math import prod
 
-from configs.axes import AXES, TensorShape, Triple
+from configs.axes import AXES, TensorShape, Triple, triple
 from configs.errors import ShapeError
 from models.stages.diagnostics import blocks, clean_kernel
 from models.stages.forward_check import check_shape
 from models.stages.stage import Stage, accumulated_shift
 from models.stages.wording import grouped, options, shape_text
 
-LARGEST_STRIDE = 16  # of one stage: its clean kernel has 32 taps along the axis
-LARGEST_GROWTH = 4096
-MOST_STAGES = 8
-COMBINED = 4  # splits of each axis
-SHOWN = 8
+MAX_STRIDE = 16  # of one stage: its clean kernel has 32 taps along the axis
+MAX_GROWTH = 4096
+MAX_STAGES = 8
+MAX_SPLITS = 4  # of each axis, which are combined
+MAX_SOLUTIONS = 8
 
 Split = tuple[int, ...]
+KERNELS: tuple[Callable[[int], int], ...] = (
+    clean_kernel,
+    # As many taps as the stride: clean and cheap, but no output voxel blends two neighbours.
+    lambda stride: stride if stride > 1 else 3,
+    lambda _: 3,
+)
 
 
 def solve(
@@ -55,26 +61,26 @@ def solve(
     if channels is not None:
         _check_channels(channels, target, stage_count)
         stage_count = len(channels)
-    if stage_count is not None and not 1 <= stage_count <= MOST_STAGES:
-        raise ShapeError(f"The number of stages is 1 to {MOST_STAGES}. Received {stage_count}.")
+    if stage_count is not None and not 1 <= stage_count <= MAX_STAGES:
+        raise ShapeError(f"The number of stages is 1 to {MAX_STAGES}. Received {stage_count}.")
     _check_reachable(latent, target, stage_count)
     growths = [wanted // size for size, wanted in zip(latent[1:4], target[1:4], strict=True)]
     found: dict[tuple[Stage, ...], None] = {}
-    for count in [stage_count] if stage_count else range(1, MOST_STAGES + 1):
+    for count in [stage_count] if stage_count else range(1, MAX_STAGES + 1):
         filters = channels or _halved(latent[4], target[4], count)
-        for plan, kernel in product(_plans(growths, count), (clean_kernel, _touching_kernel, _usual_kernel)):
+        for plan, kernel in product(_plans(growths, count), KERNELS):
             if stage_count is None and count > 1 and (1, 1, 1) in plan:
                 continue
             stages = (
-                Stage(made, (kernel(depth), kernel(height), kernel(width)), (depth, height, width))
-                for made, (depth, height, width) in zip(filters, plan, strict=True)
+                Stage(channels_out, triple(map(kernel, strides)), strides)
+                for channels_out, strides in zip(filters, plan, strict=True)
             )
             found[tuple(stages)] = None
-    return sorted(found, key=lambda stages: rank(stages, latent[4]))[:SHOWN]
+    return sorted(found, key=lambda stages: rank(stages, latent[4]))[:MAX_SOLUTIONS]
 
 
 def rank(stages: Sequence[Stage], latent_channels: int) -> tuple[float, ...]:
-    """Order of a solution, the least first; each number decides only between equals in those before it."""
+    """Return the sort key of a solution, the best first."""
     axes = [axis for stage in stages for axis in stage.axes]
     inputs = [latent_channels, *(stage.filters for stage in stages)]
     return (
@@ -87,17 +93,8 @@ def rank(stages: Sequence[Stage], latent_channels: int) -> tuple[float, ...]:
     )
 
 
-def _touching_kernel(stride: int) -> int:
-    """As many taps as the stride: clean and cheap, but no output voxel blends two neighbours."""
-    return stride if stride > 1 else 3
-
-
-def _usual_kernel(_stride: int) -> int:
-    return 3
-
-
 def _halved(channels: int, last: int, count: int) -> list[int]:
-    """Filters of so many stages: halved from the latent's channels, not below the last ones.
+    """Return the filters of `count` stages: halved from the latent's channels, not below the last ones.
 
     >>> _halved(64, 1, 4), _halved(8, 16, 2)
     ([32, 16, 8, 1], [8, 16])
@@ -106,26 +103,22 @@ def _halved(channels: int, last: int, count: int) -> list[int]:
 
 
 def _plans(growths: Sequence[int], count: int) -> list[tuple[Triple, ...]]:
-    """Strides of so many stages: the best splits of the axes, combined; equal growths of the plane stay alike."""
-    depths, heights, widths = (_splits(growth, count)[:COMBINED] for growth in growths)
+    """Combine the best splits of the axes to strides of stages; equal growths in the plane are split alike."""
+    depths, heights, widths = (_splits(growth, count)[:MAX_SPLITS] for growth in growths)
     planes = zip(heights, widths, strict=True) if growths[1] == growths[2] else product(heights, widths)
     return [tuple(zip(depth, *plane, strict=True)) for depth, plane in product(depths, planes)]
 
 
 def _splits(growth: int, count: int) -> list[Split]:
-    """Split a growth into so many strides, the most balanced first, each in its preferred order."""
-    found = sorted(_factors(growth, count, LARGEST_STRIDE), key=lambda factors: sum(f * f for f in factors))
-    return [tuple(sorted(factors, key=_place)) for factors in found]
-
-
-def _place(stride: int) -> int:
-    """Large strides come late, where channels are few, and a finished axis rests at the end."""
-    return stride if stride > 1 else LARGEST_STRIDE + 1
+    """Split a growth into `count` strides, the most balanced first."""
+    found = sorted(_factors(growth, count, MAX_STRIDE), key=lambda factors: sum(f * f for f in factors))
+    # Large strides come late, where channels are few, and strides of 1 at the end.
+    return [tuple(sorted(factors, key=lambda stride: (stride == 1, stride))) for factors in found]
 
 
 @cache
 def _factors(growth: int, count: int, largest: int) -> tuple[Split, ...]:
-    """Return every descending way to write a growth as a product of so many numbers up to the largest."""
+    """Write a growth as a product of `count` descending numbers up to `largest`, in every possible way."""
     if count == 0:
         return ((),) if growth == 1 else ()
     return tuple(
@@ -145,21 +138,21 @@ def _check_channels(channels: Sequence[int], target: TensorShape, stage_count: i
 
 
 def _check_reachable(latent: TensorShape, target: TensorShape, stage_count: int | None) -> None:
-    remarks, below, above = [], list(target), list(target)
+    obstacles, below, above = [], list(target), list(target)
     if latent[0] != target[0]:
-        remarks.append(("batch", f"it stays {latent[0]}"))
+        obstacles.append(("batch", f"it stays {latent[0]}"))
         below[0] = above[0] = latent[0]
     for i, name in enumerate(AXES, start=1):
-        rule = _obstacle(latent[i], target[i], stage_count)
-        if rule:
+        obstacle = _obstacle(latent[i], target[i], stage_count)
+        if obstacle:
             near = _nearest(latent[i], target[i], stage_count)
-            remarks.append((name, f"{rule}; {options(near)} would do"))
+            obstacles.append((name, f"{obstacle}; {options(near)} would do"))
             below[i], above[i] = near[0], near[-1]
-    if remarks:
+    if obstacles:
         shapes = " or ".join(dict.fromkeys(map(shape_text, (below, above))))
         raise ShapeError(
             "No stages with padding same and no output padding lead from"
-            f" {shape_text(latent)} to {shape_text(target)}: {'; '.join(grouped(remarks))}."
+            f" {shape_text(latent)} to {shape_text(target)}: {'; '.join(grouped(obstacles))}."
             f" Nearest shapes that can be reached: {shapes}.",
         )
 
@@ -170,19 +163,17 @@ def _obstacle(size: int, wanted: int, stage_count: int | None) -> str | None:
     if wanted % size:
         return f"each stage multiplies the size by its stride, and {wanted} is no whole multiple of {size}"
     growth = wanted // size
-    if growth > LARGEST_GROWTH:
-        return f"growth {growth} is above {LARGEST_GROWTH}"
-    if not _factors(growth, stage_count or MOST_STAGES, LARGEST_STRIDE):
-        where = f"in {stage_count} stages" if stage_count else f"in up to {MOST_STAGES} stages"
-        return f"growth {growth} cannot be split into strides of 1 to {LARGEST_STRIDE} {where}"
+    if growth > MAX_GROWTH:
+        return f"growth {growth} is above {MAX_GROWTH}"
+    if not _factors(growth, stage_count or MAX_STAGES, MAX_STRIDE):
+        count = stage_count or f"up to {MAX_STAGES}"
+        return f"growth {growth} cannot be split into strides of 1 to {MAX_STRIDE} in {count} stages"
     return None
 
 
 def _nearest(size: int, wanted: int, stage_count: int | None) -> list[int]:
-    """Sizes on both sides of the wanted one that can be reached."""
-    growth = min(wanted // size, LARGEST_GROWTH)
-    below = next((g for g in range(growth, 0, -1) if _obstacle(size, g * size, stage_count) is None), None)
-    above = next(
-        (g for g in range(growth + 1, LARGEST_GROWTH + 1) if _obstacle(size, g * size, stage_count) is None), None
-    )
-    return [g * size for g in (below, above) if g]
+    """Find the sizes nearest to the wanted one that can be reached, below and above."""
+    growth = min(wanted // size, MAX_GROWTH)
+    sides = (range(growth, 0, -1), range(growth + 1, MAX_GROWTH + 1))
+    reached = ((g * size for g in side if _obstacle(size, g * size, stage_count) is None) for side in sides)
+    return [first for side in reached if (first := next(side, None))]

@@ -1,12 +1,12 @@
-"""A stage, one transposed convolution, its arithmetic along one axis, in integers, and that of a chain of stages.
+"""The integer arithmetic of a stage (one transposed convolution) along each axis, and that of a chain of stages.
 
 Along an axis a stage scatters: by tap `t`, input voxel `n` reaches output voxel `n * stride + t * dilation - before`.
 Everything else here follows from it: which sizes are possible, which taps meet in a voxel, where the image ends up.
 
-A chain along an axis is again one line of integers. Tracing output voxel `j` backwards through a stage gives input
+Tracing output voxel `j` backwards through a stage gives input
 voxels `ceil((j + before - span + 1) / stride)` to `floor((j + before) / stride)`. Nested floors and ceilings of this
-form merge into one, `floor((j + a) / S)` with the product `S` of the strides, and so do the places of voxel centres;
-nothing has to be traced voxel by voxel.
+form merge into one, `floor((j + a) / S)` with the product `S` of the strides, and so do the positions of voxel centres,
+so a chain along an axis is four integers and nothing is traced voxel by voxel.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NoReturn
 
-from configs.axes import AXES, Triple
+from configs.axes import AXES, Triple, triple
 from configs.errors import ShapeError
 from configs.schema import Network
 from models.stages.wording import by, options
@@ -121,7 +121,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Stage:
-    """One transposed convolution, in Keras' words; three numbers are (depth, height, width).
+    """One transposed convolution, in Keras' terms; three numbers are (depth, height, width).
 
     Args:
         filters: Output channels.
@@ -155,14 +155,15 @@ class Stage:
             strided, dilated = (AXES[values.index(max(values))] for values in (self.strides, self.dilation_rate))
             self._refuse(
                 f"a stride above 1 (here on {strided}) excludes a dilation above 1 (here on {dilated}), on any axis;"
-                " take stride 1 everywhere or dilation 1 everywhere",
+                " use stride 1 everywhere or dilation 1 everywhere",
                 f"strides={by(self.strides)}, dilation_rate={by(self.dilation_rate)}",
             )
-        self._check_output_padding()
+        if self.output_padding is not None:
+            self._check_output_padding(self.output_padding)
 
-    def _check_output_padding(self) -> None:
-        for name, axis, padding in zip(AXES, self.axes, self.output_padding or (), strict=False):
-            received = f"output_padding={by(self.output_padding or ())}"
+    def _check_output_padding(self, output_padding: Triple) -> None:
+        received = f"output_padding={by(output_padding)}"
+        for name, axis, padding in zip(AXES, self.axes, output_padding, strict=True):
             if not 0 <= padding < axis.stride:
                 self._refuse(
                     f"{name}: output_padding is at least 0 and below the stride {axis.stride};"
@@ -186,11 +187,7 @@ class Stage:
     def axes(self) -> tuple[Axis, Axis, Axis]:
         """The stage along depth, height and width."""
         padding = self.output_padding or (None, None, None)
-        depth, height, width = (
-            Axis(self.kernel_size[i], self.strides[i], self.dilation_rate[i], self.padding, padding[i])
-            for i in range(3)
-        )
-        return depth, height, width
+        return triple(map(Axis, self.kernel_size, self.strides, self.dilation_rate, [self.padding] * 3, padding))
 
     def weights_shape(self, channels: int) -> tuple[int, int, int, int, int]:
         """Shape of the weights in TensorFlow's layout, (depth, height, width, out, in), for so many input channels."""
@@ -216,17 +213,16 @@ def latent_receptive_field(stages: Sequence[Stage]) -> tuple[tuple[int, int], ..
     >>> latent_receptive_field([clean])[0], latent_receptive_field([lopsided])[0]
     ((1, 1), (1, 0))
     """
-    return tuple(_sight(stages, axis) for axis in range(3))
+    return tuple(map(_latent_reach, zip(*(stage.axes for stage in stages), strict=True)))
 
 
-def _sight(stages: Sequence[Stage], axis: int) -> tuple[int, int]:
+def _latent_reach(axes: Sequence[Axis]) -> tuple[int, int]:
     total, first, last, centre = 1, 0, 0, 0  # own = floor((2j - centre + total) / 2total)
-    for stage in reversed(stages):
-        along = stage.axes[axis]
-        first += total * (along.crop[0] - along.span + 1)
-        last += total * along.crop[0]
-        centre += total * (along.tail - 1)
-        total *= along.stride
+    for axis in reversed(axes):
+        first += total * (axis.crop[0] - axis.span + 1)
+        last += total * axis.crop[0]
+        centre += total * (axis.tail - 1)
+        total *= axis.stride
     own = (total - centre) // 2
     # The largest floor((j + a) / S) - ceil((j + b) / S) over all j is floor((a - b) / S); likewise on the other side.
     return max(0, (own - first) // total), max(0, -((own - last) // total))
@@ -241,13 +237,7 @@ def accumulated_shift(stages: Sequence[Stage]) -> tuple[float, float, float]:
     >>> accumulated_shift([Stage(1, (3, 3, 3), (2, 2, 2)), Stage(1, (3, 3, 3), (1, 2, 2))])
     (0.5, 1.5, 1.5)
     """
-    depth, height, width = (_drift(stages, axis) for axis in range(3))
-    return depth, height, width
-
-
-def _drift(stages: Sequence[Stage], axis: int) -> float:
-    drift = 0.0
+    shifts = (0.0, 0.0, 0.0)
     for stage in stages:
-        along = stage.axes[axis]
-        drift = drift * along.stride + along.shift
-    return drift
+        shifts = triple(shift * axis.stride + axis.shift for shift, axis in zip(shifts, stage.axes, strict=True))
+    return shifts

@@ -1,6 +1,6 @@
 """The upsampler: a chain of stages as a Keras model, on any latent, and its twin on `tf.nn.conv3d_transpose`.
 
-The layer makes its weights and derives its output shape; the operation is handed both. They compute the same numbers,
+The layer makes its weights and derives its output shape; the operation receives both. They compute the same numbers,
 in the shapes that `models.stages.report` predicts.
 """
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from configs.axes import TensorShape
 from models.stages.report import describe
-from models.stages.stage import Axis, Stage
+from models.stages.stage import Stage
 
 
 def build_upsampler(
@@ -36,7 +36,7 @@ def build_upsampler(
     latent = keras.Input(latent_shape, name="latent")
     tensor = latent
     for number, stage in enumerate(stages, start=1):
-        layer = keras.layers.Conv3DTranspose(
+        tensor = keras.layers.Conv3DTranspose(
             stage.filters,
             stage.kernel_size,
             strides=stage.strides,
@@ -45,8 +45,7 @@ def build_upsampler(
             output_padding=stage.output_padding,
             activation=activation if number < len(stages) else None,
             name=f"stage_{number}",
-        )
-        tensor = layer(tensor)
+        )(tensor)
     return keras.Model(latent, tensor, name="upsampler")
 
 
@@ -91,17 +90,19 @@ class ConvTransposeOperation(keras.layers.Layer):  # type: ignore[misc]  # Keras
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Run the operation, then add the bias and activate."""
-        source = self.source
-        sizes = tf.shape(inputs)
-        added = source.output_padding or (None, None, None)
-        output_shape = [sizes[0]]
-        for i in range(3):
-            axis = Axis(source.kernel_size[i], source.strides[i], source.dilation_rate[i], source.padding, added[i])
-            output_shape.append(axis.output_size(sizes[i + 1]))
+        source, batch, sizes = self.source, tf.shape(inputs)[0], tf.shape(inputs)[1:4]
+        stage = Stage(
+            source.filters,
+            source.kernel_size,
+            source.strides,
+            source.dilation_rate,
+            source.padding,
+            source.output_padding,
+        )
         output = tf.nn.conv3d_transpose(
             inputs,
             source.kernel,
-            [*output_shape, source.filters],
+            [batch, *(axis.output_size(sizes[i]) for i, axis in enumerate(stage.axes)), source.filters],
             source.strides,
             padding=source.padding.upper(),
             dilations=source.dilation_rate,
@@ -113,14 +114,13 @@ class ConvTransposeOperation(keras.layers.Layer):  # type: ignore[misc]  # Keras
         return tuple(self.source.compute_output_shape(input_shape))
 
     def get_config(self) -> dict[str, Any]:
-        """Return what `from_config` takes."""
+        """Return the arguments of `from_config`."""
         return {**super().get_config(), "source": keras.saving.serialize_keras_object(self.source)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """Make the operation again, with a layer of its own."""
-        source = keras.saving.deserialize_keras_object(config.pop("source"))
-        return cls(source, **config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("source")), **config)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ImplementationComparison:
     """Comparison of layer and operation.
 
     Args:
-        shapes: Whether every stage of both made the shape that was predicted.
+        shapes: Whether every stage of both made the predicted shape.
         max_abs_difference: Between their outputs, over all stages.
     """
 

@@ -42,13 +42,13 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def grouped(remarks: Iterable[tuple[str, str]]) -> list[str]:
-    """Remarks on axes, the axes that share a remark named together.
+def grouped(notes: Iterable[tuple[str, str]]) -> list[str]:
+    """Write notes on axes, naming together the axes that share one.
 
     >>> grouped([("depth", "no"), ("height", "yes"), ("width", "yes")])
     ['depth: no', 'height and width: yes']
     """
     axes: dict[str, list[str]] = {}
-    for axis, remark in remarks:
-        axes.setdefault(remark, []).append(axis)
-    return [f"{listed(names)}: {remark}" for remark, names in axes.items()]
+    for axis, note in notes:
+        axes.setdefault(note, []).append(axis)
+    return [f"{listed(names)}: {note}" for note, names in axes.items()]

@@ -84,7 +84,7 @@ def test_kernel_3_stride_2_is_shown_why_caffe_makes_31_of_16():
     said = caffe_equivalent(Stage(1, (3, 3, 3), (2, 2, 2)), (1, 16, 16, 16, 1))
     assert not said.equivalent
     assert said.reason == (
-        "depth, height and width: TensorFlow cuts 0 before and 1 after; take pad 0 and drop the last voxel;"
+        "depth, height and width: TensorFlow cuts 0 before and 1 after; use pad 0 and drop the last voxel;"
         " pad 1 is one voxel short"
     )
     assert said.output_shape == (1, 33, 33, 33, 1)
