@@ -8,9 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.errors import InputError
-from tasks.volume.grid import Grid, axis_codes, oblique_degrees, slice_axis
+from tasks.volume.grid import Grid, Three, axis_codes, oblique_degrees, slice_axis, target_grid
 from tasks.volume.inspection import InspectedVolume, inspect_volume
-from tasks.volume.target import Three, target_grid
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Inspection:
             "file": self.path.name,
             "format": header.format,
             "shape": grid.shape,
-            "times": header.times,
+            "times": header.n_timepoints,
             "dtype": header.dtype.name,
             "spacing": grid.spacing,
             "axes": axis_codes(grid),
@@ -93,7 +92,7 @@ def inspection_tables(inspected: Sequence[Inspection]) -> list[Table]:
         voxels = [
             f"{header.format}, {header.dtype.name}",
             f"{extent.lowest:.4g} to {extent.highest:.4g}",
-            f"{grid.mib:.1f} MiB" + (f" x {header.times} time points" if header.times > 1 else ""),
+            f"{grid.mib:.1f} MiB" + (f" x {header.n_timepoints} time points" if header.n_timepoints > 1 else ""),
         ]
         table.add_row(*(Text(text) for text in (found.scan.path.name, "\n".join(geometry), "\n".join(voxels))))
     return [table]

@@ -145,7 +145,7 @@ class VolumeContract(Frozen):
 
     def _size_violations(self, scan: Scan) -> list[str]:
         wanted = {**dict(zip("ijk", self.shape, strict=True)), "time points": self.times, "its type": self.dtype}
-        found = (*scan.grid.shape, scan.header.times, scan.header.dtype.name)
+        found = (*scan.grid.shape, scan.header.n_timepoints, scan.header.dtype.name)
         return [
             f"{what} must be {want}, received {have}"
             for (what, want), have in zip(wanted.items(), found, strict=True)

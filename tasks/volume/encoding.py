@@ -1,4 +1,4 @@
-"""Voxels as a file stores them: a dtype, a slope and an intercept, without wrapping or quantising unseen."""
+"""Voxels as a file stores them, by dtype, slope and intercept, without silent wrapping or quantisation."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,13 +30,13 @@ class Encoding:
         dtype = np.dtype(self.dtype)
         if dtype.kind == "f":
             return voxels.astype(dtype)
-        # float32 holds every int16 but not every int32, whose end it would round to beyond the end.
+        # float32 holds every int16 but not every int32: it would round the largest up, out of range.
         stored: NDArray[Any] = voxels.astype(np.float32 if dtype.itemsize <= 2 else np.float64)
         if (self.slope, self.inter) != (1, 0):
             np.subtract(stored, self.inter, out=stored)
             np.divide(stored, self.slope, out=stored)
         lowest, highest = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
-        if int(highest) > np.iinfo(dtype).max:  # the end of int64 is no float64
+        if int(highest) > np.iinfo(dtype).max:  # the largest int64 is not a float64
             highest = float(np.nextafter(highest, 0))
         np.clip(np.rint(stored, out=stored), lowest, highest, out=stored)
         np.nan_to_num(stored, copy=False, nan=0)
@@ -52,9 +52,9 @@ def choose_encoding(
         stored: The dtype of the input on disk.
         slope: Of the input.
         inter: Of the input.
-        wanted: The dtype that was asked for; None keeps integers and their slope, and stores all else as float32.
-        extent: Lowest and highest value of the input, if they are known. They give integers made from floats a slope
-            that spans them with a tenth to spare at either end, where a slope of 1 would leave few steps.
+        wanted: The requested dtype; None keeps integers and their slope, and stores all else as float32.
+        extent: Lowest and highest value of the input, if known. They give integers made from floats a slope that spans
+            them with a tenth to spare at either end, where a slope of 1 would leave few steps.
 
     Raises:
         InputError: A dtype that is not written.
@@ -81,15 +81,7 @@ def choose_encoding(
 
 
 def stored_name(stored: DTypeLike, wanted: DTypeLike | None) -> str:
-    """Name the dtype on disk of a volume that is made from another.
-
-    Args:
-        stored: The dtype of the input on disk.
-        wanted: The dtype that is asked for; None keeps integers and stores all else as float32.
-
-    Raises:
-        InputError: A dtype that is not written.
-    """
+    """Return the name of the dtype that `choose_encoding` chooses; arguments and errors as there."""
     if wanted is not None:
         return writable_name(wanted)
     before = np.dtype(stored)
@@ -97,10 +89,10 @@ def stored_name(stored: DTypeLike, wanted: DTypeLike | None) -> str:
 
 
 def writable_name(wanted: DTypeLike) -> str:
-    """Name the dtype that is asked for.
+    """Return the name of a requested dtype.
 
     Raises:
-        InputError: It is not one that is written.
+        InputError: Volumes are not written in it.
     """
     try:
         name = np.dtype(wanted).name

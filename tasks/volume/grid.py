@@ -12,15 +12,16 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.axes import FileShape, NetworkShape, Triple
+from configs.axes import FileShape, NetworkShape, Triple, triple
 from configs.errors import InputError
 
 T = TypeVar("T")
+Three = tuple[float, float, float]
 Shape = TypeVar("Shape", FileShape, NetworkShape)
 
-MAX_AXIS_VOXELS = 1_000_000  # voxels along an axis: beyond is a slip of the unit
-MAX_GRID_VOXELS = 1_000_000_000_000  # voxels of a grid: four times a human brain at 0.02 mm
-MAX_COORDINATE_MM = 1e9  # millimetres: a thousand kilometres is as good as infinite
+MAX_AXIS_VOXELS = 1_000_000  # along an axis: more are a mistaken unit
+MAX_GRID_VOXELS = 1_000_000_000_000  # four times a human brain at 0.02 mm
+MAX_COORDINATE_MM = 1e9  # a thousand kilometres is as good as infinite
 # Spacings closer than this are equal: such differences come from reconstruction, not from thick slices.
 EQUAL_SPACING = 0.02
 
@@ -69,10 +70,9 @@ class Grid:
         object.__setattr__(self, "affine", affine)
 
     @property
-    def spacing(self) -> tuple[float, float, float]:
+    def spacing(self) -> Three:
         """Millimetres per voxel along (i, j, k): the lengths of the affine's columns."""
-        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
-        return i, j, k
+        return triple(np.linalg.norm(self.affine[:3, :3], axis=0).tolist())
 
     @property
     def mib(self) -> float:
@@ -108,15 +108,8 @@ def covering_transform(shape: FileShape, covering: FileShape) -> NDArray[np.floa
     return transform
 
 
-def scaled_grid(grid: Grid, scale: tuple[float, float, float]) -> Grid:
-    """Return the grid with `scale` times as many voxels per file axis, rounded, over the same field of view.
-
-    Args:
-        grid: Any grid.
-        scale: Target voxels per voxel along (i, j, k); below 1 is coarser.
-
-    Raises:
-        InputError: A scale that is not a positive finite number, or asks for more voxels than any volume has.
+def scaled_grid(grid: Grid, scale: Three) -> Grid:
+    """Return the grid of `scaled_shape` over the same field of view.
 
     >>> scaled_grid(Grid(FileShape(5, 5, 5), np.eye(4)), (2, 1, 0.5)).shape
     FileShape(i=10, j=5, k=3)
@@ -124,8 +117,15 @@ def scaled_grid(grid: Grid, scale: tuple[float, float, float]) -> Grid:
     return covering_grid(grid, scaled_shape(grid.shape, scale))
 
 
-def scaled_shape(shape: Shape, scale: tuple[float, float, float]) -> Shape:
+def scaled_shape(shape: Shape, scale: Three) -> Shape:
     """Return `shape` times `scale`, rounded half up, at least 1 along every axis.
+
+    Args:
+        shape: Voxels per axis.
+        scale: Target voxels per voxel along the same axes; below 1 is coarser.
+
+    Raises:
+        InputError: A scale that is not a positive finite number, or asks for more voxels than any volume has.
 
     >>> scaled_shape(FileShape(5, 7, 1), (0.5, 1.5, 0.25))
     FileShape(i=3, j=11, k=1)
@@ -139,11 +139,11 @@ def scaled_shape(shape: Shape, scale: tuple[float, float, float]) -> Shape:
             f"{MAX_GRID_VOXELS:.0e}, and a scale of {_numbers(scale)} asks for {_numbers(tuple(wanted))}.",
             "Choose a smaller scale or a wider spacing.",
         )
-    # Rounding half up with a tolerance: a third of 9 voxels is 3 whatever the last bit says.
+    # Rounded half up with a tolerance: a third of 9 voxels is 3 whatever the last bit.
     return type(shape)(*(max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted))
 
 
-def spaced_grid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
+def spaced_grid(grid: Grid, spacing: Three) -> Grid:
     """Return the grid whose spacing is nearest to `spacing` (mm along i, j, k) over the same field of view.
 
     Raises:
@@ -154,8 +154,7 @@ def spaced_grid(grid: Grid, spacing: tuple[float, float, float]) -> Grid:
     """
     if len(spacing) != 3 or not np.isfinite(spacing).all() or min(spacing) <= 0:
         raise InputError(f"Cannot space a grid: three positive millimetres are needed, received {_numbers(spacing)}.")
-    i, j, k = (have / wanted for have, wanted in zip(grid.spacing, spacing, strict=True))
-    return scaled_grid(grid, (i, j, k))
+    return scaled_grid(grid, triple(have / wanted for have, wanted in zip(grid.spacing, spacing, strict=True)))
 
 
 def orientation(grid: Grid) -> tuple[Triple, tuple[bool, bool, bool]]:
@@ -171,9 +170,7 @@ def orientation(grid: Grid) -> tuple[Triple, tuple[bool, bool, bool]]:
     left, _, right = np.linalg.svd(grid.affine[:3, :3] / grid.spacing)
     cosines = left @ right
     best = max(permutations(range(3)), key=lambda worlds: sum(abs(cosines[w, a]) for a, w in enumerate(worlds)))
-    i, j, k = best
-    against = tuple(bool(cosines[world, axis] < 0) for axis, world in enumerate(best))
-    return (i, j, k), (against[0], against[1], against[2])
+    return triple(best), triple(bool(cosines[world, axis] < 0) for axis, world in enumerate(best))
 
 
 def oblique_degrees(grid: Grid) -> float:
@@ -194,7 +191,7 @@ def axis_codes(grid: Grid) -> str:
 
 
 def slice_axis(grid: Grid) -> int:
-    """Return the file axis across the slices: the largest spacing; among equals the one nearest to head-foot.
+    """Return the file axis across the slices: the largest spacing; among equals the one nearest to inferior-superior.
 
     A scan of equal spacings has the same slice axis in the world in whatever axis order it is stored.
 
@@ -211,8 +208,8 @@ class NetworkAxes:
     """The one place that converts between file axes (i, j, k) and network axes (depth, height, width).
 
     Depth is the slice axis; height and width are the others, in descending world order (superior, anterior, right), and
-    every axis runs towards superior, anterior or right. So one head gives one network input, in whatever axis order and
-    direction its file stores it; and for the common order RAS the network's array is the file's, without a copy.
+    every axis runs towards superior, anterior or right. So one subject gives one network input, in whatever axis order
+    and direction its file stores it; and for the common order RAS the network's array is the file's, without a copy.
 
     Args:
         order: The file axis of depth, height and width.
@@ -232,21 +229,19 @@ class NetworkAxes:
 
     def network_shape(self, shape: FileShape) -> NetworkShape:
         """Reorder a shape along file axes to network axes."""
-        return NetworkShape(*(shape[axis] for axis in self.order))
+        return NetworkShape(*self.of_file(shape))
 
     def file_shape(self, shape: NetworkShape) -> FileShape:
         """Reorder a shape along network axes to file axes."""
-        return FileShape(*(shape[self.order.index(axis)] for axis in range(3)))
+        return FileShape(*self.of_network(shape))
 
     def of_file(self, per_axis: tuple[T, T, T]) -> tuple[T, T, T]:
         """Reorder one value per file axis (a scale, a spacing) to network axes."""
-        depth, height, width = (per_axis[axis] for axis in self.order)
-        return depth, height, width
+        return triple(per_axis[axis] for axis in self.order)
 
     def of_network(self, per_axis: tuple[T, T, T]) -> tuple[T, T, T]:
         """Reorder one value per network axis to file axes."""
-        i, j, k = (per_axis[self.order.index(axis)] for axis in range(3))
-        return i, j, k
+        return triple(per_axis[self.order.index(axis)] for axis in range(3))
 
     def _directions(self) -> tuple[slice, ...]:
         return tuple(slice(None, None, -1 if back else 1) for back in self.flipped)
@@ -261,8 +256,36 @@ def network_axes(grid: Grid, depth: int | None = None) -> NetworkAxes:
     """
     worlds, against = orientation(grid)
     first = slice_axis(grid) if depth is None else depth
-    second, third = sorted({0, 1, 2} - {first}, key=lambda axis: -worlds[axis])
-    return NetworkAxes((first, second, third), (against[first], against[second], against[third]))
+    order = triple([first, *sorted({0, 1, 2} - {first}, key=lambda axis: -worlds[axis])])
+    return NetworkAxes(order, triple(against[axis] for axis in order))
+
+
+def target_grid(
+    grid: Grid,
+    scale: Three | None = None,
+    spacing: Three | None = None,
+    trained_for: Three = (1.0, 1.0, 1.0),
+    depth: int | None = None,
+) -> Grid:
+    """Return the grid of the output, over the field of view of the input.
+
+    Args:
+        grid: Of the input.
+        scale: Target voxels per voxel along (i, j, k).
+        spacing: Wanted mm along (i, j, k).
+        trained_for: Target voxels per voxel along (depth, height, width), used where neither is given.
+        depth: The file axis across the slices; without it the largest spacing.
+
+    Raises:
+        InputError: Both scale and spacing are given.
+    """
+    if scale is not None and spacing is not None:
+        raise InputError(
+            "Cannot choose the target grid: scale and spacing are mutually exclusive.", "Give one of them."
+        )
+    if spacing is not None:
+        return spaced_grid(grid, spacing)
+    return scaled_grid(grid, scale or network_axes(grid, depth).of_network(trained_for))
 
 
 def _numbers(values: tuple[float, ...]) -> str:

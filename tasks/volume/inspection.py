@@ -1,4 +1,4 @@
-"""Everything that is looked at before any work: errors stop a volume with one message, warnings go to its record."""
+"""Inspection of volumes before any work: errors stop a volume with one message, warnings go to its record."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from tasks.volume.grid import Grid
 from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan, Volume, reading
 
-EXACT_FLOAT32 = 1 << 24  # whole numbers beyond are not all float32
-SLACK = 1 << 12  # bytes after the voxels that are nobody's concern: padding, footers
+MAX_EXACT_FLOAT32 = 1 << 24  # larger whole numbers are not all float32
+MAX_TRAILING_BYTES = 1 << 12  # after the voxels: padding, footers
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Extent:
         lowest: Of the finite voxels, all time points.
         highest: Of the finite voxels.
         not_finite: How many voxels are NaN or infinite.
-        constant_times: Time points whose finite voxels are all equal.
+        constant_timepoints: Time points whose finite voxels are all equal.
     """
 
     lowest: float
     highest: float
     not_finite: int
-    constant_times: tuple[int, ...]
+    constant_timepoints: tuple[int, ...]
 
 
 def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
@@ -44,7 +44,7 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
     """
     lowest, highest, not_finite = np.inf, -np.inf, 0
     constant = []
-    for time in range(scan.header.times):
+    for time in range(scan.header.n_timepoints):
         low, high, start = np.inf, -np.inf, 0
         for slab in scan.slabs(time):
             if time == 0 and first is not None:
@@ -68,7 +68,7 @@ class InspectedVolume:
         scan: Its header and geometry, to read the voxels again.
         digests: SHA-256 of each of `scan.files`.
         extent: Range of the voxels.
-        warnings: What is odd but no obstacle.
+        warnings: What is odd but does not prevent a restoration.
     """
 
     scan: Scan
@@ -82,7 +82,7 @@ class InspectedVolume:
         Raises:
             ReadError: Before the last time point: the file has changed since it was inspected.
         """
-        last = self.scan.header.times - 1
+        last = self.scan.header.n_timepoints - 1
         with read_forward(self.scan) as (forward, reader):
             for time in range(last):
                 yield forward.read(time)
@@ -118,80 +118,77 @@ def inspect_volume(path: Path) -> InspectedVolume:
                 )
             extent = find_extent(forward)
         except ReadError:
-            _require_whole(scan, reader.finish()[0])
+            _require_all_bytes(scan, reader.finish()[0])
             raise
-        held, digest = reader.finish()
-    _require_whole(scan, held)
+        size, digest = reader.finish()
+    _require_all_bytes(scan, size)
     digests = {scan.data_path: digest}
     if path not in digests:
         with ForwardReader(path) as reader:
             digests[path] = reader.finish()[1]
-    return InspectedVolume(scan, tuple(digests[file] for file in scan.files), extent, _warnings(scan, extent, held))
+    return InspectedVolume(scan, tuple(digests[file] for file in scan.files), extent, _warnings(scan, extent, size))
 
 
-def _require_whole(scan: Scan, held: int) -> None:
-    if held < scan.data_bytes:
+def _require_all_bytes(scan: Scan, size: int) -> None:
+    if size < scan.data_bytes:
         raise ReadError(
             scan.path.name,
             f"its header declares {scan.data_bytes} bytes (shape {'x'.join(map(str, scan.grid.shape))}, "
-            f"{scan.header.times} time point(s), {scan.header.dtype}), and the file holds {held}. It was cut short or "
-            "its header is wrong; copy it again",
+            f"{scan.header.n_timepoints} time point(s), {scan.header.dtype}), and the file holds {size}. It was cut"
+            " short or its header is wrong; copy it again",
         )
 
 
-def _warnings(scan: Scan, extent: Extent, held: int) -> tuple[str, ...]:
-    """List what is odd about a volume but no obstacle.
-
-    Raises:
-        InputError: No time point has two different finite values.
-    """
-    if len(extent.constant_times) == scan.header.times:
+def _warnings(scan: Scan, extent: Extent, size: int) -> tuple[str, ...]:
+    """List what is odd about a volume of `size` bytes; refuse it if no time point has two different finite values."""
+    if len(extent.constant_timepoints) == scan.header.n_timepoints:
         what = f"every voxel is {extent.lowest:g}" if extent.lowest <= extent.highest else "no voxel is a finite number"
         raise InputError(
             f"Cannot use {scan.path.name}: it is an empty image, {what}; there is nothing to restore.", "Leave it out."
         )
-    trailing = held - scan.data_bytes if scan.data_bytes and scan.data_path == scan.path else 0
-    warnings = [*scan.header.remarks, *_geometry_warnings(scan.grid, scan.header)]
-    warnings += _voxel_warnings(scan.header, extent)
-    if trailing > SLACK and scan.header.format.startswith("NIfTI"):
+    trailing = size - scan.data_bytes if scan.data_bytes and scan.data_path == scan.path else 0
+    warnings = (
+        list(scan.header.warnings) + _geometry_warnings(scan.grid, scan.header) + _voxel_warnings(scan.header, extent)
+    )
+    if trailing > MAX_TRAILING_BYTES and scan.header.format.startswith("NIfTI"):
         warnings.append(f"{trailing} bytes follow the voxels and are left out")
     return tuple(warnings)
 
 
 def _geometry_warnings(grid: Grid, header: Header) -> list[str]:
-    said = []
+    found = []
     if header.codes == (0, 0):
-        said.append("neither qform nor sform is set: directions and origin are a guess")
+        found.append("neither qform nor sform is set: directions and origin are a guess")
     if header.qform is not None and header.sform is not None:
         apart = _apart(grid, header.qform)
         if apart > min(grid.spacing) / 10:
-            said.append(f"qform and sform differ by up to {apart:.3g} mm; the sform is used")
+            found.append(f"qform and sform differ by up to {apart:.3g} mm; the sform is used")
     skew = shear(grid)
     if skew > 0.1:
-        said.append(f"the axes are sheared by {skew:.1f} degrees: no qform can hold that, only the sform does")
+        found.append(f"the axes are sheared by {skew:.1f} degrees: no qform can hold that, only the sform does")
     if not np.allclose(header.zooms, grid.spacing, rtol=0.01):
-        said.append(
+        found.append(
             f"the header's spacing {_mm(header.zooms)} is not the affine's {_mm(grid.spacing)}; the affine is used"
         )
     if header.units[0] in ("meter", "micron"):
-        said.append(f"lengths are in {header.units[0]}s in the file and in millimetres in the output")
+        found.append(f"lengths are in {header.units[0]}s in the file and in millimetres in the output")
     if min(grid.spacing) < 0.01 or max(grid.spacing) > 50:
-        said.append(f"a spacing of {_mm(grid.spacing)} is unusual: check the unit")
+        found.append(f"a spacing of {_mm(grid.spacing)} is unusual: check the unit")
     single = [name for name, size in zip("ijk", grid.shape, strict=True) if size == 1]
     if single:
-        said.append(f"there is one voxel along {' and '.join(single)}: nothing can be restored along it")
-    return said
+        found.append(f"there is one voxel along {' and '.join(single)}: nothing can be restored along it")
+    return found
 
 
 def _voxel_warnings(header: Header, extent: Extent) -> list[str]:
-    said = []
+    found = []
     if extent.not_finite:
-        said.append(f"{extent.not_finite} voxels are NaN or infinite; they are read as the lowest value")
-    if extent.constant_times:
-        said.append(f"{len(extent.constant_times)} of {header.times} time points are constant")
-    if header.dtype.kind in "iu" and header.slope == 1 and max(-extent.lowest, extent.highest) > EXACT_FLOAT32:
-        said.append(f"values up to {max(-extent.lowest, extent.highest):.3g} are held to 7 digits")
-    return said
+        found.append(f"{extent.not_finite} voxels are NaN or infinite; they are read as the lowest value")
+    if extent.constant_timepoints:
+        found.append(f"{len(extent.constant_timepoints)} of {header.n_timepoints} time points are constant")
+    if header.dtype.kind in "iu" and header.slope == 1 and max(-extent.lowest, extent.highest) > MAX_EXACT_FLOAT32:
+        found.append(f"values up to {max(-extent.lowest, extent.highest):.3g} are held to 7 digits")
+    return found
 
 
 def shear(grid: Grid) -> float:

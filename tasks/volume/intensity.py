@@ -1,4 +1,4 @@
-"""Intensity normalisation: 0 for air, about 1 for the brightest of the foreground; found robustly, and undone."""
+"""Intensity normalisation, found robustly: 0 for air, about 1 for the brightest of the foreground; and its inverse."""
 
 from dataclasses import dataclass
 
@@ -27,9 +27,9 @@ def find_intensity(voxels: NDArray[np.float32]) -> Intensity:
     """Find the intensities of a volume by percentiles of the foreground, not of the air.
 
     Without negative values, low is 0 and high the 99.5th percentile of the positive voxels. With negative values (CT,
-    or ringing below 0), low is the 0.5th percentile of all voxels, the head is what lies above
-    the lowest twentieth of the range from there to the 99.9th percentile, and high is the 99.5th percentile of the
-    head. NaN and infinities are left out.
+    or ringing below 0), low is the 0.5th percentile of all voxels, the foreground is what lies above the lowest
+    twentieth of the range from there to the 99.9th percentile, and high is the 99.5th percentile of the foreground.
+    NaN and infinities are left out.
 
     Raises:
         InputError: The finite voxels are all equal, or there are none.
@@ -40,8 +40,8 @@ def find_intensity(voxels: NDArray[np.float32]) -> Intensity:
     if finite.min() >= 0:
         return Intensity(0.0, float(np.percentile(finite[finite > 0], 99.5)))
     low, top = np.percentile(finite, (0.5, 99.9)).tolist()
-    head = finite[finite > low + (top - low) / 20]
-    high = float(np.percentile(head, 99.5)) if head.size else top
+    foreground = finite[finite > low + (top - low) / 20]
+    high = float(np.percentile(foreground, 99.5)) if foreground.size else top
     return Intensity(low, high) if high > low else Intensity(float(finite.min()), float(finite.max()))
 
 

@@ -19,7 +19,7 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike, NDArray
 
-from configs.axes import FileShape
+from configs.axes import FileShape, triple
 from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
 from tasks.files.compression import ForwardReader, check_packing, open_to_write
@@ -27,33 +27,18 @@ from tasks.volume.encoding import Encoding, choose_encoding
 from tasks.volume.grid import Grid, GridError, covering_transform
 from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
 
-__all__ = [
-    "Header",
-    "Scan",
-    "Volume",
-    "anonymous_copy",
-    "open_volume",
-    "read_forward",
-    "read_volume",
-    "write_slabs",
-    "write_volume",
-]
+__all__ = ["Volume", "anonymous_copy", "open_volume", "read_forward", "read_volume", "write_slabs", "write_volume"]
 
-PIECE = 1 << 14  # bytes read at least from a compressed file
+MIN_READ = 1 << 14  # bytes from a compressed file
 NIFTI1_LIMIT = 32767  # voxels along an axis: sizes are int16 there
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
-FORMATS = {
-    "Nifti1Image": "NIfTI-1",
-    "Nifti1Pair": "NIfTI-1 pair",
-    "Nifti2Image": "NIfTI-2",
-    "Nifti2Pair": "NIfTI-2 pair",
-}
+FORMATS = {f"Nifti{n}Image": f"NIfTI-{n}" for n in (1, 2)} | {f"Nifti{n}Pair": f"NIfTI-{n} pair" for n in (1, 2)}
 FORMATS |= {"MGHImage": "MGH", "Minc1Image": "MINC-1", "Minc2Image": "MINC-2", "AFNIImage": "AFNI"}
 FORMATS |= {f"{kind}AnalyzeImage": "Analyze" for kind in ("", "Spm99", "Spm2")}
-# Units of time in formats whose headers name none that nibabel tells.
+# Units of time in formats for which nibabel reports none.
 TIME_UNITS = {"MGHHeader": "msec", "Minc1Header": "sec", "Minc2Header": "sec", "PARRECHeader": "sec"}
 AFNI_TIME_UNITS = {77001: "msec", 77002: "sec", 77003: "hz"}
-# NIfTI intents whose fourth axis is no time: matrices, displacements, vectors, point sets, triangles, quaternions.
+# NIfTI intents whose fourth axis is not time: matrices, displacements, vectors, point sets, triangles, quaternions.
 VECTOR_INTENTS = range(1004, 1011)
 KEPT_FIELDS = (
     *("descrip", "aux_file", "intent_code", "intent_name", "intent_p1", "intent_p2", "intent_p3"),
@@ -65,11 +50,11 @@ def _open_gzip(path: str, mode: str = "rb", compresslevel: int = 1, mtime: int =
     """Open a compressed file for nibabel; its own opener reads megabytes for a header."""
     if mode != "rb":
         return ImageOpener.gz_def[0](path, mode, compresslevel, mtime, keep_open)
-    return IndexedGzipFile(path, drop_handles=not keep_open, buffer_size=PIECE, readbuf_size=PIECE)
+    return IndexedGzipFile(path, drop_handles=not keep_open, buffer_size=MIN_READ, readbuf_size=MIN_READ)
 
 
 ImageOpener.compress_ext_map |= dict.fromkeys((".gz", ".mgz"), (_open_gzip, ImageOpener.gz_def[1]))
-# What nibabel says about a header becomes a remark on the volume instead of a line on the terminal.
+# What nibabel logs about a header becomes a warning about the volume instead of a line on the terminal.
 nibabel_logger.handlers[:] = [logging.NullHandler()]
 
 
@@ -83,58 +68,56 @@ def read_volume(path: Path, time: int = 0) -> Volume:
 
 
 def open_volume(path: Path) -> Scan:
-    """Open a file and understand its header; no voxel is read.
+    """Open a file and interpret its header; no voxel is read.
 
     Raises:
-        InputError: The file is missing or no image that can be read, or it holds no volume of real numbers.
+        InputError: The file is missing, is not an image that can be read, or does not hold a volume of real numbers.
     """
     path = Path(path)
     if not path.is_file():
         what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
         raise ReadError(path.name, what)
-    with reading(path) as remarks:
+    with reading(path) as warnings:
         check_packing(path)
         image = nibabel.load(path)
         if not isinstance(image, SpatialImage) or image.affine is None:
             raise ReadError(path.name, f"it holds a {type(image).__name__}, not a volume", "Give a file of voxels.")
         time_first = type(image).__name__.startswith("Minc")
         sizes = tuple(int(size) for size in image.shape)
-        shape, times = space_and_time(path, sizes, time_first=time_first)
-        _refuse_vectors(path, image, times)
-        units = _units(image.header, remarks)
+        shape, n_timepoints = space_and_time(path, sizes, time_first=time_first)
+        _refuse_vectors(path, image, n_timepoints)
+        units = _units(image.header, warnings)
         in_mm = np.diag([*[MILLIMETRES.get(units[0], 1.0)] * 3, 1.0])
         stored, slope, inter = _storage(image)
         zooms = [float(zoom) for zoom in image.header.get_zooms()]
         zooms = [*zooms[-3:], *zooms[:-3]] if time_first else zooms
-        qform, qcode = _form(image.header, "qform", in_mm, remarks)
-        sform, scode = _form(image.header, "sform", in_mm, remarks)
+        qform, qcode = _form(image.header, "qform", in_mm, warnings)
+        sform, scode = _form(image.header, "sform", in_mm, warnings)
         try:
             grid = Grid(shape, in_mm @ image.affine)
         except GridError as error:
             raise ReadError(path.name, error.reason, "Correct its sform or qform.") from None
         if FORMATS.get(type(image).__name__) == "Analyze" and np.allclose(image.affine, image.header.get_best_affine()):
-            remarks.append("the format tells no directions: which side is left is a guess")
+            warnings.append("the format stores no directions: which side is left is a guess")
         data = Path(image.file_map["image"].filename or path)
         if not data.is_file():
             reason = f"its voxels should be in {data.name}, and that is not there"
             raise ReadError(path.name, reason, "Put it next to the header.")
         proxy = image.dataobj
         data_bytes = proxy.offset + math.prod(sizes) * proxy.dtype.itemsize if isinstance(proxy, ArrayProxy) else 0
-        i, j, k = (zoom * in_mm[0, 0] for zoom in zooms[:3])
-        step = zooms[3] if len(zooms) > 3 else 0.0
     header = Header(
         format=FORMATS.get(type(image).__name__, type(image).__name__.removesuffix("Image")),
         dtype=stored,
         slope=slope,
         inter=inter,
-        times=times,
-        time_step=step,
+        n_timepoints=n_timepoints,
+        time_step=zooms[3] if len(zooms) > 3 else 0.0,
         units=units,
-        zooms=(i, j, k),
+        zooms=triple(zoom * in_mm[0, 0] for zoom in zooms[:3]),
         qform=qform,
         sform=sform,
         codes=(qcode, scode),
-        remarks=tuple(remarks),
+        warnings=tuple(warnings),
         native=image.header,
     )
     return Scan(path, grid, header, data, data_bytes, image.dataobj, time_first)
@@ -142,11 +125,11 @@ def open_volume(path: Path) -> Scan:
 
 @contextmanager
 def read_forward(scan: Scan) -> Iterator[tuple[Scan, ForwardReader]]:
-    """Open the file of the voxels to read it once, time point after time point and slab after slab.
+    """Open the file of the voxels to read it once, slab after slab of one time point after another.
 
     Yields:
         The scan, to be read in order, and the reader of the file, for what follows the voxels and for its digest. MINC
-        and PAR/REC order their voxels otherwise: those are read by path, and once more for the digest.
+        and PAR/REC order their voxels differently: those are read by path, and once more for the digest.
     """
     with reading(scan.path):
         reader = ForwardReader(scan.data_path)
@@ -165,15 +148,7 @@ def write_volume(
     like: Volume | Scan | None = None,
     dtype: DTypeLike | None = None,
 ) -> None:
-    """Write a volume as NIfTI, next to its place and renamed into it; sform, qform and zooms agree.
-
-    Args:
-        path: Ends in `.nii` or `.nii.gz`.
-        voxels: `[i, j, k]`.
-        grid: Where they lie; over the field of view of `like`, if that is given.
-        like: What this volume was made from: its header, codes and dtype are kept.
-        dtype: On disk; by default that of `like` if it is an integer (rounded, clipped at its ends), else float32.
-    """
+    """Write a volume, `[i, j, k]`, as NIfTI; other arguments and errors as in `write_slabs`."""
     step = max(1, SLAB_VOXELS // (grid.shape[0] * grid.shape[1]))
     slabs = (voxels[:, :, start : start + step] for start in range(0, grid.shape[2], step))
     extent = None if dtype is None else (float(np.nanmin(voxels)), float(np.nanmax(voxels)))
@@ -187,78 +162,66 @@ def write_slabs(
     like: Volume | Scan | None = None,
     dtype: DTypeLike | None = None,
     extent: tuple[float, float] | None = None,
-    times: int = 1,
+    n_timepoints: int = 1,
 ) -> str:
-    """Write a volume slab by slab as NIfTI, next to its place and renamed into it when it is complete.
+    """Write a volume slab by slab as NIfTI, under a temporary name until it is complete; sform, qform and zooms agree.
 
     Args:
         path: Ends in `.nii` or `.nii.gz`.
         slabs: `[i, j, planes]` each, from the first plane to the last, then the next time point.
-        grid: Where the voxels lie; over the field of view of `like`, if that is given.
+        grid: Where the voxels lie; over the field of view of `like`, if given.
         like: What this volume was made from: its header, codes and dtype are kept.
         dtype: On disk; by default that of `like` if it is an integer (rounded, clipped at its ends), else float32.
-        extent: Lowest and highest value, wanted only to store floats as integers.
-        times: Time points.
+        extent: Lowest and highest value, needed only to store floats as integers.
+        n_timepoints: Time points.
 
     Returns:
         SHA-256 of the file, from its bytes as they were written.
 
     Raises:
-        InputError: The name or dtype is not one that is written.
+        InputError: Volumes are not written under such a name or in that dtype.
     """
     path = Path(path)
     if not path.name.endswith((".nii", ".nii.gz")):
         raise InputError(f"Cannot write {path.name}: volumes are written as NIfTI, .nii or .nii.gz.")
     before = like.header if like else None
-    encoding = choose_encoding(
-        before.dtype if before else np.float32,
-        before.slope if before else 1.0,
-        before.inter if before else 0.0,
-        dtype,
-        extent,
-    )
-    header = _nifti_header(grid, like, times, encoding)
-    head = io.BytesIO()
-    header.write_to(head)
-    planes = 0
+    stored, slope, inter = (before.dtype, before.slope, before.inter) if before else (np.float32, 1.0, 0.0)
+    encoding = choose_encoding(stored, slope, inter, dtype, extent)
+    header, serialised, planes = _nifti_header(grid, like, n_timepoints, encoding), io.BytesIO(), 0
+    header.write_to(serialised)
     with replacing(path) as partial, open_to_write(partial) as (write, file):
-        write(head.getvalue().ljust(int(header["vox_offset"]), b"\0"))
+        write(serialised.getvalue().ljust(int(header["vox_offset"]), b"\0"))
         for slab in slabs:
             if slab.shape[:2] != grid.shape[:2]:
                 raise ValueError(f"a slab of {slab.shape} does not fit a grid of {grid.shape}")
             write(encoding.encode(slab).tobytes(order="F"))
             planes += slab.shape[2]
-        if planes != grid.shape[2] * times:
-            raise ValueError(f"{planes} planes do not fill {times} times a grid of {grid.shape}")
+        if planes != grid.shape[2] * n_timepoints:
+            raise ValueError(f"{planes} planes do not fill {n_timepoints} time points of a grid of {grid.shape}")
     return file.sha256.hexdigest()
 
 
 def anonymous_copy(source: Path, copy: Path) -> None:
-    """Write the voxels and the geometry of a volume, without descriptions, file names and extensions of its header.
-
-    Args:
-        source: Any volume.
-        copy: Ends in `.nii` or `.nii.gz`.
-    """
+    """Write voxels and geometry of a volume as NIfTI, without descriptions, file names and extensions of its header."""
     scan = open_volume(source)
-    times = scan.header.times
+    count = scan.header.n_timepoints
     bare = replace(scan, header=replace(scan.header, native=None))
-    write_slabs(copy, (slab for time in range(times) for slab in scan.slabs(time)), scan.grid, like=bare, times=times)
+    write_slabs(copy, (slab for time in range(count) for slab in scan.slabs(time)), scan.grid, bare, n_timepoints=count)
 
 
-def _nifti_header(grid: Grid, like: Volume | Scan | None, times: int, encoding: Encoding) -> Any:  # noqa: ANN401 - untyped
+def _nifti_header(grid: Grid, like: Volume | Scan | None, n_timepoints: int, encoding: Encoding) -> Any:  # noqa: ANN401 - untyped
     """Return the NIfTI header of a volume on `grid`, with what `like` says beyond geometry."""
     before = like.header if like else None
     native = before.native if before and isinstance(before.native, nibabel.Nifti1Header) else None
-    large = max(*grid.shape, times) > NIFTI1_LIMIT or isinstance(native, nibabel.Nifti2Header)
+    large = max(*grid.shape, n_timepoints) > NIFTI1_LIMIT or isinstance(native, nibabel.Nifti2Header)
     kind = nibabel.Nifti2Header if large else nibabel.Nifti1Header
     header = kind(extensions=list(native.extensions) if native else ())
     if native is not None:
         for name in KEPT_FIELDS:
             header[name] = native[name]
     header.set_data_dtype(encoding.dtype)
-    header.set_data_shape((*grid.shape, times) if times > 1 else grid.shape)
-    header.set_zooms((*grid.spacing, before.time_step if before else 0.0) if times > 1 else grid.spacing)
+    header.set_data_shape((*grid.shape, n_timepoints) if n_timepoints > 1 else grid.shape)
+    header.set_zooms((*grid.spacing, before.time_step if before else 0.0) if n_timepoints > 1 else grid.spacing)
     space, time = before.units if before else ("mm", "unknown")
     header.set_xyzt_units(space if space == "unknown" else "mm", time)
     codes, qform = (before.codes, before.qform) if before else ((1, 1), None)
@@ -272,8 +235,8 @@ def _nifti_header(grid: Grid, like: Volume | Scan | None, times: int, encoding: 
     return header
 
 
-def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
-    """Refuse voxels that are not one real number, and axes of MINC in another order than time before space."""
+def _refuse_vectors(path: Path, image: SpatialImage, n_timepoints: int) -> None:
+    """Refuse voxels that are not one real number, and MINC axes in another order than time before space."""
     axes = [str(name) for name in getattr(getattr(image.dataobj, "minc_file", None), "_dim_names", ())]
     if not all(name.endswith("space") for name in axes[-3:]) or axes[:-3] not in ([], ["time"]):
         raise ReadError(
@@ -284,7 +247,7 @@ def _refuse_vectors(path: Path, image: SpatialImage, times: int) -> None:
     dtype = np.dtype(image.get_data_dtype())
     what = "complex numbers" if dtype.kind == "c" else "colours (RGB)" if dtype.names else ""
     native = image.header
-    if times > 1 and isinstance(native, nibabel.Nifti1Header) and int(native["intent_code"]) in VECTOR_INTENTS:
+    if n_timepoints > 1 and isinstance(native, nibabel.Nifti1Header) and int(native["intent_code"]) in VECTOR_INTENTS:
         what = "vectors or matrices"
     if what or dtype.kind not in "iuf":
         what = what or f"{dtype.name} values"
@@ -301,7 +264,7 @@ def _storage(image: SpatialImage) -> tuple[np.dtype[Any], float, float]:
     return (dtype if true.kind in "iu" else np.dtype(np.float32)), 1.0, 0.0
 
 
-def _units(native: Any, remarks: list[str]) -> tuple[str, str]:  # noqa: ANN401 - nibabel has no types
+def _units(native: Any, warnings: list[str]) -> tuple[str, str]:  # noqa: ANN401 - nibabel has no types
     if not hasattr(native, "get_xyzt_units"):
         afni = getattr(native, "info", {}).get("TAXIS_NUMS", ())
         known = TIME_UNITS.get(type(native).__name__, "unknown")
@@ -309,7 +272,7 @@ def _units(native: Any, remarks: list[str]) -> tuple[str, str]:  # noqa: ANN401 
     try:
         space, time = native.get_xyzt_units()
     except KeyError:
-        remarks.append(f"the code {int(native['xyzt_units'])} names no unit; taken as millimetres")
+        warnings.append(f"the code {int(native['xyzt_units'])} names no unit; taken as millimetres")
         return "unknown", "unknown"
     return str(space), str(time)
 
@@ -318,14 +281,14 @@ def _form(
     native: Any,  # noqa: ANN401 - nibabel has no types
     name: str,
     in_mm: NDArray[np.float64],
-    remarks: list[str],
+    warnings: list[str],
 ) -> tuple[NDArray[np.float64] | None, int]:
-    """Return qform or sform in mm, and its code; None and 0 if it is not set or not valid, None and 1 next to NIfTI."""
+    """Return qform or sform in mm, and its code: (None, 0) if it is not set or not valid, (None, 1) but for NIfTI."""
     if not isinstance(native, nibabel.Nifti1Header):
         return None, 1
     try:
         affine, code = getattr(native, f"get_{name}")(coded=True)
         return (None, 0) if affine is None else (Grid(FileShape(1, 1, 1), in_mm @ affine).affine, int(code))
     except (HeaderDataError, ValueError) as error:
-        remarks.append(f"the {name} is not valid and is left out ({error})")
+        warnings.append(f"the {name} is not valid and is left out ({error})")
         return None, 0

@@ -20,27 +20,27 @@ from tasks.volume.grid import Grid
 Voxels = NDArray[np.float32]
 
 SLAB_VOXELS = 1 << 22
-# Warnings and the reader's log are the process's: two threads that listen at once would mix them up.
+# Warnings and nibabel's log belong to the process: threads that record them at the same time would mix them up.
 ONE_READER = RLock()
 
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """Header of a file, besides its voxels and its grid.
+    """What a file says beyond its voxels and its grid.
 
     Args:
         format: "NIfTI-1", "MGH", …
         dtype: On disk, with its byte order; float32 where no single slope leads from stored to true values.
         slope: Unit of the volume per stored step.
         inter: What a stored 0 means.
-        times: Time points; 1 for a 3D volume.
+        n_timepoints: Time points; 1 for a 3D volume.
         time_step: Between time points, in `units[1]`; 0 if the file says none.
         units: Of space and time, as the file says: ("mm", "sec"), ("micron", "unknown"), …
-        zooms: Spacing as the header says it, in mm; it may disagree with the affine.
+        zooms: Spacing in mm, as the header says; it may disagree with the affine.
         qform: 4x4 in mm; None where its code is 0 or the format has none.
         sform: The same.
         codes: Of qform and sform; (1, 1) for formats that have none.
-        remarks: What the reader found odd and fixed.
+        warnings: What the reader found odd and fixed.
         native: The reader's own header; opaque.
     """
 
@@ -48,14 +48,14 @@ class Header:
     dtype: np.dtype[Any]
     slope: float
     inter: float
-    times: int
+    n_timepoints: int
     time_step: float
     units: tuple[str, str]
     zooms: tuple[float, float, float]
     qform: NDArray[np.float64] | None
     sform: NDArray[np.float64] | None
     codes: tuple[int, int]
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
     native: Any = field(repr=False)
 
 
@@ -83,10 +83,10 @@ class Scan:
         grid: Of every time point.
         header: What the file says beyond that.
         data_path: The file that holds the voxels; another than `path` in a pair.
-        data_bytes: What `data_path` must hold, decompressed, for the header to be true; 0 if the format does not tell.
+        data_bytes: Least size of `data_path`, decompressed, by the header; 0 if the format does not say.
         source: Sliced to read; axes (i, j, k, time) or, where `time_first`, (time, i, j, k).
         time_first: Of `source`.
-        forward: Whether `source` reads one opened file from its start to its end, as slabs in order need it.
+        forward: Whether `source` reads one opened file from start to end, as slabs in order require.
     """
 
     path: Path
@@ -138,7 +138,7 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
     """Split the sizes of an image's axes into those of space and the number of time points.
 
     Raises:
-        InputError: They are those of no volume.
+        InputError: They are not the sizes of a volume.
     """
     given = sizes
     while len(sizes) > 3 and not time_first and sizes[-1] == 1:
@@ -156,21 +156,21 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
 
 @contextmanager
 def reading(path: Path) -> Iterator[list[str]]:
-    """Read a file by foreign code: whatever goes wrong is an InputError, whatever it remarks is listed, not printed.
+    """Read a file with third-party code: any error becomes an InputError, and warnings are collected, not printed.
 
     Yields:
-        The remarks, complete when the context has ended.
+        The warnings, complete when the context has ended.
     """
-    remarks: list[str] = []
+    messages: list[str] = []
     listener = logging.Handler(logging.WARNING)
-    listener.emit = lambda record: remarks.append(record.getMessage())  # type: ignore[method-assign]
+    listener.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("nibabel.global")
     with ONE_READER, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves .mgh files to the garbage collector
         logger.addHandler(listener)
         try:
-            yield remarks
+            yield messages
         except InputError:
             raise
         except MemoryError:
@@ -180,13 +180,13 @@ def reading(path: Path) -> Iterator[list[str]]:
             raise ReadError(path.name, _clause(error, path), remedy) from error
         finally:
             logger.removeHandler(listener)
-    remarks.extend(str(warning.message) for warning in caught)
+    messages.extend(str(warning.message) for warning in caught)
 
 
 def _clause(error: Exception, path: Path) -> str:
-    """Make one clause of a foreign error: its first line, without folders and unprintable characters."""
+    """Turn an error of third-party code into one clause, without folders and unprintable characters."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({Path(str(error.filename or path)).name})"
-    said = " ".join(str(error).split()).replace(str(path), path.name).replace(f"{path.parent}/", "")
-    said = "".join(character if character.isprintable() else "?" for character in said)
-    return f"{said[:200].rstrip('.') or 'the reader gave no reason'} ({type(error).__name__})"
+    text = " ".join(str(error).split()).replace(str(path), path.name).replace(f"{path.parent}/", "")
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return f"{text[:200].rstrip('.') or 'the reader gave no reason'} ({type(error).__name__})"

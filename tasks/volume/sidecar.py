@@ -1,39 +1,35 @@
-"""The JSON file next to an output: where it came from, in the terms of BIDS derivatives."""
+"""The JSON file next to an output: its provenance in the terms of BIDS derivatives."""
 
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_pascal
 
 from tasks.files.atomic import replacing
 from tasks.machine.versions import installed_versions
 
 
-def _camel(name: str) -> str:
-    return "".join(part.capitalize() for part in name.split("_")).replace("Mlflow", "MLflow")
+def _bids_key(name: str) -> str:
+    return to_pascal(name).replace("Mlflow", "MLflow")
 
 
-class _Camel(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_camel, populate_by_name=True)
+class _PascalCased(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=_bids_key, populate_by_name=True)
 
 
-class Generator(_Camel):
-    """Software that made a file.
-
-    Args:
-        name: Of the program.
-        version: Of the program.
-    """
+class Generator(_PascalCased):
+    """Name and version of the program that made a file."""
 
     name: str = "voxlift"
     version: str = Field(default_factory=lambda: installed_versions("voxlift")["voxlift"])
 
 
-class Sidecar(_Camel):
-    """Sidecar of a restored volume; keys as BIDS writes them, in camel case.
+class Sidecar(_PascalCased):
+    """Sidecar of a restored volume; keys in Pascal case, as in BIDS.
 
     Args:
         sources: Names of the input files, without folders.
-        resolution: What the grid is, in words.
+        resolution: The grid, in words.
         generated_by: The programs.
         model_digest: SHA-256 of the model.
         mlflow_run: Id of the run.
@@ -42,9 +38,9 @@ class Sidecar(_Camel):
         output_shape: Voxels of the output.
         input_spacing: mm along (i, j, k).
         output_spacing: mm along (i, j, k).
-        intensity: The values that the network saw as 0 and 1; of each time point, if there are several.
+        intensity: The values that were 0 and 1 to the network; of each time point, if there are several.
         consistency: Error of the output, degraded again, against the input; normalised intensity.
-        warnings: What inspecting the input and the model's card said.
+        warnings: From the inspection of the input and the model card.
     """
 
     sources: tuple[str, ...]
@@ -63,6 +59,6 @@ class Sidecar(_Camel):
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:
-    """Write a sidecar next to its place and rename it into it."""
+    """Write a sidecar under a temporary name and rename it into place."""
     with replacing(path) as partial:
         partial.write_text(sidecar.model_dump_json(by_alias=True, indent=2, exclude_none=True) + "\n")

@@ -70,8 +70,8 @@ def main(count: int, seed: int) -> None:
             try:
                 inspect_volume(path)
                 scan = open_volume(path)
-                slabs = (slab for time in range(scan.header.times) for slab in scan.slabs(time))
-                write_slabs(Path(folder) / "copy.nii", slabs, scan.grid, scan, times=scan.header.times)
+                slabs = (slab for time in range(scan.header.n_timepoints) for slab in scan.slabs(time))
+                write_slabs(Path(folder) / "copy.nii", slabs, scan.grid, scan, n_timepoints=scan.header.n_timepoints)
                 open_volume(Path(folder) / "copy.nii").read()
                 passed += 1
             except InputError as error:

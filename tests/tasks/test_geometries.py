@@ -93,11 +93,11 @@ def enlarge(source, output, scale, order="linear"):
     grid = scaled_grid(scan.grid, scale)
     slabs = (
         slab
-        for time in range(scan.header.times)
+        for time in range(scan.header.n_timepoints)
         for slab in np.array_split(resample(scan.read(time).voxels, grid.shape, order), 3, axis=2)
         if slab.size
     )
-    write_slabs(output, slabs, grid, scan, times=scan.header.times)
+    write_slabs(output, slabs, grid, scan, n_timepoints=scan.header.n_timepoints)
     return scan, grid
 
 
@@ -187,7 +187,7 @@ def test_a_qform_that_is_not_valid_is_left_out_and_told(tmp_path):
     struct.pack_into("<f", raw, 268, np.nan)  # qoffset_x
     (tmp_path / "in.nii").write_bytes(raw)
     scan, grid = enlarge(tmp_path / "in.nii", tmp_path / "out.nii", (2, 1, 3))
-    assert "the qform is not valid and is left out" in scan.header.remarks[0]
+    assert "the qform is not valid and is left out" in scan.header.warnings[0]
     after = nibabel.load(tmp_path / "out.nii")
     assert (int(after.header["qform_code"]), int(after.header["sform_code"])) == (0, 4)
     np.testing.assert_allclose(after.affine, grid.affine, atol=1e-5)

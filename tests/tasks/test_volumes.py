@@ -81,7 +81,7 @@ def test_threads_that_read_at_once_leave_the_warnings_of_the_process_alone(tmp_p
     save(tmp_path / "odd.nii", head(), affine(), pixdim=[1, -1, 1.5, 3, 0, 0, 0, 0])
     before = list(warnings.filters)
     with ThreadPoolExecutor(4) as pool:
-        remarks = list(pool.map(lambda _: open_volume(tmp_path / "odd.nii").header.remarks, range(200)))
+        remarks = list(pool.map(lambda _: open_volume(tmp_path / "odd.nii").header.warnings, range(200)))
     assert list(warnings.filters) == before
     assert len(set(remarks)) == 1
     assert len(remarks[0]) == 1

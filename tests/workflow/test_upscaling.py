@@ -130,7 +130,7 @@ def test_inputs_of_the_same_bytes_are_kept_apart(network, scan, tmp_path):
 def test_time_points_are_restored_one_by_one(network, tmp_path):
     voxels = np.random.default_rng(1).gamma(2.0, 300.0, size=(3, 30, 20, 12)).astype(np.float32)
     voxels[1] = 5
-    write_slabs(tmp_path / "series.nii.gz", list(voxels), Grid(FileShape(30, 20, 12), np.eye(4)), times=3)
+    write_slabs(tmp_path / "series.nii.gz", list(voxels), Grid(FileShape(30, 20, 12), np.eye(4)), n_timepoints=3)
     (volume,) = run(request(network, tmp_path / "out", tmp_path / "series.nii.gz")).volumes
     assert volume.output_shape == (60, 40, 24, 3)
     scan = open_volume(volume.output)
@@ -304,7 +304,7 @@ def test_every_volume_in_the_packages_is_upscaled_in_its_own_frame(network, tmp_
         before, after = open_volume(volume.input), open_volume(volume.output)
         np.testing.assert_allclose(after.grid.corners(), before.grid.corners(), atol=1e-4)
         assert after.grid.shape == (*before.grid.shape[:2], 2 * before.grid.shape[2])
-        assert after.header.times == before.header.times
-        if before.header.times > 1:
+        assert after.header.n_timepoints == before.header.n_timepoints
+        if before.header.n_timepoints > 1:
             assert after.header.time_step == pytest.approx(before.header.time_step)
             assert after.header.units[1] == before.header.units[1]

@@ -23,7 +23,7 @@ from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
 from tasks.sharding.plan import MIB
 from tasks.training.memory import replica_bytes
 from tasks.training.start import shard_rehearsal, training_rehearsal
-from tasks.volume.target import Three
+from tasks.volume.grid import Three
 from workflow.checks import cluster, disk, estimates, plans
 from workflow.checks.cluster import ClusterReport
 from workflow.checks.estimates import Estimates, Memory, Starts

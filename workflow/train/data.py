@@ -13,10 +13,9 @@ from tasks.scoring.protocol import degraded_reference, held_out_slabs, pad_to
 from tasks.training.blocks import TrainingVolume, scan_to_learn_from, training_volume
 from tasks.training.job import ValidationVolume
 from tasks.training.template import template_path
-from tasks.volume.grid import Grid, NetworkAxes, network_axes
+from tasks.volume.grid import Grid, NetworkAxes, network_axes, target_grid
 from tasks.volume.intensity import CLIP, find_intensity, normalise
 from tasks.volume.nifti import Volume, read_volume
-from tasks.volume.target import target_grid
 from workflow.tracking import InputVolume, input_volume
 
 

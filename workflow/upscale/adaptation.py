@@ -14,10 +14,9 @@ from configs.schema import Resources, RunConfig
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.atomic import replacing
 from tasks.imaging.consistency import recipe_at
-from tasks.volume.grid import network_axes
+from tasks.volume.grid import Three, network_axes, target_grid
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.scan import Scan
-from tasks.volume.target import Three, target_grid
 from workflow.cluster import cluster
 from workflow.train.run import MODEL, run_train
 from workflow.upscale.run import saved_network

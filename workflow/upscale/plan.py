@@ -13,9 +13,8 @@ from tasks.artifacts.network_file import NetworkFile
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
 from tasks.sharding.store import content_key, program_versions
-from tasks.volume.grid import Grid, NetworkAxes, network_axes
+from tasks.volume.grid import Grid, NetworkAxes, Three, network_axes, target_grid
 from tasks.volume.scan import Scan
-from tasks.volume.target import Three, target_grid
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class VolumePlan:
     @property
     def n_timepoints(self) -> int:
         """Time points."""
-        return self.scan.header.times
+        return self.scan.header.n_timepoints
 
     @property
     def shards(self) -> int:

@@ -11,9 +11,8 @@ from rich.table import Table
 
 from configs.axes import NetworkShape
 from tasks.sharding.plan import MIB
-from tasks.volume.grid import axis_codes
+from tasks.volume.grid import Three, axis_codes
 from tasks.volume.sidecar import Sidecar
-from tasks.volume.target import Three
 from workflow.tracking import RunAddress
 from workflow.upscale.plan import VolumePlan
 from workflow.upscale.volume_work import Output, VolumeWork, Written
