@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.axes import Triple
+from configs.axes import Triple, triple
 from tasks.imaging.separable import AxisMap, apply_map
 
 Order = Literal["cubic", "linear"]
@@ -33,8 +33,7 @@ def resample(voxels: NDArray[np.float32], shape: Triple, order: Order = "cubic")
         float32 of `shape`. Edge values are extended beyond the field of view; a constant stays that constant, and a
         linear ramp stays a ramp away from the edge.
     """
-    first, second, third = shape
-    return resample_window(voxels, shape, ((0, first), (0, second), (0, third)), order)
+    return resample_window(voxels, shape, triple((0, size) for size in shape), order)
 
 
 def resample_window(
@@ -60,7 +59,8 @@ def resample_window(
     reads = [m.reads(*rows) for m, rows in zip(maps, inside, strict=True)]
     out = voxels[tuple(slice(*read) for read in reads)]
     for axis, (mapping, rows, (low, _)) in enumerate(zip(maps, inside, reads, strict=True)):
-        out = out if mapping.size == shape[axis] else apply_map(out, axis, mapping, rows, low)
+        if mapping.size != shape[axis]:
+            out = apply_map(out, axis, mapping, rows, low)
     for axis, ((start, stop), (low, high)) in enumerate(zip(window, inside, strict=True)):
         if (start, stop) != (low, high):
             out = out.take(np.clip(np.arange(start, stop), low, high - 1) - low, axis)
@@ -84,5 +84,5 @@ def interpolation(size: int, wanted: int, order: Order) -> AxisMap:
     weights = np.zeros((wanted, prefilter.size + 3))
     for tap in range(4):
         weights[:, tap : tap + prefilter.size] += basis[:, tap, None] * prefilter
-    # What was cut off is made good, so that a constant stays itself.
+    # Normalised after the truncation, so that a constant stays constant.
     return AxisMap(size, floor - 1 - REACH, weights / weights.sum(axis=1, keepdims=True))

@@ -17,26 +17,26 @@ BLOCK = 64  # output rows per product: fewer waste columns on the band, more was
 
 
 class _OneBlasThread:
-    """While it is entered, from however many threads, the BLAS works on one thread.
+    """Context in which the BLAS uses one thread, however many threads of the process are in it.
 
-    These products are many and small: threads that meet after each of them lose more than they win, and on a shared
-    machine they wait for each other without end (seen: 0.5 s on one thread, 2 to 31 s on two).
+    These products are many and small: synchronising threads after each costs more than it gains, and on a shared
+    machine they wait for each other (measured: 0.5 s on one thread, 2 to 31 s on two).
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = Lock(), 0
+        self._lock, self._entered = Lock(), 0
         self._limit: Any = None
 
     def __enter__(self) -> None:
         with self._lock:
-            self._inside += 1
-            if self._inside == 1:
+            self._entered += 1
+            if self._entered == 1:
                 self._limit = _controller().limit(limits=1, user_api="blas")
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._limit is not None:
+            self._entered -= 1
+            if self._entered == 0:
                 self._limit.restore_original_limits()
 
 
@@ -72,7 +72,7 @@ class AxisMap:
     weights: NDArray[np.float64]
 
     def reads(self, start: int, stop: int) -> tuple[int, int]:
-        """Return which inputs the outputs `start..stop` need, as (start, stop)."""
+        """Return the inputs that the outputs `start..stop` need, as (start, stop)."""
         first = self.first[start:stop]
         low, high = int(first.min()), int(first.max()) + self.weights.shape[1]
         return min(max(low, 0), self.size - 1), max(min(high, self.size), 1)
@@ -97,37 +97,24 @@ def apply_map(
         axis: 0, 1 or 2.
         mapping: The map.
         window: (start, stop) of the wanted outputs.
-        offset: Index of the first input held; what `mapping.reads(*window)` says must be there.
+        offset: Index of the first input held; all of `mapping.reads(*window)` must be held.
 
     Returns:
         C-contiguous array of the same shape but for `axis`, which is `stop - start` long.
     """
-    voxels = np.ascontiguousarray(voxels, dtype=np.float32)
-    shape = list(voxels.shape)
-    shape[axis] = window[1] - window[0]
-    out = np.empty(shape, np.float32)
-    with ONE_BLAS_THREAD:
-        _fill(out, voxels, axis, mapping, window, offset)
-    return out
-
-
-def _fill(
-    out: NDArray[np.float32],
-    voxels: NDArray[np.float32],
-    axis: int,
-    mapping: AxisMap,
-    window: tuple[int, int],
-    offset: int,
-) -> None:
     start, stop = window
-    # Blocks begin at multiples of BLOCK in the whole output, so that a window sums in the same order as the whole.
-    for block in range(start // BLOCK * BLOCK, stop, BLOCK):
-        rows = max(block, start), min(block + BLOCK, stop)
-        low, high = mapping.reads(*rows)
-        matrix = mapping.dense(*rows)
-        source, target = [slice(None)] * 3, [slice(None)] * 3
-        source[axis], target[axis] = slice(low - offset, high - offset), slice(rows[0] - start, rows[1] - start)
-        _product(matrix, voxels[tuple(source)], out[tuple(target)], axis)
+    voxels = np.ascontiguousarray(voxels, dtype=np.float32)
+    before, after = (slice(None),) * axis, (slice(None),) * (2 - axis)
+    out = np.empty((*voxels.shape[:axis], stop - start, *voxels.shape[axis + 1 :]), np.float32)
+    with ONE_BLAS_THREAD:
+        # Blocks begin at multiples of BLOCK in the whole output, so that a window sums in the same order as the whole.
+        for block in range(start // BLOCK * BLOCK, stop, BLOCK):
+            rows = max(block, start), min(block + BLOCK, stop)
+            low, high = mapping.reads(*rows)
+            source = voxels[(*before, slice(low - offset, high - offset), *after)]
+            target = out[(*before, slice(rows[0] - start, rows[1] - start), *after)]
+            _product(mapping.dense(*rows), source, target, axis)
+    return out
 
 
 def _product(matrix: NDArray[np.float32], voxels: NDArray[np.float32], out: NDArray[np.float32], axis: int) -> None:

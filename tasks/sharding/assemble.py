@@ -1,4 +1,4 @@
-"""A restored volume put together: slabs for the writer from cores on disk, and what it lacks of its input."""
+"""Assembly of a restored volume: slabs for the writer from cores on disk, and its residual against the input."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.axes import FileShape
+from configs.axes import FileShape, triple
 from configs.degradation import Degradation
 from tasks.imaging.consistency import Change, axis_matrices, noise_level, solve_correction
 from tasks.imaging.separable import along
@@ -35,12 +35,12 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Assembly:
-    """The cores of a volume, where they lie in its file.
+    """The cores of a volume and their places in its file.
 
     Args:
-        plan: How the target grid was cut, network axes.
+        plan: The shards of the target grid, network axes.
         axes: Between file axes and network axes.
-        store: Where the cores are.
+        store: Holds the cores.
     """
 
     plan: ShardPlan
@@ -53,23 +53,21 @@ class Assembly:
         return self.axes.file_shape(self.plan.target_shape)
 
     def box(self, shard: Shard) -> Box:
-        """Place of a core in the file: `(start, stop)` along (i, j, k)."""
-        depth, height, width = (
-            (size - stop, size - start) if flipped else (start, stop)
-            for (start, stop), size, flipped in zip(shard.core, self.plan.target_shape, self.axes.flipped, strict=True)
-        )
-        return self.axes.of_network((depth, height, width))
+        """Return the place of a core in the file: `(start, stop)` along (i, j, k)."""
+        sides = zip(shard.core, self.plan.target_shape, self.axes.flipped, strict=True)
+        box = triple((n - stop, n - start) if flipped else (start, stop) for (start, stop), n, flipped in sides)
+        return self.axes.of_network(box)
 
     def in_file_order(self) -> list[Shard]:
-        """The shards as a writer of planes wants them: those of the first planes first."""
+        """Sort the shards by their planes in the file."""
         return sorted(self.plan.shards, key=lambda shard: (self.box(shard)[2], self.box(shard)))
 
     def save(self, shard: Shard, core: NDArray[np.float32]) -> None:
-        """Keep a core, `(depth, height, width)`."""
+        """Store a core, `(depth, height, width)`."""
         self.store.save(shard, self.axes.to_file(core))
 
     def load(self, shard: Shard) -> NDArray[np.float32]:
-        """A core that is kept, `(i, j, k)`."""
+        """Map a stored core into memory, `(i, j, k)`."""
         return self.store.load(shard, FileShape(*(stop - start for start, stop in self.box(shard))))
 
     def slabs(self, arrived: Callable[[Shard], None], slab_voxels: int = SLAB_VOXELS) -> Iterator[NDArray[np.float32]]:
@@ -77,7 +75,7 @@ class Assembly:
 
         Args:
             arrived: Returns when a core is in the store.
-            slab_voxels: About how many voxels a slab has.
+            slab_voxels: Approximate voxels of a slab.
         """
         i, j, planes = self.shape
         step = max(1, slab_voxels // (i * j))
@@ -94,16 +92,16 @@ class Assembly:
             yield slab
 
     def residual(
-        self, coarse: NDArray[Any], recipe: Degradation, arrived: Callable[[Shard], None] | None = None
+        self, coarse: NDArray[Any], recipe: Degradation, arrived: Callable[[Shard], None] = lambda _: None
     ) -> NDArray[np.float32]:
-        """The input less the restored volume degraded again.
+        """Subtract the restored volume, degraded again, from the input.
 
-        A degradation is a sum over voxels, so each core adds its part, and the volume is never held whole.
+        A degradation is linear, so each core adds its part, and the volume is never held as a whole.
 
         Args:
             coarse: The input, `(depth, height, width)`.
-            recipe: What leads from the restored volume to the input's shape.
-            arrived: Returns when a core is in the store; without it they are all there.
+            recipe: The degradation from the restored volume to the input.
+            arrived: Returns when a core is in the store; by default they all are.
 
         Returns:
             float32 of the input's shape, in the unit of the input.
@@ -111,8 +109,7 @@ class Assembly:
         matrices = axis_matrices(self.plan.target_shape, recipe)
         again = np.zeros(coarse.shape, np.float32)
         for shard in self.plan.shards:
-            if arrived is not None:
-                arrived(shard)
+            arrived(shard)
             part = self.axes.to_network(self.load(shard))
             window = []
             for axis, (matrix, (low, high)) in enumerate(zip(matrices, shard.core, strict=True)):
@@ -130,7 +127,7 @@ class Assembly:
         coarse: NDArray[np.float32],
         intensity: Intensity,
         recipe: Degradation,
-        arrived: Callable[[Shard], None] | None = None,
+        arrived: Callable[[Shard], None] = lambda _: None,
         *,
         corrects: bool,
     ) -> tuple[Change | None, Consistency]:
@@ -139,18 +136,18 @@ class Assembly:
         Args:
             coarse: The input, `(depth, height, width)`, in the unit of the file.
             intensity: Of the input.
-            recipe: What leads from the restored volume to the input's shape.
-            arrived: Returns when a core is in the store; without it they are all there.
+            recipe: The degradation from the restored volume to the input.
+            arrived: Returns when a core is in the store; by default they all are.
             corrects: Whether to correct; otherwise the volume is only compared with its input.
 
         Returns:
-            The change, in the unit of the file, None where there is none; and how consistent the volume is.
+            The correction, in the unit of the file, None where there is none; and the consistency of the volume.
         """
         unit, shape = np.float32(intensity.high - intensity.low), self.plan.target_shape
-        missing = self.residual(coarse, recipe, arrived) / unit
-        before = float(np.sqrt(np.mean(np.square(missing, dtype=np.float64))))
+        residual = self.residual(coarse, recipe, arrived) / unit
+        before = float(np.sqrt(np.mean(np.square(residual, dtype=np.float64))))
         noise = noise_level(coarse / unit, shape, recipe) if corrects else 0.0
-        change = solve_correction(missing, shape, recipe, noise=noise) if corrects else None
+        change = solve_correction(residual, shape, recipe, noise=noise) if corrects else None
         if change is None:
             return None, Consistency(before, before, noise)
         return replace(change, coefficients=change.coefficients * unit), Consistency(change.unexplained, before, noise)

@@ -1,8 +1,8 @@
-"""The shard plan: how a target grid is cut so that every shard computes what the whole volume in one pass would.
+"""The shard plan: a division of the target grid in which every shard computes what one pass over the volume would.
 
 A shard reads an interval that is aligned to the network's total stride, so its layers meet the voxels at the same
-phases, and keeps of it only what no edge of the read has touched. At the edge of the volume the read ends where the
-(padded) volume ends, so zero padding falls where it fell before. All reads of a plan have one shape: the network is
+phases, and keeps of it only what no edge of the read affects. At the edge of the volume the read ends where the
+(padded) volume ends, so zero padding falls in the same place. All reads of a plan have one shape, so the network is
 traced once.
 
 Along one axis of `n` voxels, `count` reads of `length` that overlap by `overlap = trim before + trim after`, rounded up
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
 
-from configs.axes import NetworkShape
+from configs.axes import NetworkShape, triple
 from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.receptive_field import AxisField
@@ -22,7 +22,7 @@ Interval = tuple[int, int]
 Box = tuple[Interval, Interval, Interval]
 
 MIB = 2**20
-# Measured by benchmarks.sharding: what a worker takes beyond an idle one, by the live tensors of its network.
+# Measured by benchmarks.sharding: memory of a worker beyond an idle one, by the live tensors of its network.
 LIVE_FACTOR = 1.55
 VOXEL_BYTES = 22  # resampled, normalised, clipped, restored and returned
 FIXED_BYTES = 32 * MIB
@@ -30,13 +30,7 @@ THREAD_SPEED = 60e9  # multiply-adds a second of one CPU thread; 80 to 90 billio
 
 
 class BudgetError(InputError):
-    """A memory budget that holds no shard.
-
-    Args:
-        problem: As in `VoxliftError`.
-        remedy: As there, by the key of a configuration.
-        least_mib: The least budget that would do, MiB.
-    """
+    """A memory budget that holds no shard; `least_mib` is the least that would do."""
 
     def __init__(self, problem: str, remedy: str = "", least_mib: int = 0) -> None:
         super().__init__(problem, remedy)
@@ -49,7 +43,7 @@ class Shard:
 
     Args:
         core: The voxels it owns, `(start, stop)` along depth, height and width of the target grid.
-        read: What it reads, core and halo; may reach beyond the target grid into its padding.
+        read: The voxels it reads, core and halo; may reach beyond the target grid into its padding.
     """
 
     core: Box
@@ -63,8 +57,7 @@ class Shard:
     @property
     def crop(self) -> tuple[slice, slice, slice]:
         """The core within the read."""
-        depth, height, width = (slice(c[0] - r[0], c[1] - r[0]) for c, r in zip(self.core, self.read, strict=True))
-        return depth, height, width
+        return triple(slice(c[0] - r[0], c[1] - r[0]) for c, r in zip(self.core, self.read, strict=True))
 
 
 @dataclass(frozen=True)
@@ -105,41 +98,39 @@ class ShardPlan:
         return NetworkShape(*(max(sizes) for sizes in zip(*(shard.shape for shard in self.shards), strict=True)))
 
     def __str__(self) -> str:
-        reads = "x".join(map(str, self.read_shape))
-        needed, smallest = ceil(self.shard_bytes / MIB), ceil(self.smallest_bytes / MIB)
         shards = "1 shard" if len(self.shards) == 1 else f"{len(self.shards)} shards"
         return (
-            f"{shards} of {reads} voxels, {self.overhead:.2f} voxels computed per voxel kept,"
-            f" about {needed} MiB and {self.shard_seconds:.1f} s of a CPU thread each (least possible budget:"
-            f" {smallest} MiB)"
+            f"{shards} of {'x'.join(map(str, self.read_shape))} voxels, {self.overhead:.2f} voxels computed per voxel"
+            f" kept, about {ceil(self.shard_bytes / MIB)} MiB and {self.shard_seconds:.1f} s of a CPU thread each"
+            f" (least possible budget: {ceil(self.smallest_bytes / MIB)} MiB)"
         )
 
 
 def plan_shards(
     target_shape: NetworkShape, cost: Cost, budget_mib: int, *, resident_bytes: int = 0, name: str = "the volume"
 ) -> ShardPlan:
-    """Cut a target grid into the shards that compute the fewest voxels within a memory budget.
+    """Divide a target grid into the shards that compute the fewest voxels within a memory budget.
 
     Args:
         target_shape: Voxels of the target grid along depth, height and width.
         cost: The network's memory and receptive field.
-        budget_mib: What a worker may take beyond an idle one, MiB.
-        resident_bytes: What a worker holds of the input volume whatever the shard.
-        name: What is sharded, for the error.
+        budget_mib: Memory that a worker may use beyond an idle one, MiB.
+        resident_bytes: Memory that the input volume takes in a worker, whatever the shard.
+        name: Name of the volume, for the error.
 
     Raises:
         BudgetError: The budget holds no shard.
     """
     axes = tuple(zip(target_shape, cost.field.axes, strict=True))
-    depths, heights, widths = (_choices(size, axis) for size, axis in axes)
-    least = NetworkShape(depths[-1][1], heights[-1][1], widths[-1][1])
+    choices = [_choices(size, axis) for size, axis in axes]
+    least = NetworkShape(*(lengths[-1][1] for lengths in choices))
     smallest_bytes = shard_bytes(cost, least) + resident_bytes
 
     def computed(option: tuple[tuple[int, int], ...]) -> tuple[int, object]:
         return prod(count * length for count, length in option), option
 
-    for (_, depth), (_, height), (_, width) in sorted(product(depths, heights, widths), key=computed):
-        read_shape = NetworkShape(depth, height, width)
+    for option in sorted(product(*choices), key=computed):
+        read_shape = NetworkShape(*(length for _, length in option))
         needed = shard_bytes(cost, read_shape) + resident_bytes
         if needed <= budget_mib * MIB:
             break
@@ -170,7 +161,7 @@ def shard_bytes(cost: Cost, read_shape: NetworkShape) -> int:
 
 
 def _choices(size: int, axis: AxisField) -> list[tuple[int, int]]:
-    """The ways to cover an axis: (reads, voxels of each), for each number of reads the shortest, aligned."""
+    """List the ways to cover an axis: (reads, voxels of each), for each number of reads the shortest, aligned."""
     padded, overlap = _aligned(size, axis.stride), _overlap(axis)
     shortest: dict[int, int] = {1: padded}
     for length in range(overlap + axis.stride, padded, axis.stride):
@@ -179,7 +170,7 @@ def _choices(size: int, axis: AxisField) -> list[tuple[int, int]]:
 
 
 def _pieces(size: int, axis: AxisField, length: int) -> list[tuple[Interval, Interval]]:
-    """The cores and reads along one axis, for reads of `length`."""
+    """List the cores and reads along one axis, for reads of `length`."""
     padded = _aligned(size, axis.stride)
     advance = max(1, length - _overlap(axis))
     starts = [*range(0, padded - length, advance), padded - length]
