@@ -1,11 +1,12 @@
-"""Synthetic anatomy: sharp boundaries, layers, vessels, textures and contrasts that no scan has to be asked for.
+"""Synthetic anatomy: sharp boundaries, layers, vessels, textures and contrasts, without any scan.
 
 Label maps with random intensities teach restoration of any contrast (Billot et al., SynthSeg, 2023; Iglesias et al.,
 SynthSR, 2021). Here the maps are themselves random, made of smooth fields: level sets of one field are nested layers
 like cortex around white matter, the largest of several fields are regions that meet along sharp faces, and two fields
-near zero at once are vessels. Or they come from the tissue maps of the MNI152 template, cut at random places.
+near zero at once are vessels. Or they come from the tissue maps of the MNI152 template, cropped at random places.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from configs.axes import NetworkShape
+from configs.axes import NetworkShape, triple
 from tasks.imaging.resample import resample
 from tasks.training.template import template_path
 from tasks.volume.intensity import find_intensity, normalise
@@ -21,9 +22,8 @@ from tasks.volume.nifti import read_volume
 
 Array = NDArray[np.float32]
 
-BRIGHTEST = 1.1  # of a tissue, before texture
-FINEST = 5.0  # voxels between the knots of a field
-COARSEST = 36.0
+MAX_INTENSITY = 1.1  # of a tissue, before texture
+MIN_KNOT_DISTANCE, MAX_KNOT_DISTANCE = 5.0, 36.0  # of a rough field, in voxels
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,18 @@ class ShapesAnatomy:
 
 @dataclass(frozen=True)
 class TissueAnatomy:
-    """Anatomy of the MNI152 template's tissues, each with an intensity of its own, cut out at a random place."""
+    """Anatomy of the MNI152 template's tissues, each with an intensity of its own, cropped at a random place."""
 
     def draw(self, random: np.random.Generator, shape: NetworkShape) -> Array:
         """Draw a piece of anatomy; see `ShapesAnatomy.draw`."""
-        maps = [_cut(tissue, *place) for place in [_place(random, shape)] for tissue in _template()]
-        head, grey, white = maps
+        whole, grey, white = _crop(random, shape, _template())
         brain = grey + white
         jitter = random.uniform(0.03, 0.15)
         grey = grey + jitter * _field(random, shape, 4, 6, stretch=0)
         white = white + jitter * _field(random, shape, 4, 6, stretch=0)
         inside = np.where(white > np.maximum(grey, 1 - brain), 2, (grey > 1 - brain).astype(int))
-        outside = np.digitize(head + 0.03 * _field(random, shape, 4, 4, stretch=0), (0.08, 0.3, 0.5, 0.7, 0.9))
-        tissues, others = (random.uniform(0.05, BRIGHTEST, count).astype(np.float32) for count in (3, 6))
+        outside = np.digitize(whole + 0.03 * _field(random, shape, 4, 4, stretch=0), (0.08, 0.3, 0.5, 0.7, 0.9))
+        tissues, others = (random.uniform(0.05, MAX_INTENSITY, count).astype(np.float32) for count in (3, 6))
         others[0] = random.uniform(0, 0.03)
         within = gaussian_filter(brain, 3) > 0.35
         stripped = random.random() < 0.4
@@ -75,10 +74,10 @@ class TissueAnatomy:
 
 
 def _regions(random: np.random.Generator, shape: NetworkShape) -> Array:
-    """Either nested layers of one field or the regions where each of several is the largest."""
+    """Draw nested layers of one field, or the regions where each of several is the largest."""
     if random.random() < 0.6:
         edges = np.sort(random.uniform(-1.8, 1.8, random.integers(1, 6)))
-        tissues = random.uniform(0.03, BRIGHTEST, edges.size + 1).astype(np.float32)
+        tissues = random.uniform(0.03, MAX_INTENSITY, edges.size + 1).astype(np.float32)
         return tissues[np.digitize(_rough_field(random, shape), edges)]
     largest = np.full(shape, -np.inf, np.float32)
     voxels = np.zeros(shape, np.float32)
@@ -86,32 +85,24 @@ def _regions(random: np.random.Generator, shape: NetworkShape) -> Array:
         field = _rough_field(random, shape) + np.float32(random.normal(0, 0.3))
         here = field > largest
         largest[here] = field[here]
-        voxels[here] = random.uniform(0.03, BRIGHTEST)
+        voxels[here] = random.uniform(0.03, MAX_INTENSITY)
     return voxels
 
 
 def _rough_field(random: np.random.Generator, shape: NetworkShape) -> Array:
-    field = _field(random, shape, FINEST, COARSEST)
+    field = _field(random, shape, MIN_KNOT_DISTANCE, MAX_KNOT_DISTANCE)
     if random.random() < 0.5:
-        field = field + np.float32(random.uniform(0.1, 0.4)) * _field(random, shape, 2.5, FINEST)
+        field = field + np.float32(random.uniform(0.1, 0.4)) * _field(random, shape, 2.5, MIN_KNOT_DISTANCE)
     return field
 
 
 def _field(
     random: np.random.Generator, shape: NetworkShape, finest: float, coarsest: float, stretch: float = 0.3
 ) -> Array:
-    """Draw a smooth random field of about unit variance, float32 of `shape`.
-
-    Args:
-        random: Source of all that is random.
-        shape: In voxels.
-        finest: Fewest voxels between the knots that are interpolated.
-        coarsest: Most of them.
-        stretch: Spread, on the logarithm, of the knots' distance from axis to axis.
-    """
+    """Draw a smooth field of about unit variance by its knots, whose distance differs between axes by `stretch`."""
     distance = np.exp(random.uniform(np.log(finest), np.log(coarsest)) + random.normal(0, stretch, 3))
-    depth, height, width = (max(3, round(size / max(step, 2.5))) for size, step in zip(shape, distance, strict=True))
-    return resample(random.standard_normal((depth, height, width), dtype=np.float32), shape)
+    knots = triple(max(3, round(size / max(step, 2.5))) for size, step in zip(shape, distance, strict=True))
+    return resample(random.standard_normal(knots, dtype=np.float32), shape)
 
 
 def _vessel(random: np.random.Generator, shape: NetworkShape) -> NDArray[np.bool_]:
@@ -120,7 +111,7 @@ def _vessel(random: np.random.Generator, shape: NetworkShape) -> NDArray[np.bool
 
 
 def _air(random: np.random.Generator, shape: NetworkShape) -> NDArray[np.bool_]:
-    """Mask of the outside of an uneven ellipsoid."""
+    """Draw a mask of the outside of an uneven ellipsoid."""
     axes = np.meshgrid(*(np.linspace(-1, 1, size, dtype=np.float32) for size in shape), indexing="ij", sparse=True)
     radii, centre = random.uniform(0.7, 1.4, 3), random.uniform(-0.4, 0.4, 3)
     distance = sum(((axis - middle) / radius) ** 2 for axis, middle, radius in zip(axes, centre, radii, strict=True))
@@ -128,29 +119,25 @@ def _air(random: np.random.Generator, shape: NetworkShape) -> NDArray[np.bool_]:
 
 
 def _imaged(random: np.random.Generator, voxels: Array) -> Array:
-    """Blur the faces as a fine scan does, and add noise where there is tissue."""
+    """Blur as a fine scan does, and add noise where there is tissue."""
     blurred = gaussian_filter(voxels, random.uniform(0.4, 0.75))
     noise = gaussian_filter(random.standard_normal(voxels.shape, dtype=np.float32), random.uniform(0.2, 0.7))
     blurred += np.float32(random.uniform(0, 0.03)) * noise * (blurred > 0.03)
     return np.asarray(np.maximum(blurred, 0), np.float32)
 
 
-def _place(random: np.random.Generator, shape: NetworkShape) -> tuple[tuple[int, ...], NetworkShape]:
-    whole = _template()[0].shape
-    return tuple(
-        int(random.integers(0, max(1, size - wanted + 1))) for size, wanted in zip(whole, shape, strict=True)
-    ), shape
-
-
-def _cut(volume: Array, start: tuple[int, ...], shape: NetworkShape) -> Array:
-    piece = volume[tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))]
-    return np.pad(piece, [(0, size - have) for size, have in zip(shape, piece.shape, strict=True)], mode="edge")
+def _crop(random: np.random.Generator, shape: NetworkShape, volumes: Sequence[Array]) -> list[Array]:
+    """Crop volumes at the same random place; where they are smaller, their edges are repeated."""
+    sizes = list(zip(volumes[0].shape, shape, strict=True))
+    starts = [int(random.integers(0, max(1, size - wanted + 1))) for size, wanted in sizes]
+    window = tuple(slice(start, start + wanted) for start, wanted in zip(starts, shape, strict=True))
+    padding = [(0, max(0, wanted - size)) for size, wanted in sizes]
+    return [np.pad(volume[window], padding, mode="edge") for volume in volumes]
 
 
 @cache
 def _template() -> tuple[Array, Array, Array]:
     """The T1 template and its grey and white matter, each 0..1, `[depth, height, width]`; read once per process."""
-    head = read_volume(template_path("t1")).voxels
-    maps = [read_volume(template_path(kind)).voxels for kind in ("gm", "wm")]
-    grey, white = (np.ascontiguousarray(tissue.T / tissue.max()) for tissue in maps)
-    return np.ascontiguousarray(normalise(head, find_intensity(head)).T), grey, white
+    t1, grey, white = (read_volume(template_path(kind)).voxels.T for kind in ("t1", "gm", "wm"))
+    maps = (normalise(t1, find_intensity(t1)), grey / grey.max(), white / white.max())
+    return triple(map(np.ascontiguousarray, maps))

@@ -1,7 +1,6 @@
-"""Checkpoints of a training: all that the next step depends on, in files that are whole or not there."""
+"""Checkpoints of a training: all that the next step depends on, in files that appear when they are complete."""
 
 import hashlib
-import re
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +14,7 @@ from configs.load import flatten
 from configs.schema import RunConfig
 from tasks.files.atomic import replacing
 
-NAME = re.compile(r"step-(\d+)\.npz")
-# What may change between the start of a run and its resumption without changing what it computes.
+# Sections that may change between the start of a run and its resumption without changing the result.
 FREE = ("resources.", "tracking.", "training.checkpoints.")
 
 
@@ -26,7 +24,7 @@ class Checkpoint:
 
     Args:
         step: Steps taken.
-        variables: Weights, optimizer state and moving averages, in the order of the training.
+        variables: Weights, optimizer state and moving averages, in the order of `Trainer.variables`.
         losses: Of every step so far, float64 `[step]`.
         best: Weights of the best validation so far; empty without one.
         best_psnr: Of that validation, in dB.
@@ -44,9 +42,9 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Write a checkpoint next to its place, rename it, and remove all but the last so many."""
-    arrays = {f"variable-{number}": value for number, value in enumerate(checkpoint.variables)}
-    arrays |= {f"best-{number}": value for number, value in enumerate(checkpoint.best)}
+    """Write a checkpoint under a temporary name, rename it into place, and remove the oldest beyond `keep`."""
+    lists = {"variable": checkpoint.variables, "best": checkpoint.best}
+    arrays = {f"{kind}-{number}": value for kind, values in lists.items() for number, value in enumerate(values)}
     with replacing(folder / f"step-{checkpoint.step:08d}.npz") as partial:
         np.savez(
             partial,
@@ -69,8 +67,8 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
     Raises:
         InputError: It is damaged, or belongs to another configuration.
     """
-    for torn in folder.glob(".*.partial.step-*.npz"):  # what a killed writer left
-        torn.unlink(missing_ok=True)
+    for partial in folder.glob(".*.partial.step-*.npz"):  # of a writer that was killed
+        partial.unlink(missing_ok=True)
     files = _files(folder)
     if not files:
         return None
@@ -80,7 +78,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
             arrays = dict(stored)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"Cannot resume from {name}: it is no checkpoint ({' '.join(str(error).split())}).",
+            f"Cannot resume from {name}: it is not a checkpoint ({' '.join(str(error).split())}).",
             "Remove it to go on from the one before.",
         ) from error
     if str(arrays["config"]) != _fingerprint(config):
@@ -106,7 +104,7 @@ def _numbered(arrays: dict[str, NDArray[np.generic]], kind: str) -> list[NDArray
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*.npz") if NAME.fullmatch(path.name))
+    return sorted(path for path in folder.glob("step-*.npz") if path.stem.removeprefix("step-").isdecimal())
 
 
 def _fingerprint(config: RunConfig) -> str:

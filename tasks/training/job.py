@@ -1,4 +1,4 @@
-"""The job that a training is given and the records that it reports."""
+"""The input of a training and the records that it reports."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from tasks.training.blocks import TrainingVolume
 
 @dataclass(frozen=True, eq=False)
 class ValidationVolume:
-    """A volume that early stopping scores the network on, normalised, float32 `[depth, height, width]`.
+    """A volume on which early stopping scores the network, normalised, float32 `[depth, height, width]`.
 
     Args:
         coarse: The degraded volume.
-        resampled: It on the fine grid.
+        resampled: The degraded volume on the fine grid.
         fine: The truth.
     """
 
@@ -37,10 +37,10 @@ class TrainingJob:
         config: The run.
         volumes: Volumes to learn from.
         validation: Volumes for early stopping.
-        model_path: Where the `.keras` file goes; it appears when it is whole.
-        checkpoints: Folder for checkpoints; None leaves none.
-        resume: Whether to go on from the last checkpoint in that folder, if there is one.
-        start_from: A `.keras` file whose weights training starts from.
+        model_path: Path of the `.keras` file to write; it appears when it is complete.
+        checkpoints: Folder for checkpoints; None writes none.
+        resume: Whether to continue from the last checkpoint in that folder, if there is one.
+        start_from: A `.keras` file with the initial weights.
     """
 
     config: RunConfig
@@ -54,7 +54,7 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """One optimizer step that was taken, or replayed from the checkpoint that training goes on from.
+    """One optimizer step, taken or replayed from the checkpoint that training continues from.
 
     Args:
         step: Number of the step, from 1.
@@ -89,13 +89,13 @@ class TrainedModel:
     Args:
         model: The `.keras` file.
         parameters: Trainable weights.
-        seconds: From the first patch to the last step, of this start.
+        seconds: From the first patch to the last step, since the last resumption.
         waiting_share: Share of the time of all steps but the first in which the network waited for patches.
         replicas: Model replicas.
         device: Kind of device, "GPU" or "CPU".
         latent_shape: Shape of the latent of one batch, `(batch, depth, height, width, channels)`.
         steps: Steps taken, those before a resumption included.
-        resumed_from: The step that training went on from; 0 for a fresh start.
+        resumed_from: The step that training continued from; 0 for a fresh start.
         validation_psnr: Of the best validation, before a resumption or after it, in dB; None without validation.
     """
 

@@ -1,4 +1,4 @@
-"""The network and the optimizer of a configuration, made with Keras."""
+"""The network and the optimizer of a configuration, built with Keras."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def build_network(network: Network, precision: str = "float32") -> keras.Model:
 
 
 def learning_rate_schedule(training: Training) -> keras.optimizers.schedules.LearningRateSchedule:
-    """A linear rise from zero over the warm-up, then half a cosine down to a fiftieth of the peak."""
+    """Build the schedule: a linear rise from zero over the warm-up, then half a cosine to a fiftieth of the peak."""
     warmup = min(training.warmup_steps, training.steps - 1)
     return keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else training.learning_rate,
@@ -38,7 +38,7 @@ def learning_rate_schedule(training: Training) -> keras.optimizers.schedules.Lea
 
 
 def optimizer(training: Training, schedule: Any) -> keras.optimizers.Optimizer:  # noqa: ANN401 - a schedule
-    """Make the optimizer that a configuration names."""
+    """Build the configured optimizer."""
     if training.optimizer == "sgd":
         return keras.optimizers.SGD(schedule)
     if training.optimizer == "adamw":

@@ -1,4 +1,4 @@
-"""Starts of work that loads TensorFlow, for drivers, which must not: each import happens in the worker."""
+"""Entry points of work that loads TensorFlow, for drivers, which must not: the worker does each import."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -75,7 +75,7 @@ def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(tmp_path):
         outcome(train(other))
     place = job.checkpoints / "step-00000002.npz"
     place.write_bytes(place.read_bytes()[:200])
-    with pytest.raises(InputError, match="it is no checkpoint"):
+    with pytest.raises(InputError, match="it is not a checkpoint"):
         last_checkpoint(job.checkpoints, job.config)
 
 
