@@ -1,16 +1,5 @@
 """The errors of voxlift, one hierarchy.
 
-    VoxliftError                exit status 1
-    ├── UsageError              exit status 2: what was given is wrong
-    │   ├── ConfigError         a configuration
-    │   ├── ShapeError          a shape or a stage
-    │   └── InputError          a file or another input
-    │       └── ReadError       a file whose content cannot be used; it has the fields `name` and `reason`
-    ├── RunError                a run failed through no fault of its input
-    ├── AbandonedError          a volume was given up while its writer waited for it
-    └── ContractError           an artifact violates its contract
-        └── ContractsError      a `contracts.json` is missing or cannot be read
-
 `problem` says what cannot be done, the rule and what was received; `remedy` says what to do about it.
 """
 
@@ -18,7 +7,7 @@ from typing import ClassVar
 
 
 class VoxliftError(Exception):
-    """An error that is reported to the user without a traceback.
+    """An error that is reported to the user without a traceback; its exit status is 1.
 
     Args:
         problem: What cannot be done, the rule, and what was received.
@@ -40,7 +29,7 @@ class VoxliftError(Exception):
 
 
 class UsageError(VoxliftError, ValueError):
-    """Something that was given cannot be used."""
+    """Something that was given cannot be used; the exit status is 2."""
 
     exit_status = 2
 

@@ -1,7 +1,7 @@
 """Read a configuration: a preset's name or a file, with overrides, into a `RunConfig`."""
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
@@ -15,10 +15,9 @@ from configs.schema import RunConfig
 
 
 def preset_names() -> list[str]:
-    """Names of the presets that stand next to this module."""
-    return sorted(
-        entry.name.removesuffix(".yaml") for entry in files("configs").iterdir() if entry.name.endswith(".yaml")
-    )
+    """Return the names of the presets, which are the YAML files next to this module."""
+    names = (entry.name for entry in files("configs").iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -38,13 +37,13 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_sweep(source: str | Path) -> tuple[dict[str, Any], Callable[[Sequence[str]], RunConfig]]:
-    """Read a configuration with a section `sweep`, which names what is varied.
+    """Read a configuration with a section `sweep`, which names the keys that are varied.
 
     Args:
         source: A preset's name or the path of a YAML file.
 
     Returns:
-        The section, and what makes the rest, with overrides, into a resolved configuration.
+        The section, and a function that resolves the rest of the configuration with overrides.
 
     Raises:
         ConfigError: The file is wrong, or it has no such section.
@@ -84,27 +83,25 @@ def _resolved(source: str | Path, content: dict[str, Any], overrides: Sequence[s
     try:
         return RunConfig.model_validate(content)
     except ValidationError as error:
-        raise ConfigError(f"Cannot use the configuration {source}: {_sentence(error)}") from None
+        raise ConfigError(f"Cannot use the configuration {source}: {_message(error)}") from None
 
 
 def resolved_yaml(config: RunConfig) -> str:
-    """A configuration with every default filled in, as YAML that `load_config` reads back to the same."""
+    """Write a configuration with every default filled in, as YAML from which `load_config` reads the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def flatten(config: BaseModel, section: str = "") -> dict[str, str]:
-    """Every leaf of a configuration, or of one section of it, as `section.key` and its value in text, for a record."""
-    leaves: dict[str, str] = {}
+    """Return every leaf of a configuration, or of one section of it, as `section.key` and its value as text."""
 
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, Mapping):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            leaves[prefix] = str(value)
+    def leaves(prefix: str, value: object) -> Iterator[tuple[str, str]]:
+        if not isinstance(value, Mapping):
+            yield prefix, str(value)
+            return
+        for key, inner in value.items():
+            yield from leaves(f"{prefix}.{key}" if prefix else str(key), inner)
 
-    walk(section, config.model_dump(mode="json"))
-    return leaves
+    return dict(leaves(section, config.model_dump(mode="json")))
 
 
 def _apply(content: dict[str, Any], override: str) -> None:
@@ -116,22 +113,20 @@ def _apply(content: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise ConfigError(f"Cannot apply {override}: the value is not YAML ({_one_line(error)}).") from None
     *sections, last = key.split(".")
-    place = content
     for section in sections:
-        inner = place.setdefault(section, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(f"Cannot apply {override}: {section} holds {inner!r}, not keys.")
-        place = inner
-    place[last] = value
+        content = content.setdefault(section, {})
+        if not isinstance(content, dict):
+            raise ConfigError(f"Cannot apply {override}: {section} holds {content!r}, not keys.")
+    content[last] = value
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _sentence(error: ValidationError) -> str:
-    """The first problem of a validation error as one message."""
-    # A misspelt key is missing as well where it is needed: its name is what helps.
+def _message(error: ValidationError) -> str:
+    """Describe the first problem of a validation error."""
+    # A misspelt required key is also a missing one: its name is more helpful.
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
@@ -145,10 +140,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _nearest(location: tuple[int | str, ...]) -> str | None:
-    """The known key nearest to an unknown one, in full."""
+    """Find the known key nearest to an unknown one, in full."""
     model: type[BaseModel] = RunConfig
     for part in location[:-1]:
-        if isinstance(part, int):  # an entry of a list: the field has named its model
+        if isinstance(part, int):  # an index: the model of the entries is that of the list's field
             continue
         field = model.model_fields.get(str(part))
         candidates = [] if field is None else [field.annotation, *get_args(field.annotation)]

@@ -1,4 +1,4 @@
-"""Records of a rehearsal: a job in small, one training step and one shard, of which nothing is kept."""
+"""Records of a rehearsal: one training step and one shard, whose results are discarded."""
 
 from dataclasses import dataclass, field
 
@@ -12,11 +12,11 @@ class BuiltNetwork:
         device: Kind of device, "GPU" or "CPU".
         threads: CPU threads of the node.
         parameters: Trainable weights.
-        optimizer_values: Numbers that the optimizer keeps.
-        latent_shape: Of the latent that a replica makes of its patches, `(batch, depth, height, width, channels)`.
-        stage_shapes: Of what each stage makes of it, likewise.
+        optimizer_values: Numbers in the optimizer's state.
+        latent_shape: Of the latent of a replica's patches, `(batch, depth, height, width, channels)`.
+        stage_shapes: Of the output of each stage, likewise.
         content: The untrained network as a `.keras` file.
-        idle_bytes: Memory that the process holds before it has seen a patch.
+        idle_bytes: Memory of the process before its first patch.
     """
 
     replicas: int
@@ -32,15 +32,15 @@ class BuiltNetwork:
 
 @dataclass(frozen=True)
 class RehearsedStep:
-    """A training step that was taken and thrown away.
+    """A training step whose result was discarded.
 
     Args:
         loss: Of the first step.
-        fill_seconds: For the first blocks that patches are cut from.
+        fill_seconds: For the first blocks that patches are cropped from.
         first_seconds: Of the first step, with tracing.
-        step_seconds: Of a step thereafter, while no patches are drawn.
+        step_seconds: Of a later step, while no patches are drawn.
         patch_seconds: Of one CPU thread for the patches of a step, with their share of blocks.
-        replica_bytes: Memory that steps took beyond what was held before, for each replica.
+        replica_bytes: Memory that the steps added, for each replica.
     """
 
     loss: float
@@ -53,11 +53,11 @@ class RehearsedStep:
 
 @dataclass(frozen=True)
 class RehearsedShard:
-    """A shard that was restored and thrown away.
+    """A restored shard that was discarded.
 
     Args:
-        first_seconds: Of the first time, with warming up.
-        seconds: Of a time thereafter.
+        first_seconds: Of the first restoration, with warm-up.
+        seconds: Of a later one.
         shard_bytes: Memory that it took beyond the idle worker.
     """
 

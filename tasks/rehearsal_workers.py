@@ -30,7 +30,7 @@ REPEATS = 3  # of what is timed, once it is warm
 
 
 class TrainingRehearsal:
-    """Rehearsal of a training: everything before its first step; then, on demand, steps.
+    """Rehearsal of a training: everything before its first step, then steps on demand.
 
     Args:
         config: The run.
@@ -49,15 +49,14 @@ class TrainingRehearsal:
             self._trainer = Trainer(config, self._strategy)
 
     def __call__(self, volumes: Sequence[TrainingVolume] | None = None) -> BuiltNetwork | RehearsedStep:
-        """Describe the network; or, given what to learn from, take a step."""
+        """Describe the network or, given training volumes, take a step."""
         return self._built() if volumes is None else self._step(volumes)
 
     def _built(self) -> BuiltNetwork:
         network, training, model = self._config.network, self._config.training, self._trainer.model
         replicas = self._strategy.num_replicas_in_sync
-        latent, *stages = _traced_shapes(
-            model, len(network.stages), (training.batch_size // replicas, *training.patch, 1)
-        )
+        patches_shape = (training.batch_size // replicas, *training.patch, 1)
+        latent, *stages = _traced_shapes(model, len(network.stages), patches_shape)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "untrained.keras"
             build_network(network).save(path)
@@ -78,10 +77,10 @@ class TrainingRehearsal:
         training = self._config.training
         source, drawn = PatchSource(volumes, self._config), max(LANES, training.batch_size)
         patches, fill_seconds = timed(lambda: [source.draw(index) for index in range(drawn)], time.thread_time)
-        _, cut_seconds = timed(lambda: [source.draw(drawn + lane) for lane in range(LANES)], time.thread_time)
-        cut_seconds /= LANES
+        _, lanes_seconds = timed(lambda: [source.draw(drawn + lane) for lane in range(LANES)], time.thread_time)
+        crop_seconds = lanes_seconds / LANES
         blocks = len({block_number(index) for index in range(drawn)})
-        block_seconds = max(0.0, fill_seconds - drawn * cut_seconds) / blocks
+        block_seconds = max(0.0, fill_seconds - drawn * crop_seconds) / blocks
 
         resampled, fine, share = (np.stack(part) for part in zip(*patches[: training.batch_size], strict=True))
         weight = share if training.weigh_patches else np.ones_like(share)
@@ -96,13 +95,13 @@ class TrainingRehearsal:
             fill_seconds=fill_seconds,
             first_seconds=first_seconds,
             step_seconds=median(seconds for _, seconds in later),
-            patch_seconds=training.batch_size * (cut_seconds + block_seconds / PATCHES),
+            patch_seconds=training.batch_size * (crop_seconds + block_seconds / PATCHES),
             replica_bytes=growth.bytes // sharing,
         )
 
 
 class ShardRehearsal:
-    """A worker that restores one shard, and again when it is warm.
+    """A worker that restores one shard, and again once it is warm.
 
     Args:
         name: The model's file name.
@@ -116,24 +115,24 @@ class ShardRehearsal:
 
     def __init__(self, name: str, content: bytes, threads: int, total_stride: tuple[int, int, int]) -> None:
         self._restorer = Restorer(name, content, threads)
-        # Traced, and so idle as workers are idle.
+        # Traced, as the idle workers of a run are.
         self._restorer.restored(np.zeros(total_stride, np.float32), Intensity(0, 1))
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RehearsedShard:
-        """Restore a shard."""
+        """Restore a shard twice."""
         growth = MemoryGrowth()
         (_, first), (_, second) = (timed(lambda: self._restorer(volume, shard)) for _ in range(2))
         return RehearsedShard(first, second, growth.bytes)
 
 
 def timed(work: Callable[[], T], clock: Callable[[], float] = time.perf_counter) -> tuple[T, float]:
-    """Do some work; returns what it returns and its seconds."""
+    """Do some work; returns its result and its seconds."""
     began = clock()
     return work(), clock() - began
 
 
 def _traced_shapes(model: keras.Model, stages: int, input_shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The shapes of the latent and of what each stage makes, as TensorFlow infers them without computing a voxel."""
+    """Return the shapes of the latent and of each stage's output, as TensorFlow infers them without computing."""
     layers = [model.get_layer(f"stage_{number}") for number in range(stages)]
     inner = keras.Model(model.inputs, [layers[0].input, *(layer.output for layer in layers)])
     traced = tf.function(lambda patches: inner(patches, training=False), jit_compile=False)

@@ -5,7 +5,7 @@ from functools import cached_property
 from math import prod
 
 from configs.axes import NetworkShape
-from models.network.graph import Graph
+from models.network.graph import Graph, Node
 from models.network.receptive_field import ALONG_AXIS, POINTWISE, ReceptiveField
 
 VALUE_BYTES = 4  # float32
@@ -63,13 +63,7 @@ class Cost:
     def parameters(self) -> int:
         """Weights and biases of the convolutions."""
         return sum(
-            layer.channels
-            * (
-                prod(layer.config["kernel_size"])
-                * self.graph.nodes[layer.sources[0]].channels
-                // layer.config.get("groups", 1)
-                + bool(layer.config.get("use_bias", True))
-            )
+            layer.channels * (self._inputs_per_output(layer) + bool(layer.config.get("use_bias", True)))
             for layer in self.graph.nodes
             if layer.kind in CONVOLUTIONS
         )
@@ -79,12 +73,15 @@ class Cost:
         total = 0
         for node, layer in enumerate(self.graph.nodes):
             if layer.kind in CONVOLUTIONS:
-                (source,) = layer.sources
                 # Every tap is applied at every output voxel of a convolution, every input voxel of a transposed one.
-                voxels = self._voxels(node if layer.kind == "Conv3D" else source, shape)
-                channels = self.graph.nodes[source].channels // layer.config.get("groups", 1)
-                total += voxels * prod(layer.config["kernel_size"]) * channels * layer.channels
+                voxels = self._voxels(node if layer.kind == "Conv3D" else layer.sources[0], shape)
+                total += voxels * self._inputs_per_output(layer) * layer.channels
         return total
+
+    def _inputs_per_output(self, convolution: Node) -> int:
+        channels: int = self.graph.nodes[convolution.sources[0]].channels // convolution.config.get("groups", 1)
+        taps: int = prod(convolution.config["kernel_size"])
+        return channels * taps
 
     def _voxels(self, node: int, shape: NetworkShape) -> int:
         return prod(

@@ -1,4 +1,4 @@
-"""The routes that the project grew from: each with kernel 3, as asked, and in its clean form."""
+"""The chains of stages that the project grew from: each with kernel 3, as asked, and in its clean form."""
 
 from configs.axes import TensorShape
 from models.stages.stage import Stage

@@ -22,10 +22,7 @@ class StageReport:
         input_shape: (batch, depth, height, width, channels).
         output_shape: Likewise.
         weights_shape: TensorFlow's layout, (depth, height, width, out, in).
-        filters: As in the stage.
-        kernel_size: As in the stage.
-        strides: As in the stage.
-        padding: As in the stage.
+        filters, kernel_size, strides, padding: As in the stage.
         parameters: Weights and biases.
         multiply_adds: Every input voxel times every tap, channels and batch included.
         forward_check: The forward convolution from the output shape.
