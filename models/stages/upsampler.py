@@ -148,7 +148,7 @@ def compare_implementations(latent_shape: TensorShape, stages: Sequence[Stage]) 
     random = np.random.default_rng(0)
     upsampler.set_weights([random.normal(size=weights.shape, scale=0.1) for weights in upsampler.get_weights()])
     latent = random.normal(size=latent_shape).astype(np.float32)
-    by_layer, by_operation = (_outputs(model, latent) for model in (upsampler, build_twin(upsampler)))
+    by_layer, by_operation = (_stage_outputs(model, latent) for model in (upsampler, build_twin(upsampler)))
     pairs = zip(by_layer, by_operation, strict=True)
     return ImplementationComparison(
         shapes=all([output.shape for output in outputs] == predicted for outputs in (by_layer, by_operation)),
@@ -156,8 +156,7 @@ def compare_implementations(latent_shape: TensorShape, stages: Sequence[Stage]) 
     )
 
 
-def _outputs(model: keras.Model, latent: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
-    """Output of every stage."""
+def _stage_outputs(model: keras.Model, latent: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
     tensor, outputs = latent, []
     for stage in model.layers[1:]:
         tensor = stage(tensor)

@@ -27,11 +27,7 @@ EQUAL_SPACING = 0.02
 
 
 class GridError(InputError):
-    """Voxels that cannot be placed in the world.
-
-    Args:
-        reason: Why, as a clause without a full stop.
-    """
+    """Voxels that cannot be placed in the world; `reason` is a clause without a full stop."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"Cannot place a grid: {reason}.")

@@ -150,8 +150,8 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
             + "x".join(map(str, given)),
             "Correct its header, or cut it.",
         )
-    times = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
-    return FileShape(*(sizes[-3:] if time_first else sizes[:3])), times
+    n_timepoints = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
+    return FileShape(*(sizes[-3:] if time_first else sizes[:3])), n_timepoints
 
 
 @contextmanager

@@ -53,27 +53,27 @@ def test_an_equivalent_is_claimed_exactly_where_some_pad_and_output_padding_give
                 as_torch(x, weights, stage.strides, (0, 0, pad), (0, 0, more), stage.dilation_rate), wanted
             )
         ]
-        said = equivalent(stage, shape)
-        assert said.equivalent == bool(same) == (said.reason is None), (stage, size)
-        if said.equivalent:
-            assert (said.pad[2], said.output_padding[2]) in same, (stage, size)
-            assert said.output_shape == output_shape(stage, shape)
+        claimed = equivalent(stage, shape)
+        assert claimed.equivalent == bool(same) == (claimed.reason is None), (stage, size)
+        if claimed.equivalent:
+            assert (claimed.pad[2], claimed.output_padding[2]) in same, (stage, size)
+            assert claimed.output_shape == output_shape(stage, shape)
 
 
 @pytest.mark.parametrize("equivalent", [torch_equivalent, caffe_equivalent])
-def test_where_there_is_no_equivalent_the_cure_gives_the_numbers(equivalent):
+def test_where_there_is_no_equivalent_the_remedy_gives_the_numbers(equivalent):
     random = np.random.default_rng(0)
     for stage in stages():
         shape = (1, 4, 4, 4, 1)
-        said = equivalent(stage, shape)
+        claimed = equivalent(stage, shape)
         x, weights = random.uniform(1, 2, shape), random.uniform(1, 2, stage.weights_shape(1))
-        made = as_torch(x, weights, stage.strides, said.pad, said.output_padding, stage.dilation_rate)
-        assert said.output_shape == made.shape
+        made = as_torch(x, weights, stage.strides, claimed.pad, claimed.output_padding, stage.dilation_rate)
+        assert claimed.output_shape == made.shape
         sizes = output_shape(stage, shape)[1:4]
         wanted = as_tensorflow(x, weights, stage.strides, sizes, stage.padding, stage.dilation_rate)
         for i, name in enumerate(("depth", "height", "width"), start=1):
             missing = wanted.shape[i] - made.shape[i]
-            assert missing == 0 or name in str(said.reason)
+            assert missing == 0 or name in str(claimed.reason)
             assert missing >= -1  # drop the last voxel, or append voxels of bias
             made = np.delete(made, -1, axis=i) if missing < 0 else made
             made = np.concatenate([made, np.zeros_like(np.take(made, [0] * missing, axis=i))], axis=i)
@@ -81,10 +81,10 @@ def test_where_there_is_no_equivalent_the_cure_gives_the_numbers(equivalent):
 
 
 def test_kernel_3_stride_2_is_shown_why_caffe_makes_31_of_16():
-    said = caffe_equivalent(Stage(1, (3, 3, 3), (2, 2, 2)), (1, 16, 16, 16, 1))
-    assert not said.equivalent
-    assert said.reason == (
+    claimed = caffe_equivalent(Stage(1, (3, 3, 3), (2, 2, 2)), (1, 16, 16, 16, 1))
+    assert not claimed.equivalent
+    assert claimed.reason == (
         "depth, height and width: TensorFlow cuts 0 before and 1 after; use pad 0 and drop the last voxel;"
         " pad 1 is one voxel short"
     )
-    assert said.output_shape == (1, 33, 33, 33, 1)
+    assert claimed.output_shape == (1, 33, 33, 33, 1)

@@ -28,7 +28,7 @@ def test_several_output_shapes_belong_to_one_input():
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("wanted", "parts"),
     [
         ((2, 5, 14, 14, 32), ["depth:", "brings 5 back to 3, not to 2", "size 3 or 4 would do", "stride 3 or 4"]),
         ((2, 4, 12, 12, 32), ["height and width:", "size 13 or 14 would do"]),
@@ -38,19 +38,19 @@ def test_several_output_shapes_belong_to_one_input():
         ((4, 14, 14, 32), ["five"]),
     ],
 )
-def test_a_wrong_output_shape_gets_the_axis_the_rule_and_what_would_do(wanted, said):
+def test_a_wrong_output_shape_gets_the_axis_the_rule_and_what_would_do(wanted, parts):
     with pytest.raises(ShapeError) as caught:
         stage_making(stage(2), LATENT, wanted)
-    assert all(part in str(caught.value) for part in said)
+    assert all(part in str(caught.value) for part in parts)
 
 
-def test_a_shape_that_only_the_operation_makes_is_told_apart():
+def test_a_shape_that_only_the_operation_makes_is_reported_as_such():
     with pytest.raises(ShapeError, match=r"tf.nn accepts that output_shape, but an even kernel.*width"):
         stage_making(stage(2, kernel=4), LATENT, (2, 3, 13, 14, 32))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "parts"),
     [
         ({"filters": 0}, "filters"),
         ({"kernel_size": (3, 0, 3)}, "height: kernel_size"),
@@ -63,8 +63,8 @@ def test_a_shape_that_only_the_operation_makes_is_told_apart():
         ({"dilation_rate": (1, 2, 1)}, "stride above 1 .here on depth.*dilation above 1 .here on height"),
     ],
 )
-def test_a_stage_that_cannot_be_gets_the_axis_and_the_rule(arguments, said):
-    with pytest.raises(ShapeError, match=said):
+def test_a_stage_that_cannot_be_gets_the_axis_and_the_rule(arguments, parts):
+    with pytest.raises(ShapeError, match=parts):
         Stage(**{"filters": 32, "kernel_size": (3, 3, 3), "strides": (2, 2, 2), **arguments})
 
 

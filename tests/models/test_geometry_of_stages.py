@@ -1,4 +1,4 @@
-"""Overlap, holes, shift and receptive field: what is said of them, measured in real TensorFlow with kernels of ones."""
+"""Overlap, holes, shift and receptive field: the predictions, measured in real TensorFlow with kernels of ones."""
 
 from itertools import product
 
@@ -78,7 +78,7 @@ def test_a_constant_through_ones_shows_the_overlap_of_every_stage_of_the_sweep()
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_constant_latent_shows_the_faults_of_the_presets(name):
+def test_a_constant_latent_shows_the_problems_of_the_presets(name):
     chain = PRESETS[name]
     image = through_ones(chain, np.ones((1, 5, 7, 7, 1)))[0, ..., 0]
     inner = image[tuple(slice(2 * s, -2 * s) for s in describe(LATENT, chain).total_stride)]
@@ -92,7 +92,7 @@ def test_a_constant_latent_shows_the_faults_of_the_presets(name):
         assert image[:, :3, :3].all()
 
 
-def test_warnings_name_fault_axis_number_and_cure():
+def test_warnings_name_problem_axis_number_and_remedy():
     report = describe(LATENT, PRESETS["three-stage-k3"])
     third = [warning for warning in report.warnings if warning.startswith("Stage 3")]
     assert [warning.split(":")[0] for warning in third] == [
@@ -105,26 +105,26 @@ def test_warnings_name_fault_axis_number_and_cure():
     assert "+3.5, +5.5, +5.5 voxels of the last output" in report.warnings[-1]
 
 
-def test_a_shift_that_later_stages_enlarge_is_told_for_the_whole():
+def test_a_shift_that_later_stages_enlarge_is_reported_for_the_whole():
     lopsided, clean = Stage(1, (3, 3, 3), (2, 2, 2)), Stage(1, (4, 4, 4), (2, 2, 2))
     report = describe((1, 2, 2, 2, 1), [lopsided, clean])
     assert report.warnings[-1].startswith("All stages, shift: depth, height, width add up to +1, +1, +1 voxels")
     assert not any("All stages" in warning for warning in describe((1, 2, 2, 2, 1), [clean, lopsided]).warnings)
 
 
-def test_every_cure_is_clean_and_leaves_a_clean_stage_alone():
+def test_every_remedy_is_clean_and_leaves_a_clean_stage_alone():
     for stage in stages():
-        cured = remedy(stage)
-        assert not describe((1, 3, 3, 3, 1), [cured]).warnings
-        assert cured.strides == stage.strides
-        assert remedy(cured) == cured
+        clean = remedy(stage)
+        assert not describe((1, 3, 3, 3, 1), [clean]).warnings
+        assert clean.strides == stage.strides
+        assert remedy(clean) == clean
 
 
 @pytest.mark.parametrize("stride", [341, 343, 512, 514, 1023, 1024])
-def test_the_largest_strides_have_a_cure_too(stride):
-    cured = remedy(Stage(1, (3, 3, 3), (1, 2, stride)))
-    assert cured.kernel_size[:2] == (3, 4)
-    assert not describe((1, 3, 3, 3, 1), [cured]).warnings
+def test_the_largest_strides_have_a_remedy_too(stride):
+    clean = remedy(Stage(1, (3, 3, 3), (1, 2, stride)))
+    assert clean.kernel_size[:2] == (3, 4)
+    assert not describe((1, 3, 3, 3, 1), [clean]).warnings
 
 
 def test_the_rule_of_thumb_for_clean_holds():

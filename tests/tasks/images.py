@@ -31,7 +31,7 @@ def packaged_volumes() -> list[Path]:
 
 
 def affine(spacing=(1.0, 1.5, 3.0), angles=(0.0, 0.0, 0.0), axes="RAS", origin=(-20.0, 13.0, 7.0), shear=0.0):
-    """An affine whose axes grow in the directions of `axes`, turned by `angles` degrees, sheared by a tangent."""
+    """An affine whose axes grow in the directions of `axes`, rotated by `angles` degrees, sheared by a tangent."""
     columns = np.zeros((3, 3))
     for axis, letter in enumerate(axes):
         columns["RASLPI".index(letter) % 3, axis] = 1 if letter in "RAS" else -1

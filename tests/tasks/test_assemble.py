@@ -1,4 +1,4 @@
-"""Cores on disk, torn and whole, and the volume put together from them."""
+"""Cores on disk, damaged and complete, and the volume put together from them."""
 
 import numpy as np
 import pytest
@@ -95,8 +95,8 @@ def test_a_change_by_planes_is_the_whole_change(tmp_path, flipped):
     axes = NetworkAxes((2, 0, 1), flipped)
     assembly = Assembly(plan_of((40, 48, 32)), axes, ShardStore(tmp_path))
     recipe = Degradation(name="mean", depth=AxisDegradation(factor=2), width=AxisDegradation(factor=2))
-    missing = np.random.default_rng(1).normal(0, 0.1, (20, 48, 16)).astype(np.float32)
-    change = solve_correction(missing, NetworkShape(40, 48, 32), recipe)
+    residual = np.random.default_rng(1).normal(0, 0.1, (20, 48, 16)).astype(np.float32)
+    change = solve_correction(residual, NetworkShape(40, 48, 32), recipe)
     assert change is not None
     whole = axes.to_file(change.window(slice(None), slice(None), slice(None)))
     parts = [assembly.change(change, start, start + 10) for start in (0, 10, 20, 30)]

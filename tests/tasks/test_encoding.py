@@ -1,4 +1,4 @@
-"""Voxels on disk: rounded, clipped, never wrapped, never quantised unseen."""
+"""Voxels on disk: rounded, clipped, never wrapped or quantised silently."""
 
 import numpy as np
 import pytest

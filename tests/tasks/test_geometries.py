@@ -37,8 +37,8 @@ CASES = [
     *(Case(axes, matrix=affine(axes=axes)) for axes in ORIENTATIONS),
     Case("oblique", matrix=affine(angles=(12, -20, 7))),
     Case("oblique PIR", (1, 1, 3), matrix=affine(angles=(-30, 5, 40), axes="PIR")),
-    Case("turned by 45 degrees", matrix=affine(angles=(45, 0, 0))),
-    Case("turned by 180 degrees", matrix=affine(angles=(180, 0, 0))),
+    Case("rotated by 45 degrees", matrix=affine(angles=(45, 0, 0))),
+    Case("rotated by 180 degrees", matrix=affine(angles=(180, 0, 0))),
     Case("fractions", (1.5, 2.5, 1.1)),
     Case("through-plane", (1, 1, 4)),
     Case("through-plane, oblique, a fraction", (1, 1, 3.7), matrix=affine(angles=(9, 4, -16))),
@@ -206,7 +206,9 @@ def test_a_sheared_sform_is_kept_and_the_qform_goes_its_own_way(tmp_path):
         np.testing.assert_allclose(corners(found, after.shape), corners(given, before.shape), atol=1e-3)
     assert not np.allclose(after.get_sform(), after.get_qform(), atol=0.1)
     for path in (source, tmp_path / "out.nii.gz"):
-        assert any("no qform can hold that, only the sform does" in said for said in inspect_volume(path).warnings)
+        assert any(
+            "no qform can hold that, only the sform does" in warning for warning in inspect_volume(path).warnings
+        )
 
 
 def test_an_image_too_long_for_nifti_1_is_written_as_nifti_2(tmp_path):

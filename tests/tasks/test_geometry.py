@@ -82,8 +82,8 @@ def stored(order, flips, affine=None, shape=(4, 5, 6)):
         change[world, axis] = -1 if back else 1
         change[world, 3] = shape[world] - 1 if back else change[world, 3]
     change[3, 3] = 1
-    turned = voxels.transpose(order)[tuple(slice(None, None, -1 if back else 1) for back in flips)]
-    return turned, Grid(turned.shape, affine @ change)
+    reoriented = voxels.transpose(order)[tuple(slice(None, None, -1 if back else 1) for back in flips)]
+    return reoriented, Grid(reoriented.shape, affine @ change)
 
 
 @pytest.mark.parametrize("spacing", [(2, 2, 2), (1, 1, 3), (1, 4, 1), (5, 1, 1)])

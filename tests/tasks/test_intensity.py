@@ -1,4 +1,4 @@
-"""Intensity: by the head, not the air; undone without loss."""
+"""Intensity: by the foreground, not the air; inverted without loss."""
 
 import numpy as np
 import pytest
@@ -18,12 +18,12 @@ def test_without_negatives_it_is_the_protocol():
 @pytest.mark.parametrize("air", [0.3, 0.9])
 def test_the_share_of_air_does_not_matter_in_ct(air):
     generator = np.random.default_rng(1)
-    head = generator.normal(40, 30, 100_000)
-    head[:5_000] = generator.normal(900, 100, 5_000)
-    voxels = np.concatenate([np.full(int(1e5 * air / (1 - air)), -1000.0), head]).astype(np.float32)
+    foreground = generator.normal(40, 30, 100_000)
+    foreground[:5_000] = generator.normal(900, 100, 5_000)
+    voxels = np.concatenate([np.full(int(1e5 * air / (1 - air)), -1000.0), foreground]).astype(np.float32)
     found = find_intensity(voxels)
     assert found.low == -1000
-    assert found.high == pytest.approx(np.percentile(head, 99.5), rel=0.01)
+    assert found.high == pytest.approx(np.percentile(foreground, 99.5), rel=0.01)
 
 
 def test_slight_ringing_below_zero_changes_little():

@@ -84,12 +84,12 @@ def test_a_budget_that_holds_no_shard_is_refused_with_the_least_that_does():
     smallest, _ = budgets((64, 96, 96), cost)
     assert plan_shards(NetworkShape(64, 96, 96), cost, smallest).smallest_bytes <= smallest * MIB
     message = (
-        rf"Cannot shard head\.nii\.gz: the memory budget of {smallest - 1} MiB holds no shard of this network"
+        rf"Cannot shard scan\.nii\.gz: the memory budget of {smallest - 1} MiB holds no shard of this network"
         rf" \(smallest: {smallest} MiB for a core of \d+x\d+x\d+\)\."
         rf" Raise resources\.memory_budget_mib to {smallest} or more\."
     )
     with pytest.raises(BudgetError, match=message):
-        plan_shards(NetworkShape(64, 96, 96), cost, smallest - 1, name="head.nii.gz")
+        plan_shards(NetworkShape(64, 96, 96), cost, smallest - 1, name="scan.nii.gz")
 
 
 @pytest.mark.parametrize("route", ROUTES)

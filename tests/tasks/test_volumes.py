@@ -1,4 +1,4 @@
-"""Volumes: whole or not at all, equal bytes, and one head in fifteen storages."""
+"""Volumes: whole or not at all, equal bytes, and one subject in fifteen storages."""
 
 import gzip
 import warnings
@@ -20,13 +20,13 @@ from tasks.volume.nifti import open_volume, read_volume, write_slabs, write_volu
 from tests.tasks.images import affine, data_folder, fifteen_storages, ramp, save
 
 
-def head(shape=(12, 13, 14)):
+def phantom(shape=(12, 13, 14)):
     return np.random.default_rng(0).random(shape, dtype=np.float32)
 
 
 def test_a_file_that_is_not_finished_is_not_there(tmp_path):
     def slabs():
-        yield head((4, 4, 2))
+        yield phantom((4, 4, 2))
         raise RuntimeError("the network failed")
 
     with pytest.raises(RuntimeError, match="the network failed"):
@@ -37,17 +37,17 @@ def test_a_file_that_is_not_finished_is_not_there(tmp_path):
 @pytest.mark.parametrize("slab", [(4, 4, 3), (4, 4, 5), (4, 3, 4)])
 def test_slabs_that_do_not_fill_the_grid_are_not_a_volume(slab, tmp_path):
     with pytest.raises(ValueError, match="grid of"):
-        write_slabs(tmp_path / "a.nii", [head(slab)], Grid(FileShape(4, 4, 4), np.eye(4)))
+        write_slabs(tmp_path / "a.nii", [phantom(slab)], Grid(FileShape(4, 4, 4), np.eye(4)))
     assert not list(tmp_path.iterdir())
 
 
 def test_only_nifti_is_written(tmp_path):
     with pytest.raises(InputError, match="written as NIfTI"):
-        write_volume(tmp_path / "a.mgz", head(), Grid(FileShape(12, 13, 14), np.eye(4)))
+        write_volume(tmp_path / "a.mgz", phantom(), Grid(FileShape(12, 13, 14), np.eye(4)))
 
 
 def test_equal_voxels_give_equal_files(tmp_path):
-    voxels = head((80, 90, 70))  # more than one block of the compressor
+    voxels = phantom((80, 90, 70))  # more than one block of the compressor
     grid = Grid(voxels.shape, affine())
     write_volume(tmp_path / "a.nii.gz", voxels, grid)
     write_slabs(tmp_path / "b.nii.gz", np.array_split(voxels, 5, axis=2), grid)
@@ -58,9 +58,9 @@ def test_equal_voxels_give_equal_files(tmp_path):
 
 def test_a_volume_of_no_file_opens_where_it_was_placed(tmp_path):
     grid = Grid(FileShape(12, 13, 14), affine(angles=(10, 20, 30)))
-    write_volume(tmp_path / "a.nii.gz", head(), grid)
+    write_volume(tmp_path / "a.nii.gz", phantom(), grid)
     image = nibabel.load(tmp_path / "a.nii.gz")
-    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), head())
+    np.testing.assert_array_equal(image.get_fdata(dtype=np.float32), phantom())
     for form in (image.get_sform(), image.get_qform()):
         np.testing.assert_allclose(form, grid.affine, atol=1e-5)
     np.testing.assert_allclose(image.header.get_zooms(), grid.spacing, rtol=1e-6)
@@ -69,7 +69,7 @@ def test_a_volume_of_no_file_opens_where_it_was_placed(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nii.bz2"])
 def test_slabs_are_parts_of_the_whole(name, tmp_path):
-    voxels = head((9, 8, 30))
+    voxels = phantom((9, 8, 30))
     save(tmp_path / name, voxels, affine())
     scan = open_volume(tmp_path / name)
     np.testing.assert_array_equal(scan.slab(7, 19), voxels[:, :, 7:19])
@@ -78,14 +78,14 @@ def test_slabs_are_parts_of_the_whole(name, tmp_path):
 
 
 def test_threads_that_read_at_once_leave_the_warnings_of_the_process_alone(tmp_path):
-    save(tmp_path / "odd.nii", head(), affine(), pixdim=[1, -1, 1.5, 3, 0, 0, 0, 0])
+    save(tmp_path / "odd.nii", phantom(), affine(), pixdim=[1, -1, 1.5, 3, 0, 0, 0, 0])
     before = list(warnings.filters)
     with ThreadPoolExecutor(4) as pool:
-        remarks = list(pool.map(lambda _: open_volume(tmp_path / "odd.nii").header.warnings, range(200)))
+        reported = list(pool.map(lambda _: open_volume(tmp_path / "odd.nii").header.warnings, range(200)))
     assert list(warnings.filters) == before
-    assert len(set(remarks)) == 1
-    assert len(remarks[0]) == 1
-    assert "pixdim" in remarks[0][0]
+    assert len(set(reported)) == 1
+    assert len(reported[0]) == 1
+    assert "pixdim" in reported[0][0]
 
 
 def test_voxels_that_are_no_numbers_are_read_as_air(tmp_path):
@@ -136,7 +136,9 @@ def test_one_head_in_fifteen_storages_gives_one_restored_image(tmp_path):
 
 def test_the_slice_axis_of_a_thick_scan_is_the_thick_one(tmp_path):
     folder = data_folder()
-    source = folder / "chris_PD.nii.gz" if folder else save(tmp_path / "thick.nii.gz", head(), affine((0.9, 0.9, 2.4)))
+    source = (
+        folder / "chris_PD.nii.gz" if folder else save(tmp_path / "thick.nii.gz", phantom(), affine((0.9, 0.9, 2.4)))
+    )
     assert slice_axis(open_volume(source).grid) == 2
 
 
