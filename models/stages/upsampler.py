@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from configs.axes import TensorShape
 from models.stages.report import describe
-from models.stages.stage import Stage
+from models.stages.stage import Axis, Stage
 
 
 def build_upsampler(
@@ -90,19 +90,14 @@ class ConvTransposeOperation(keras.layers.Layer):  # type: ignore[misc]  # Keras
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Run the operation, then add the bias and activate."""
-        source, batch, sizes = self.source, tf.shape(inputs)[0], tf.shape(inputs)[1:4]
-        stage = Stage(
-            source.filters,
-            source.kernel_size,
-            source.strides,
-            source.dilation_rate,
-            source.padding,
-            source.output_padding,
-        )
+        source, shape = self.source, tf.shape(inputs)
+        padding = source.output_padding or (None, None, None)
+        axes = map(Axis, source.kernel_size, source.strides, source.dilation_rate, [source.padding] * 3, padding)
+        sizes = [axis.output_size(shape[i]) for i, axis in enumerate(axes, start=1)]
         output = tf.nn.conv3d_transpose(
             inputs,
             source.kernel,
-            [batch, *(axis.output_size(sizes[i]) for i, axis in enumerate(stage.axes)), source.filters],
+            [shape[0], *sizes, source.filters],
             source.strides,
             padding=source.padding.upper(),
             dilations=source.dilation_rate,
