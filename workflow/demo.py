@@ -123,12 +123,12 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
         }
         recorder.volume(output, "volumes", fine, with_header=config.tracking.record_paths)
         write_contracts(folder, entries, recorder.address.run_id)
-        did = (
+        summary_line = (
             f"Degraded a volume of {'x'.join(map(str, reference.grid.shape))} voxels, trained {training.parameters}"
             f" weights on one part of it for {training.steps} steps, restored the whole in {len(plan.shards)} shards,"
             " and scored the part that was not used for training."
         )
-        recorder.describe(f"{did}\n\n{description(evaluation)}")
+        recorder.describe(f"{summary_line}\n\n{description(evaluation)}")
     workers, pace = config.resources.workers, restored.voxels_per_second
     report = DemoReport(
         reference=path,

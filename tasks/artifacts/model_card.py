@@ -38,7 +38,7 @@ class TrainingData(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """What a model is and what it was trained for.
+    """Description of a model: its network, and the task and data that it was trained for.
 
     Args:
         degradation: From fine to coarse.

@@ -107,7 +107,7 @@ class Clock:
 
 
 class Arrivals:
-    """What has arrived of a volume, and the error for which it was abandoned: the state that all threads share."""
+    """Arrived shards and time points of a volume, and its first error: the state that all threads share."""
 
     def __init__(self) -> None:
         self._news = Condition()
@@ -267,7 +267,7 @@ class VolumeWork:
 
     @property
     def _options(self) -> list[str | bool | None]:
-        """What determines the output besides its cores."""
+        """Options that determine the output, besides its cores."""
         return [self.plan.dtype, self.plan.corrects]
 
     def _assembly(self, number: int) -> Assembly:
