@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from configs.degradation import NamedDegradation
 from configs.section import Section
 
 
@@ -88,6 +89,12 @@ class Augmentation(Section):
             these: slices of several thicknesses. The losses `consistency` and `unseen` go by the recipe itself.
         noise: Standard deviation of the noise added to the coarse volume is drawn between these, in normalised
             intensity.
+        noiseless: Share of pieces to which no noise is added.
+        smooth: Largest standard deviation, in voxels, of a Gaussian that smooths half of the synthetic pieces: some
+            subjects are smoother than others.
+        acquisitions: Degradations of which one is drawn for each piece; the run's own alone if empty.
+        mistaken: Share of pieces whose acquisition the network takes to be the one of the same scale that is named
+            first, as it must for a scan of which nothing is known.
     """
 
     gain: float = Field(0.2, ge=0)
@@ -98,6 +105,10 @@ class Augmentation(Section):
     blur: tuple[float, float] = (1.0, 1.0)
     factor: tuple[float, float] = (1.0, 1.0)
     noise: tuple[float, float] = (0.0, 0.0)
+    noiseless: float = Field(0.0, ge=0, le=1)
+    smooth: float = Field(0.0, ge=0)
+    acquisitions: tuple[NamedDegradation, ...] = ()
+    mistaken: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:

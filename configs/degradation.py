@@ -1,8 +1,8 @@
 """Degradation of a fine volume to a coarse one: a typed recipe, stored with every score."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from configs.errors import ConfigError
 
@@ -16,6 +16,10 @@ class AxisDegradation(BaseModel):
         profile: How one coarse voxel gathers fine ones: "box" their mean, "gaussian" a slice profile whose FWHM is the
             slice thickness, "kspace" all lower spatial frequencies and none above, with the ringing of a scanner.
         gap: Share of the factor that lies between slices and is not seen; the slice thickness is `factor·(1 − gap)`.
+        apodisation: Window over the acquired k-space of the profile "kspace": "hamming", or "tukey" with a taper over
+            the outer half.
+        zero_filling: Coarse voxels per acquired sample of the profile "kspace": the reconstructed matrix over the
+            acquired one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -24,6 +28,14 @@ class AxisDegradation(BaseModel):
     blur_fwhm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     profile: Literal["box", "gaussian", "kspace"] = "box"
     gap: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    apodisation: Literal["none", "hamming", "tukey"] = "none"
+    zero_filling: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _profile_has_them(self) -> Self:
+        if self.profile != "kspace" and (self.apodisation != "none" or self.zero_filling != 1):
+            raise ValueError(f"apodisation and zero_filling belong to the profile kspace, received {self.profile}")
+        return self
 
 
 class Noise(BaseModel):
@@ -67,13 +79,27 @@ class Degradation(BaseModel):
         return self.depth == self.height == self.width
 
 
-_HALVED = AxisDegradation(factor=2, blur_fwhm=2)
+def isotropic(name: str, axis: AxisDegradation) -> Degradation:
+    """Degrade all three axes alike."""
+    return Degradation(name=name, depth=axis, height=axis, width=axis)
+
+
+def thick_slices(name: str, axis: AxisDegradation) -> Degradation:
+    """Degrade along the slice axis alone."""
+    return Degradation(name=name, depth=axis)
+
 
 DEGRADATIONS: dict[str, Degradation] = {
     recipe.name: recipe
     for recipe in (
-        Degradation(name="iso2x", depth=_HALVED, height=_HALVED, width=_HALVED),
-        Degradation(name="thick4x", depth=AxisDegradation(factor=4)),
+        isotropic("iso2x", AxisDegradation(factor=2, blur_fwhm=2)),
+        isotropic("kspace2x", AxisDegradation(factor=2, profile="kspace")),
+        isotropic("box2x", AxisDegradation(factor=2)),
+        thick_slices("thick3x", AxisDegradation(factor=3)),
+        thick_slices("thick4x", AxisDegradation(factor=4)),
+        thick_slices("thick4x_gaussian", AxisDegradation(factor=4, profile="gaussian")),
+        thick_slices("thick4x_gap", AxisDegradation(factor=4, gap=0.25)),
+        thick_slices("thick6x", AxisDegradation(factor=6)),
     )
 }
 
@@ -89,3 +115,8 @@ def named_degradation(name: str) -> Degradation:
             f"Cannot degrade by {name!r}: no such degradation.", f"Choose one of {', '.join(DEGRADATIONS)}."
         )
     return DEGRADATIONS[name]
+
+
+NamedDegradation = Annotated[
+    Degradation, BeforeValidator(lambda given: named_degradation(given) if isinstance(given, str) else given)
+]

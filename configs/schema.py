@@ -2,12 +2,12 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, GetPydanticSchema, model_validator
+from pydantic import Field, GetPydanticSchema, model_validator
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from configs.axes import AXES, NetworkShape, total_stride
 from configs.data import Augmentation, Data
-from configs.degradation import Degradation, named_degradation
+from configs.degradation import NamedDegradation
 from configs.section import Section
 
 PositiveTriple = tuple[
@@ -24,10 +24,6 @@ PatchShape = Annotated[
 ]
 
 NotNegative = Annotated[int, Field(ge=0)]
-
-NamedDegradation = Annotated[
-    Degradation, BeforeValidator(lambda given: named_degradation(given) if isinstance(given, str) else given)
-]
 
 
 class StageConfig(Section):
@@ -49,6 +45,8 @@ class Network(Section):
             reach, and so much halo.
         skip: How a stage joins the encoder's tensor of the same shape.
         activation: What follows every convolution but the last.
+        input: "interpolated": the coarse volume on the target grid; "consistent": corrected by what is known of the
+            acquisition, so that one network serves several of them.
     """
 
     latent_filters: int = Field(64, gt=0)
@@ -61,6 +59,7 @@ class Network(Section):
     convolutions: NotNegative | tuple[NotNegative, ...] = (0, 0, 1, 1)
     skip: Literal["concatenate", "add"] = "add"
     activation: Literal["leaky_relu", "relu", "gelu", "silu"] = "leaky_relu"
+    input: Literal["interpolated", "consistent"] = "interpolated"
 
     @model_validator(mode="after")
     def _a_number_per_level(self) -> Self:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-Matrix = NDArray[np.float32] | None
+Stack = NDArray[np.float32]
 SPACE = (1, 2, 3)
 SMOOTH = 1e-3  # of the Charbonnier error, where it turns from square to absolute
 WINDOW = 7  # voxels of the SSIM window along each axis
@@ -15,18 +15,18 @@ WINDOW = 7  # voxels of the SSIM window along each axis
 
 @dataclass(frozen=True, eq=False)
 class PatchDegradation:
-    """The degradation as losses apply it to patches, one matrix per axis or None where the axis stays.
+    """The degradation of each patch of a batch, for each axis or None where an axis stays.
 
     Args:
-        matrices: From fine to coarse, `[coarse, fine]` each.
-        fine_bases: Orthonormal bases of what the degradation shows, `[fine, rank]` each.
-        seen: Share of each coefficient that a correction restores, float32 `[rank, rank, rank]`; where an axis stays,
-            its size takes the place of the rank.
+        matrices: From fine to coarse, float32 `[batch, coarse, fine]` each.
+        fine_bases: Orthonormal bases of what the degradation shows, float32 `[batch, fine, rank]` each.
+        seen: Share of each coefficient that a correction restores, float32 `[batch, rank, rank, rank]`; where an axis
+            stays, its size takes the place of the rank.
     """
 
-    matrices: Sequence[Matrix]
-    fine_bases: Sequence[Matrix]
-    seen: NDArray[np.float32]
+    matrices: Sequence[tf.Tensor | None]
+    fine_bases: Sequence[tf.Tensor | None]
+    seen: tf.Tensor
 
     def degrade(self, fine: tf.Tensor) -> tf.Tensor:
         """Degrade patches `(batch, depth, height, width, 1)` to `(batch, depth, height, width)`, coarse."""
@@ -38,8 +38,41 @@ class PatchDegradation:
         The correction takes away all that shows in the coarse patch; the network need not spend itself on it.
         """
         plain = error[..., 0]
-        shown = _along([None if basis is None else basis.T for basis in self.fine_bases], plain)
-        return (plain - _along(self.fine_bases, shown * self.seen))[..., None]
+        transposed = [None if basis is None else tf.transpose(basis, (0, 2, 1)) for basis in self.fine_bases]
+        return (plain - _along(self.fine_bases, _along(transposed, plain) * self.seen))[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchDegradations:
+    """The degradations that patches are drawn from, one entry per degradation, for each axis or None where it stays.
+
+    Args:
+        matrices: From fine to coarse, float32 `[degradation, coarse, fine]` each, zero beyond the coarse patch.
+        fine_bases: Orthonormal bases of what the degradation shows, float32 `[degradation, fine, rank]` each, zero
+            beyond the rank.
+        squared_singular: Squared singular values, float32 `[degradation, rank]` each, zero beyond the rank; ones where
+            the axis stays.
+    """
+
+    matrices: Sequence[Stack | None]
+    fine_bases: Sequence[Stack | None]
+    squared_singular: Sequence[NDArray[np.float32]]
+
+    def of_patches(self, number: tf.Tensor, damping: tf.Tensor) -> PatchDegradation:
+        """Choose the degradation of each patch.
+
+        Args:
+            number: Of the degradation, int32 `[batch]`.
+            damping: Of its correction, float32 `[batch]`; see `tasks.imaging.consistency`.
+        """
+
+        def chosen(stacks: Sequence[Stack | None]) -> list[tf.Tensor | None]:
+            return [None if stack is None else tf.gather(stack, number) for stack in stacks]
+
+        depth, height, width = (tf.gather(squared, number) for squared in self.squared_singular)
+        squared = depth[:, :, None, None] * height[:, None, :, None] * width[:, None, None, :]
+        seen = squared / (squared + damping[:, None, None, None])
+        return PatchDegradation(chosen(self.matrices), chosen(self.fine_bases), seen)
 
 
 Loss = Callable[[tf.Tensor, tf.Tensor, PatchDegradation], tf.Tensor]
@@ -96,28 +129,28 @@ def unseen(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation) 
 LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (l1, l2, charbonnier, gradient, ssim, consistency, unseen)}
 
 
-def weighted(weights: Mapping[str, float], degradation: PatchDegradation) -> Callable[..., tf.Tensor]:
+def weighted(weights: Mapping[str, float]) -> Loss:
     """Make the loss that training minimises.
 
     Args:
         weights: By name of a loss.
-        degradation: Of the patches.
 
     Returns:
-        A function of targets and outputs, float32 `(batch, depth, height, width, 1)`, to float32 `(batch,)`.
+        A function of targets and outputs, float32 `(batch, depth, height, width, 1)`, and of the degradation of each
+        patch to float32 `(batch,)`.
     """
 
-    def loss(target: tf.Tensor, output: tf.Tensor) -> tf.Tensor:
+    def loss(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation) -> tf.Tensor:
         return tf.add_n([weight * LOSSES[name](target, output, degradation) for name, weight in weights.items()])
 
     return loss
 
 
-def _along(matrices: Sequence[Matrix], voxels: tf.Tensor) -> tf.Tensor:
-    """Multiply each axis of `(batch, depth, height, width)` by its matrix."""
-    for matrix, equation in zip(matrices, ("ij,bjyx->biyx", "ij,bzjx->bzix", "ij,bzyj->bzyi"), strict=True):
+def _along(matrices: Sequence[tf.Tensor | None], voxels: tf.Tensor) -> tf.Tensor:
+    """Multiply each axis of `(batch, depth, height, width)` by the patch's matrix."""
+    for matrix, equation in zip(matrices, ("bij,bjyx->biyx", "bij,bzjx->bzix", "bij,bzyj->bzyi"), strict=True):
         if matrix is not None:
-            voxels = tf.einsum(equation, tf.constant(matrix), voxels)
+            voxels = tf.einsum(equation, matrix, voxels)
     return voxels
 
 

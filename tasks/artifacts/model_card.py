@@ -49,6 +49,7 @@ class ModelCard(BaseModel):
         convolutions: Per level, the latent first.
         skip: How a stage joins the encoder's tensor of the same shape.
         activation: After every convolution but the last.
+        input: As in `configs.schema.Network`.
         parameters: Trainable weights.
         training_data: What it was trained on.
         steps: Optimizer steps.
@@ -70,6 +71,7 @@ class ModelCard(BaseModel):
     convolutions: tuple[int, ...] = Network().convolutions_per_level
     skip: str = Network().skip
     activation: str = Network().activation
+    input: Literal["interpolated", "consistent"] = Network().input
     parameters: int
     training_data: TrainingData
     steps: int
@@ -131,7 +133,16 @@ def make_card(
     """Make the card of a trained model."""
     return ModelCard(
         degradation=config.degradation,
-        scale_range=tuple(_range(factor, config.augmentation.factor) for factor in config.degradation.scale),
+        scale_range=tuple(
+            (min(low for low, _ in ranges), max(high for _, high in ranges))
+            for ranges in zip(
+                *(
+                    [_range(factor, config.augmentation.factor) for factor in recipe.scale]
+                    for recipe in (config.degradation, *config.augmentation.acquisitions)
+                ),
+                strict=True,
+            )
+        ),
         **(vars(config.network) | {"convolutions": config.network.convolutions_per_level}),
         parameters=parameters,
         training_data=TrainingData(mixture=config.data.mixture, volumes=volumes, spacing=spacing),

@@ -23,6 +23,7 @@ from configs.axes import AXES, NetworkShape
 from configs.degradation import AxisDegradation, Degradation
 from configs.errors import InputError
 from tasks.imaging.degrade import coarse_shape, degrade
+from tasks.imaging.resample import resample
 from tasks.imaging.separable import along
 
 TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
@@ -207,6 +208,24 @@ def solve_correction(
     left = float(np.sqrt(_mean_square(coefficients * (damping / (squared + damping))) + max(0.0, beyond)))
     coefficients = coefficients * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
     return Change(coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), left)
+
+
+def consistent_interpolation(
+    coarse: Array, shape: NetworkShape, recipe: Degradation, noise: float = 0.0
+) -> tuple[Array, Change | None]:
+    """Interpolate a coarse volume and find what makes the result consistent with it.
+
+    Args:
+        coarse: float32, in normalised intensity, the axes those of the recipe.
+        shape: Of the fine volume.
+        recipe: What leads from fine to coarse.
+        noise: Standard deviation of the coarse volume's noise, in normalised intensity.
+
+    Returns:
+        The interpolated volume, float32 of `shape`, and what to add to it; None where that is nothing.
+    """
+    interpolated = resample(coarse, shape)
+    return interpolated, solve_correction(residual(interpolated, coarse, recipe), shape, recipe, noise=noise)
 
 
 def residual(restored: Array, coarse: Array, recipe: Degradation) -> Array:

@@ -29,8 +29,8 @@ def degrade(voxels: NDArray[np.float32], recipe: Degradation, seed: int = 0) -> 
     for axis, (recipe_axis, wanted) in enumerate(zip(recipe.axes, shape, strict=True)):
         for mapping in axis_maps(coarse.shape[axis], wanted, recipe_axis):
             coarse = apply_map(coarse, axis, mapping, (0, len(mapping.first)))
-        if recipe_axis.profile == "kspace" and recipe_axis.factor > 1:
-            coarse = _truncate_kspace(coarse, axis, wanted)
+        if recipe_axis.profile == "kspace":
+            coarse = _truncate_kspace(coarse, axis, wanted, recipe_axis)
     return _add_noise(coarse, recipe.noise, seed)
 
 
@@ -104,16 +104,38 @@ def _centres(size: int, wanted: int) -> NDArray[np.float64]:
     return centres
 
 
-def _truncate_kspace(voxels: NDArray[np.float32], axis: int, wanted: int) -> NDArray[np.float32]:
-    """Keep the lowest spatial frequencies, as many as `wanted` voxels hold, and sample at the coarse centres."""
+def _truncate_kspace(
+    voxels: NDArray[np.float32], axis: int, wanted: int, recipe: AxisDegradation
+) -> NDArray[np.float32]:
+    """Keep the lowest spatial frequencies, as many as were acquired, and sample at the coarse centres."""
     size = voxels.shape[axis]
     spectrum = np.fft.rfft(voxels, axis=axis)
     spectrum = spectrum[(slice(None),) * axis + (slice(wanted // 2 + 1),)]
     frequencies = np.arange(wanted // 2 + 1)
     # The first coarse centre lies (size/wanted - 1)/2 fine voxels beyond the first fine one.
     shift = np.exp(2j * np.pi * frequencies / size * (size / wanted - 1) / 2) * (wanted / size)
-    spectrum = spectrum * shift.reshape([-1 if a == axis else 1 for a in range(3)])
+    transfer = shift * kspace_window(2 * frequencies / wanted, recipe)
+    spectrum = spectrum * transfer.reshape([-1 if a == axis else 1 for a in range(3)])
     return np.fft.irfft(spectrum, n=wanted, axis=axis).astype(np.float32)
+
+
+def kspace_window(frequencies: NDArray[np.float64], recipe: AxisDegradation) -> NDArray[np.float64]:
+    """Return the factor that the acquisition applies to each spatial frequency.
+
+    Args:
+        frequencies: From 0 to 1, the Nyquist frequency of the coarse voxels.
+        recipe: Of profile "kspace".
+
+    Returns:
+        1 at frequency 0; 0 beyond what was acquired.
+    """
+    radius = frequencies * recipe.zero_filling
+    window = np.ones_like(radius)
+    if recipe.apodisation == "hamming":
+        window = 0.54 + 0.46 * np.cos(np.pi * radius)
+    elif recipe.apodisation == "tukey":
+        window = 0.5 + 0.5 * np.cos(np.pi * np.clip(2 * radius - 1, 0, 1))
+    return np.asarray(np.where(radius <= 1, window, 0.0))
 
 
 def _add_noise(voxels: NDArray[np.float32], noise: Noise, seed: int) -> NDArray[np.float32]:

@@ -7,7 +7,9 @@ up anywhere.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 from threading import Lock
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +20,11 @@ from configs.data import Augmentation, Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.schema import RunConfig
+from tasks.imaging.consistency import consistent_interpolation
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask
-from tasks.scoring.protocol import DegradedReference, Slab
+from tasks.scoring.protocol import WHOLE, DegradedReference, Slab
 from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
 from tasks.volume.grid import network_axes
 from tasks.volume.intensity import CLIP, find_intensity, normalise
@@ -34,6 +37,9 @@ LANES = 4  # blocks that patches come from in turn, so that a batch shows differ
 PATCHES = 16  # patches per block
 TRIES = 8  # places looked at for one that shows enough of a head
 MIN_FOREGROUND_SHARE = 0.25  # share of the foreground in a patch
+PERIODIC_EDGE = 8  # voxels along each side of a block that no patch is cut from where k-space wraps around
+DAMPING = 1e-4  # of the correction that follows the network, without noise
+TYPICAL_ERROR = 0.03  # of a restored voxel, in normalised intensity: what noise is weighed against
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +73,21 @@ class TrainingVolume:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A piece of anatomy as the network sees it and as it should be, float32 `[depth, height, width]` each."""
+    """A piece of anatomy.
+
+    Args:
+        resampled: As the network sees it, float32 `[depth, height, width]`.
+        fine: As it should be, likewise.
+        steps: Fine voxels from one coarse voxel to the next where that is a whole number, else 1.
+        number: Of the degradation that the network takes it to have, among those of the source.
+        damping: Of the correction that follows the network.
+    """
 
     resampled: Array
     fine: Array
+    steps: NetworkShape
+    number: int
+    damping: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +97,20 @@ class BlockSource:
     Args:
         volumes: What `mixture.volumes` and `mixture.slices` draw from.
         mixture: Where blocks come from.
-        degradation: From fine to coarse.
+        degradations: From fine to coarse; one is drawn for each block.
         augmentation: How blocks are varied.
         shape: Of a block, in voxels.
         seed: Of the whole run.
+        network_input: As in `configs.schema.Network`.
     """
 
     volumes: Sequence[TrainingVolume]
     mixture: Mixture
-    degradation: Degradation
+    degradations: Sequence[Degradation]
     augmentation: Augmentation
     shape: NetworkShape
     seed: int
+    network_input: Literal["interpolated", "consistent"] = "interpolated"
 
     def draw(self, number: int) -> Block:
         """Draw a block."""
@@ -105,16 +124,40 @@ class BlockSource:
         else:
             volume = self.volumes[int(random.integers(len(self.volumes)))]
             if source == "volumes":
-                order = random.permutation(3) if self.degradation.is_isotropic else np.arange(3)
+                order = (
+                    random.permutation(3) if all(recipe.is_isotropic for recipe in self.degradations) else np.arange(3)
+                )
                 fine = crop(random, volume, self.shape, order)
             elif random.random() < 0.5:
-                fine = rotated_slices(random, volume, self.shape, self.degradation.depth.factor)
+                fine = rotated_slices(random, volume, self.shape, self.degradations[0].depth.factor)
             else:
                 fine = sheared_slice(random, volume, self.shape)
-        how = self.augmentation if source == "volumes" else self.augmentation.model_copy(update={"sharpen": 0.0})
+        augmentation = self.augmentation
+        if source in {"shapes", "tissues"} and augmentation.smooth and random.random() < 0.5:
+            fine = gaussian_filter(fine, random.uniform(0, augmentation.smooth))
+        how = augmentation if source == "volumes" else augmentation.model_copy(update={"sharpen": 0.0})
         fine = np.clip(augment(random, fine, how), 0, np.float32(CLIP))
-        coarse = degrade(fine, drawn_recipe(random, self.degradation, self.augmentation), int(random.integers(1 << 31)))
-        return Block(np.clip(resample(coarse, self.shape), 0, np.float32(CLIP)), fine)
+        true = int(random.integers(len(self.degradations))) if len(self.degradations) > 1 else 0
+        number = self._first_alike(true) if augmentation.mistaken and random.random() < augmentation.mistaken else true
+        recipe = drawn_recipe(random, self.degradations[true], augmentation)
+        coarse = degrade(fine, recipe, int(random.integers(1 << 31)))
+        noise = recipe.noise.sigma
+        resampled = (
+            self._consistent(coarse, self.degradations[number], noise)
+            if self.network_input == "consistent"
+            else resample(coarse, self.shape)
+        )
+        steps, damping = coarse_steps(recipe), DAMPING + (noise / TYPICAL_ERROR) ** 2
+        return Block(np.clip(resampled, 0, np.float32(CLIP)), fine, steps, number, damping)
+
+    def _first_alike(self, number: int) -> int:
+        """The first degradation of the same scale."""
+        scales = [recipe.scale for recipe in self.degradations]
+        return scales.index(scales[number])
+
+    def _consistent(self, coarse: Array, recipe: Degradation, noise: float) -> Array:
+        interpolated, correction = consistent_interpolation(coarse, self.shape, recipe, noise)
+        return interpolated if correction is None else interpolated + correction.window(*WHOLE)
 
 
 def training_volume(degraded: DegradedReference, slab: Slab) -> TrainingVolume:
@@ -143,14 +186,14 @@ def scan_to_learn_from(volume: Volume) -> TrainingVolume:
     return TrainingVolume.of(fine, axes.of_file(volume.grid.spacing))
 
 
-def block_shape(patch: NetworkShape, degradation: Degradation) -> NetworkShape:
-    """The shape of blocks: a margin larger than patches, and whole coarse voxels where the factor is whole.
+def block_shape(patch: NetworkShape, degradations: Sequence[Degradation]) -> NetworkShape:
+    """The shape of blocks: a margin larger than patches, and whole coarse voxels where the factors are whole.
 
     >>> from configs.degradation import named_degradation
-    >>> block_shape(NetworkShape(16, 64, 64), named_degradation("iso2x"))
+    >>> block_shape(NetworkShape(16, 64, 64), [named_degradation("iso2x")])
     NetworkShape(depth=48, height=96, width=96)
     """
-    steps = coarse_steps(degradation)
+    steps = (lcm(*steps) for steps in zip(*map(coarse_steps, degradations), strict=True))
     return NetworkShape(*(-(-(size + MARGIN) // step) * step for size, step in zip(patch, steps, strict=True)))
 
 
@@ -228,6 +271,8 @@ def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmenta
     """Draw a degradation around the recipe: its blur, its factors and its noise."""
     stretch, sigma = random.uniform(*how.blur), random.uniform(*how.noise)
     thicker = random.uniform(*how.factor) if how.factor != (1.0, 1.0) else 1.0
+    if how.noiseless and random.random() < how.noiseless:
+        sigma = 0.0
     if how.blur == (1.0, 1.0) and thicker == 1 and sigma == 0:
         return recipe
     axes = {}
@@ -237,6 +282,24 @@ def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmenta
         axes[name] = axis.model_copy(update={"factor": factor, "blur_fwhm": blur})
     noise = recipe.noise.model_copy(update={"sigma": float(np.hypot(recipe.noise.sigma, sigma))})
     return recipe.model_copy(update={**axes, "noise": noise})
+
+
+class Patch(NamedTuple):
+    """A patch to learn from.
+
+    Args:
+        resampled: The network's input, float32 `(depth, height, width, 1)`.
+        fine: Its target, likewise.
+        share: Of the foreground.
+        number: Of its degradation among those of the run.
+        damping: Of the correction that follows the network.
+    """
+
+    resampled: Array
+    fine: Array
+    share: np.float32
+    number: int
+    damping: float
 
 
 class PatchSource:
@@ -250,31 +313,38 @@ class PatchSource:
     def __init__(self, volumes: Sequence[TrainingVolume], config: RunConfig) -> None:
         self._patch = config.training.patch
         self._seed = config.training.seed
-        self._steps = coarse_steps(config.degradation)
-        self._swaps = config.degradation.height == config.degradation.width and self._patch[1] == self._patch[2]
-        shape = block_shape(self._patch, config.degradation)
-        mixture, augmentation = config.data.mixture, config.augmentation
-        self._source = BlockSource(volumes, mixture, config.degradation, augmentation, shape, self._seed)
+        recipes = run_degradations(config)
+        self._swaps = self._patch[1] == self._patch[2] and all(recipe.height == recipe.width for recipe in recipes)
+        # K-space takes a block to be periodic, which anatomy is not: what wraps around is left out.
+        periodic = any(axis.profile == "kspace" for recipe in recipes for axis in recipe.axes)
+        self._edge = PERIODIC_EDGE if periodic else 0
+        self._source = BlockSource(
+            volumes,
+            config.data.mixture,
+            recipes,
+            config.augmentation,
+            block_shape(self._patch, recipes),
+            self._seed,
+            config.network.input,
+        )
         self._blocks: OrderedDict[int, tuple[Lock, list[Block]]] = OrderedDict()
         self._lock = Lock()
 
-    def draw(self, index: int) -> tuple[Array, Array, np.float32]:
+    def draw(self, index: int) -> Patch:
         """Draw one patch: a place inside a block, where coarse voxels begin, a change of axes and flips.
 
         Args:
             index: Number of the patch in the run; the same (seed, index) is the same patch.
 
-        Returns:
-            The network's input and its target, float32, `(depth, height, width, 1)`, and the share of foreground.
         """
         block = self._block(block_number(index))
         random = np.random.default_rng((self._seed, index, 1))
-        steps = self._steps
+        edges = [-(-self._edge // step) * step for step in block.steps]
         swap = self._swaps and random.random() < 0.5
         for _ in range(TRIES):
             start = [
-                int(random.integers((whole - size) // step + 1)) * step
-                for whole, size, step in zip(block.fine.shape, self._patch, steps, strict=True)
+                edge + int(random.integers((whole - size - 2 * edge) // step + 1)) * step
+                for whole, size, step, edge in zip(block.fine.shape, self._patch, block.steps, edges, strict=True)
             ]
             window = tuple(slice(first, first + size) for first, size in zip(start, self._patch, strict=True))
             share = foreground_mask(block.fine[window]).mean(dtype=np.float32)
@@ -286,7 +356,7 @@ class PatchSource:
             piece = volume[window][flips]
             return np.ascontiguousarray(piece.transpose(0, 2, 1) if swap else piece)[..., np.newaxis]
 
-        return taken(block.resampled), taken(block.fine), share
+        return Patch(taken(block.resampled), taken(block.fine), share, block.number, block.damping)
 
     def _block(self, number: int) -> Block:
         """The block of that number, drawn once however many threads ask for it."""
@@ -298,6 +368,11 @@ class PatchSource:
             if not drawn:
                 drawn.append(self._source.draw(number))
         return drawn[0]
+
+
+def run_degradations(config: RunConfig) -> tuple[Degradation, ...]:
+    """The degradations that the blocks of a run are drawn from."""
+    return config.augmentation.acquisitions or (config.degradation,)
 
 
 def block_number(index: int) -> int:

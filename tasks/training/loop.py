@@ -12,20 +12,17 @@ from configs.data import Mixture
 from configs.errors import InputError
 from configs.schema import RunConfig, Training
 from models.network.gradients import with_fast_gradients
-from models.network.losses import PatchDegradation, weighted
+from models.network.losses import PatchDegradations, weighted
 from tasks.artifacts.model_card import add_card, make_card
 from tasks.artifacts.saved_models import load_model
 from tasks.files.atomic import replacing
-from tasks.imaging.consistency import axis_factors, axis_matrices, squared_singular
-from tasks.imaging.degrade import coarse_shape
+from tasks.imaging.consistency import AxisFactors, axis_factors, axis_matrices
 from tasks.machine.devices import XLA, device_kind, layer_precision, mirrored_strategy
-from tasks.training.blocks import PatchSource, TrainingVolume
+from tasks.training.blocks import PatchSource, TrainingVolume, run_degradations
 from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation
 from tasks.training.networks import build_network, learning_rate_schedule, optimizer
 from tasks.training.validation import Validator
-
-DAMPING = 1e-4  # of the correction that the loss `unseen` looks past
 
 
 def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
@@ -144,7 +141,8 @@ class Trainer:
         self.optimizer.build(self.model.trainable_variables)
         self._weights = [weight.value for weight in self.model.trainable_variables]
         self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
-        self._loss = weighted(dict(training.losses.items()), patch_degradation(config))
+        self._loss = weighted(dict(training.losses.items()))
+        self._degradations = patch_degradations(config)
         self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=XLA)
 
     def step(self, batch: Any) -> float:  # noqa: ANN401 - per-replica tensors of TensorFlow's making
@@ -183,7 +181,7 @@ class Trainer:
     def _all(self) -> list[Any]:
         return [*self._weights, *(variable.value for variable in self.optimizer.variables), *self._averages]
 
-    def _global_step(self, batch: tuple[tf.Tensor, tf.Tensor, tf.Tensor]) -> tf.Tensor:
+    def _global_step(self, batch: tuple[tf.Tensor, ...]) -> tf.Tensor:
         loss = self._strategy.reduce(
             tf.distribute.ReduceOp.SUM, self._strategy.run(self._replica_step, args=batch), axis=None
         )
@@ -196,12 +194,15 @@ class Trainer:
             )
         return loss
 
-    def _replica_step(self, resampled: tf.Tensor, fine: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+    def _replica_step(
+        self, resampled: tf.Tensor, fine: tf.Tensor, weight: tf.Tensor, number: tf.Tensor, damping: tf.Tensor
+    ) -> tf.Tensor:
         replicas = self._strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
             output = tf.cast(self.model(resampled, training=True), tf.float32)
             # The sum over the replicas of these is the mean over the global batch, whatever their number.
-            loss = tf.reduce_sum(weight * self._loss(fine, output)) / self._training.batch_size
+            degradation = self._degradations.of_patches(number, damping)
+            loss = tf.reduce_sum(weight * self._loss(fine, output, degradation)) / self._training.batch_size
             if self._training.regularisation:
                 kernels = [tf.reduce_sum(tf.square(kernel)) for kernel in self._weights if len(kernel.shape) > 1]
                 loss += self._training.regularisation * tf.add_n(kernels) / replicas
@@ -215,16 +216,40 @@ class Trainer:
         return loss
 
 
-def patch_degradation(config: RunConfig) -> PatchDegradation:
-    """The degradation of a run as losses apply it to patches."""
-    patch, recipe = config.training.patch, config.degradation
-    axes = axis_factors(patch, recipe)
-    squared = squared_singular(axes, coarse_shape(patch, recipe))
-    return PatchDegradation(
-        matrices=axis_matrices(patch, recipe),
-        fine_bases=[None if axis is None else axis.fine_basis for axis in axes],
-        seen=(squared / (squared + DAMPING)).astype(np.float32),
+def patch_degradations(config: RunConfig) -> PatchDegradations:
+    """The degradations of a run as losses apply them to patches."""
+    patch, recipes = config.training.patch, run_degradations(config)
+    matrices = list(zip(*(axis_matrices(patch, recipe) for recipe in recipes), strict=True))
+    factors = list(zip(*(axis_factors(patch, recipe) for recipe in recipes), strict=True))
+    bases = [
+        _stacked([one and one.fine_basis for one in axis], size) for axis, size in zip(factors, patch, strict=True)
+    ]
+    squared = [
+        np.ones((len(recipes), size), np.float32)
+        if basis is None
+        else np.stack([_squared_singular(one, size, basis.shape[-1]) for one in axis])
+        for axis, basis, size in zip(factors, bases, patch, strict=True)
+    ]
+    return PatchDegradations(
+        [_stacked(axis, size) for axis, size in zip(matrices, patch, strict=True)],
+        bases,
+        squared,
     )
+
+
+def _stacked(matrices: Sequence[Any], size: int) -> Any:  # noqa: ANN401 - NumPy arrays or None
+    """Stack one axis' matrices, zero beyond each; the identity where the axis stays, None where it always does."""
+    if all(matrix is None for matrix in matrices):
+        return None
+    whole = [np.eye(size) if matrix is None else matrix for matrix in matrices]
+    rows, columns = (max(matrix.shape[side] for matrix in whole) for side in (0, 1))
+    padded = [np.pad(one, ((0, rows - one.shape[0]), (0, columns - one.shape[1]))) for one in whole]
+    return np.stack(padded).astype(np.float32)
+
+
+def _squared_singular(factors: AxisFactors | None, size: int, rank: int) -> Any:  # noqa: ANN401 - a NumPy array
+    squared = np.ones(size) if factors is None else factors.singular**2
+    return np.pad(squared, (0, rank - squared.size)).astype(np.float32)
 
 
 def patch_dataset(source: PatchSource, training: Training, steps_taken: int = 0) -> tf.data.Dataset:
@@ -236,18 +261,21 @@ def patch_dataset(source: PatchSource, training: Training, steps_taken: int = 0)
         steps_taken: Batches to leave out.
 
     Returns:
-        Batches of (input, target, weight) up to the last step, float32; `(batch, depth, height, width, 1)` twice and
-        `(batch,)`.
+        Batches up to the last step of input and target, float32 `(batch, depth, height, width, 1)`, and for each patch
+        its weight, float32, the number of its degradation, int32, and the damping of its correction, float32.
     """
 
-    def draw(index: Any) -> tuple[Any, Any, Any]:  # noqa: ANN401 - a NumPy scalar of TensorFlow's making
-        resampled, fine, share = source.draw(int(index))
-        return resampled, fine, share if training.weigh_patches else np.float32(1)
+    def draw(index: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a NumPy scalar of TensorFlow's making
+        patch = source.draw(int(index))
+        weight = patch.share if training.weigh_patches else np.float32(1)
+        return patch.resampled, patch.fine, weight, np.int32(patch.number), np.float32(patch.damping)
 
-    def patch(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        resampled, fine, weight = tf.numpy_function(draw, [index], (tf.float32,) * 3, stateful=False)
-        shape = (*training.patch, 1)
-        return tf.ensure_shape(resampled, shape), tf.ensure_shape(fine, shape), tf.ensure_shape(weight, ())
+    def patch(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        drawn = tf.numpy_function(
+            draw, [index], (tf.float32, tf.float32, tf.float32, tf.int32, tf.float32), stateful=False
+        )
+        shapes = ((*training.patch, 1), (*training.patch, 1), (), (), ())
+        return tuple(tf.ensure_shape(value, shape) for value, shape in zip(drawn, shapes, strict=True))
 
     return (
         tf.data.Dataset.range(steps_taken * training.batch_size, training.steps * training.batch_size)

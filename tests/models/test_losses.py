@@ -12,17 +12,18 @@ from models.network.losses import LOSSES, weighted
 from tasks.imaging.consistency import correct
 from tasks.imaging.degrade import degrade
 from tasks.scoring.metrics import ssim
-from tasks.training.loop import patch_degradation
+from tasks.training.loop import patch_degradations
 
 random = np.random.default_rng(0)
 TARGET = random.random((2, 8, 16, 16, 1), np.float32)
 OUTPUT = TARGET + random.normal(0, 0.1, TARGET.shape).astype(np.float32)
 ERROR = (OUTPUT - TARGET).astype(np.float64)
 RUN = load_config("demo", ["training.patch=[8, 16, 16]"])
+PATCHES = patch_degradations(RUN).of_patches(tf.zeros(2, tf.int32), tf.fill([2], 1e-4))
 
 
 def loss(name, target=TARGET, output=OUTPUT):
-    return LOSSES[name](tf.constant(target), tf.constant(output), patch_degradation(RUN)).numpy()
+    return LOSSES[name](tf.constant(target), tf.constant(output), PATCHES).numpy()
 
 
 def gradient_in_numpy():
@@ -72,7 +73,7 @@ def test_no_error_is_no_loss(name):
 
 
 def test_losses_add_up_by_weight():
-    total = weighted({"l1": 2.0, "l2": 0.5}, patch_degradation(RUN))(tf.constant(TARGET), tf.constant(OUTPUT)).numpy()
+    total = weighted({"l1": 2.0, "l2": 0.5})(tf.constant(TARGET), tf.constant(OUTPUT), PATCHES).numpy()
     np.testing.assert_allclose(total, 2 * loss("l1") + 0.5 * loss("l2"), rtol=1e-6)
 
 

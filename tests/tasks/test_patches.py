@@ -42,9 +42,9 @@ def staircase(axis, shape=(64, 72, 80)):
 @pytest.mark.parametrize("degradation", ["iso2x", "thick4x"])
 def test_the_input_of_a_block_is_its_target_degraded_and_resampled(degradation):
     config = run(degradation=degradation)
-    shape = block_shape(config.training.patch, config.degradation)
+    shape = block_shape(config.training.patch, [config.degradation])
     source = BlockSource(
-        [numbered((64, 72, 80))], config.data.mixture, config.degradation, config.augmentation, shape, 3
+        [numbered((64, 72, 80))], config.data.mixture, [config.degradation], config.augmentation, shape, 3
     )
     block = source.draw(4)
     again = resample(degrade(block.fine, config.degradation), shape)
@@ -56,9 +56,9 @@ def test_the_input_of_a_block_is_its_target_degraded_and_resampled(degradation):
 def test_patches_begin_where_coarse_voxels_begin(index):
     config = run(degradation="thick4x")
     volume = numbered((64, 72, 80))
-    _, target, _ = PatchSource([volume], config).draw(index)
-    shape = block_shape(config.training.patch, config.degradation)
-    source = BlockSource([volume], config.data.mixture, config.degradation, config.augmentation, shape, 0)
+    target = PatchSource([volume], config).draw(index).fine
+    shape = block_shape(config.training.patch, [config.degradation])
+    source = BlockSource([volume], config.data.mixture, [config.degradation], config.augmentation, shape, 0)
     block = source.draw(block_number(index)).fine
     depths = np.argwhere(np.isin(block, target))[:, 0]
     assert depths.min() % 4 == 0
@@ -68,7 +68,7 @@ def test_patches_begin_where_coarse_voxels_begin(index):
 @settings(deadline=None, max_examples=10)
 @given(index=st.integers(0, 1000))
 def test_the_slice_axis_stays_where_it_must(index):
-    _, target, _ = PatchSource([staircase(0)], run(degradation="thick4x")).draw(index)
+    target = PatchSource([staircase(0)], run(degradation="thick4x")).draw(index).fine
     assert (target == target[:, :1, :1]).all()
     assert len(np.unique(target)) == 8
 
@@ -162,8 +162,8 @@ def test_slices_of_several_thicknesses_are_drawn():
     halved = run("augmentation.factor=[1.5, 1.5]")
     across = drawn_recipe(random, halved.degradation, halved.augmentation).width
     assert (across.factor, across.blur_fwhm) == (3, 3)
-    given_input, target, _ = PatchSource([numbered((64, 72, 80))], thick).draw(0)
-    assert given_input.shape == target.shape == (8, 16, 16, 1)
+    patch = PatchSource([numbered((64, 72, 80))], thick).draw(0)
+    assert patch.resampled.shape == patch.fine.shape == (8, 16, 16, 1)
 
 
 def test_the_card_tells_the_range_of_factors():
@@ -178,8 +178,8 @@ def test_every_source_gives_patches_without_the_others(source):
     parts = {"volumes": 0, "slices": 0, "shapes": 0, "tissues": 0, source: 1}
     config = run(f"data.mixture={parts}".replace("'", ""))
     volumes = [numbered((40, 48, 40))] if source == "slices" else []
-    given_input, target, _ = PatchSource(volumes, config).draw(0)
-    assert given_input.shape == target.shape == (8, 16, 16, 1)
-    assert np.isfinite(target).all()
-    assert np.ptp(target) > 0
-    assert not np.array_equal(given_input, target)
+    patch = PatchSource(volumes, config).draw(0)
+    assert patch.resampled.shape == patch.fine.shape == (8, 16, 16, 1)
+    assert np.isfinite(patch.fine).all()
+    assert np.ptp(patch.fine) > 0
+    assert not np.array_equal(patch.resampled, patch.fine)
