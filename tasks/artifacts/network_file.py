@@ -31,6 +31,11 @@ class NetworkFile:
     card: ModelCard | None = field(default=None, repr=False)
 
     @property
+    def needs_acquisition(self) -> bool:
+        """True if its input is made consistent with the coarse volume, by what is known of the acquisition."""
+        return self.card is not None and self.card.input == "consistent"
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the content."""
         return hashlib.sha256(self.content).hexdigest()

@@ -23,7 +23,8 @@ from configs.axes import AXES, NetworkShape
 from configs.degradation import AxisDegradation, Degradation
 from configs.errors import InputError
 from tasks.imaging.degrade import coarse_shape, degrade
-from tasks.imaging.resample import resample
+from tasks.imaging.noise import scan_noise
+from tasks.imaging.resample import interpolation
 from tasks.imaging.separable import along
 
 TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
@@ -169,12 +170,12 @@ def noise_level(coarse: Array, shape: NetworkShape, recipe: Degradation) -> floa
         recipe: What leads from fine to coarse.
 
     Returns:
-        In normalised intensity; 0 where the degradation erases nothing, so that nothing tells noise from anatomy.
+        In normalised intensity. Where the degradation erases nothing, air and smooth tissue tell it instead.
     """
     axes = axis_factors(shape, recipe)
     squared = squared_singular(axes, coarse.shape)
     if squared.max() < MAX_UNERASED_RATIO * squared.min():
-        return 0.0
+        return scan_noise(coarse)
     faint = _in_bases(axes, coarse)[squared <= np.quantile(squared, NOISE_COEFFICIENT_SHARE)]
     return float(np.sqrt(max(0.0, _mean_square(faint) - ANATOMY**2)))
 
@@ -210,10 +211,10 @@ def solve_correction(
     return Change(coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), left)
 
 
-def consistent_interpolation(
+def interpolation_correction(
     coarse: Array, shape: NetworkShape, recipe: Degradation, noise: float = 0.0
-) -> tuple[Array, Change | None]:
-    """Interpolate a coarse volume and find what makes the result consistent with it.
+) -> Change | None:
+    """Find what makes the interpolated coarse volume consistent with the coarse volume; the fine one is not computed.
 
     Args:
         coarse: float32, in normalised intensity, the axes those of the recipe.
@@ -222,10 +223,14 @@ def consistent_interpolation(
         noise: Standard deviation of the coarse volume's noise, in normalised intensity.
 
     Returns:
-        The interpolated volume, float32 of `shape`, and what to add to it; None where that is nothing.
+        What to add to `resample(coarse, shape)`; None where that is nothing.
     """
-    interpolated = resample(coarse, shape)
-    return interpolated, solve_correction(residual(interpolated, coarse, recipe), shape, recipe, noise=noise)
+    again = coarse
+    for axis, (matrix, size) in enumerate(zip(axis_matrices(shape, recipe), shape, strict=True)):
+        if matrix is not None:
+            spread = interpolation(coarse.shape[axis], size, "cubic").dense(0, size)
+            again = along(axis, matrix @ spread, again)
+    return solve_correction(coarse - again, shape, recipe, noise=noise)
 
 
 def residual(restored: Array, coarse: Array, recipe: Degradation) -> Array:

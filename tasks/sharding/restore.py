@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.axes import NetworkShape
-from tasks.imaging.resample import resample_window
+from configs.degradation import Degradation
+from tasks.imaging.consistency import Change, interpolation_correction
+from tasks.imaging.noise import scan_noise
+from tasks.imaging.resample import Window, resample_window
 from tasks.sharding.plan import MIB, Shard
-from tasks.volume.intensity import Intensity
+from tasks.volume.intensity import Intensity, normalise
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +27,47 @@ class CoarseVolume:
         voxels: `(depth, height, width)`, in the unit of the file.
         target_shape: The grid to restore on, over the same field of view.
         intensity: Which intensities are 0 and 1 to the network.
+        correction: What makes the interpolated volume consistent with this one, in the unit of the file; None for a
+            network that takes it as it is.
     """
 
     voxels: NDArray[Any]
     target_shape: NetworkShape
     intensity: Intensity
+    correction: Change | None = None
+
+    def input_window(self, window: Window) -> NDArray[np.float32]:
+        """Return what the network reads of the target grid; beyond the grid its edge values are repeated."""
+        resampled = resample_window(self.voxels, self.target_shape, window, "cubic")
+        if self.correction is not None:
+            rows = [
+                np.clip(np.arange(*side), 0, size - 1) for side, size in zip(window, self.target_shape, strict=True)
+            ]
+            inside = [slice(row[0], row[-1] + 1) for row in rows]
+            added = self.correction.window(*inside)
+            resampled += added[np.ix_(*(row - row[0] for row in rows))]
+        return resampled
+
+
+def coarse_volume(
+    voxels: NDArray[Any], target_shape: NetworkShape, intensity: Intensity, acquisition: Degradation | None
+) -> CoarseVolume:
+    """Prepare a volume for the workers.
+
+    Args:
+        voxels: `(depth, height, width)`, in the unit of the file.
+        target_shape: The grid to restore on, over the same field of view.
+        intensity: Which intensities are 0 and 1 to the network.
+        acquisition: What leads from the target grid to `voxels`, for a network whose input is made consistent with
+            them; None for one that takes the interpolated volume.
+    """
+    if acquisition is None:
+        return CoarseVolume(voxels, target_shape, intensity)
+    normalised = normalise(voxels, intensity)
+    found = interpolation_correction(normalised, target_shape, acquisition, scan_noise(normalised))
+    span = np.float32(intensity.high - intensity.low)
+    correction = None if found is None else replace(found, coefficients=found.coefficients * span)
+    return CoarseVolume(voxels, target_shape, intensity, correction)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +114,7 @@ class Restorer:
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
         """Restore one shard."""
         started = time.perf_counter()
-        resampled = resample_window(volume.voxels, volume.target_shape, shard.read, "cubic")
+        resampled = volume.input_window(shard.read)
         resampled_at = time.perf_counter()
         core = self.restored(resampled, volume.intensity)[shard.crop]
         restored_at = time.perf_counter()

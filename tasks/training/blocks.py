@@ -20,7 +20,7 @@ from configs.data import Augmentation, Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.schema import RunConfig
-from tasks.imaging.consistency import consistent_interpolation
+from tasks.imaging.consistency import interpolation_correction
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask
@@ -142,11 +142,10 @@ class BlockSource:
         recipe = drawn_recipe(random, self.degradations[true], augmentation)
         coarse = degrade(fine, recipe, int(random.integers(1 << 31)))
         noise = recipe.noise.sigma
-        resampled = (
-            self._consistent(coarse, self.degradations[number], noise)
-            if self.network_input == "consistent"
-            else resample(coarse, self.shape)
-        )
+        resampled = resample(coarse, self.shape)
+        if self.network_input == "consistent":
+            correction = interpolation_correction(coarse, self.shape, self.degradations[number], noise)
+            resampled += 0 if correction is None else correction.window(*WHOLE)
         steps, damping = coarse_steps(recipe), DAMPING + (noise / TYPICAL_ERROR) ** 2
         return Block(np.clip(resampled, 0, np.float32(CLIP)), fine, steps, number, damping)
 
@@ -154,10 +153,6 @@ class BlockSource:
         """The first degradation of the same scale."""
         scales = [recipe.scale for recipe in self.degradations]
         return scales.index(scales[number])
-
-    def _consistent(self, coarse: Array, recipe: Degradation, noise: float) -> Array:
-        interpolated, correction = consistent_interpolation(coarse, self.shape, recipe, noise)
-        return interpolated if correction is None else interpolated + correction.window(*WHOLE)
 
 
 def training_volume(degraded: DegradedReference, slab: Slab) -> TrainingVolume:

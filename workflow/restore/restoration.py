@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.degradation import Degradation
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.sharding.plan import ShardPlan, plan_shards
-from tasks.sharding.restore import CoarseVolume, RestoredCore, Restorer
+from tasks.sharding.restore import RestoredCore, Restorer, coarse_volume
 from tasks.volume.grid import Grid, NetworkAxes, network_axes
 from tasks.volume.intensity import Intensity, find_intensity
 from tasks.volume.nifti import Volume
@@ -125,6 +126,7 @@ def restore_volume(
     name: str,
     axes: NetworkAxes | None = None,
     intensity: Intensity | None = None,
+    acquisition: Degradation | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Restored:
     """Restore a volume through Ray; the same bytes whatever the number of workers.
@@ -139,6 +141,7 @@ def restore_volume(
         name: The volume, for messages.
         axes: Map between file axes and network axes; from the volume's grid by default.
         intensity: The intensities that the network sees as 0 and 1; found in the volume by default.
+        acquisition: What leads from the target grid to the volume, for networks that go by it.
         on_progress: Called whenever a shard is back.
 
     Raises:
@@ -150,7 +153,12 @@ def restore_volume(
     plan = plan_restoration(volume, target, network, resources.memory_budget_mib, axes=axes, name=name)
     # Workers map a contiguous array; any other would be copied for every shard.
     voxels = np.ascontiguousarray(axes.to_network(volume.voxels))
-    coarse = CoarseVolume(voxels, plan.target_shape, intensity or find_intensity(volume.voxels))
+    coarse = coarse_volume(
+        voxels,
+        plan.target_shape,
+        intensity or find_intensity(volume.voxels),
+        acquisition if network.needs_acquisition else None,
+    )
     restored = np.empty(target.shape, np.float32)
     canvas = axes.to_network(restored)
 

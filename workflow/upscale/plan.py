@@ -4,6 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -12,8 +15,10 @@ from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
+from tasks.sharding.restore import CoarseVolume, coarse_volume
 from tasks.sharding.store import content_key, program_versions
 from tasks.volume.grid import Grid, NetworkAxes, Three, network_axes, target_grid
+from tasks.volume.intensity import Intensity
 from tasks.volume.scan import Scan
 
 
@@ -110,6 +115,11 @@ class VolumePlan:
     def output_shape(self) -> tuple[int, ...]:
         """The same of the output."""
         return (*self.target.shape, *self.input_shape[3:])
+
+    def coarse_volume(self, voxels: NDArray[Any], intensity: Intensity) -> CoarseVolume:
+        """Prepare a time point, `(depth, height, width)`, for the workers."""
+        acquisition = self.recipe if self.network.needs_acquisition else None
+        return coarse_volume(voxels, self.shard_plan.target_shape, intensity, acquisition)
 
     def key(self, digests: Sequence[str]) -> str:
         """Identify everything that determines the cores, down to the programs and threads that affect the last bits.

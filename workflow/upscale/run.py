@@ -153,7 +153,7 @@ def _add_missing_page(recorder: Recorder, number: int, work: VolumeWork) -> None
     plan = work.plan
     if _has_page(plan) and not _page(plan).exists():
         voxels = plan.scan.read(0).voxels
-        coarse = CoarseVolume(plan.axes.to_network(voxels), plan.shard_plan.target_shape, find_intensity(voxels))
+        coarse = plan.coarse_volume(plan.axes.to_network(voxels), find_intensity(voxels))
         _add_page(recorder, number, work, coarse, read_volume(plan.output).voxels)
 
 

@@ -216,7 +216,7 @@ class VolumeWork:
                     intensity = find_intensity(voxels)
                 # Only a contiguous array is mapped by the workers; another would be copied for every shard.
                 voxels = np.ascontiguousarray(self.plan.axes.to_network(voxels))
-                coarse = share(CoarseVolume(voxels, self.plan.shard_plan.target_shape, intensity))
+                coarse = share(self.plan.coarse_volume(voxels, intensity))
                 assembly = self._assembly(number)
                 if not self._resume:
                     assembly.store.clear()
