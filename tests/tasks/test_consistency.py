@@ -11,6 +11,7 @@ from tasks.imaging.consistency import (
     TOLERANCE,
     axis_matrices,
     correct,
+    interpolation_correction,
     noise_level,
     recipe_at,
     residual,
@@ -140,6 +141,17 @@ def test_noise_is_measured_and_not_blown_up(sigma):
     assert greedy > 1.2 * careful
 
 
-def test_a_degradation_that_erases_nothing_tells_no_noise():
-    noisy = np.random.default_rng(0).normal(0.5, 0.1, (12, 48, 48)).astype(np.float32)
-    assert noise_level(noisy, NetworkShape(48, 48, 48), RECIPES["thick4x"]) == 0
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_correction_of_an_interpolation_is_that_of_the_interpolated_volume(recipe):
+    fine = truth()
+    coarse = degrade(fine, recipe)
+    cubic = resample(coarse, fine.shape)
+    found = interpolation_correction(coarse, NetworkShape(*fine.shape), recipe)
+    assert found is not None
+    whole = found.window(slice(None), slice(None), slice(None))
+    np.testing.assert_allclose(cubic + whole, correct(cubic, coarse, recipe).voxels, atol=2e-4)
+
+
+def test_noise_is_estimated_where_a_degradation_erases_nothing():
+    noisy = degrade(np.pad(truth(), 16), named_degradation("box2x").model_copy(update={"noise": Noise(sigma=0.05)}))
+    assert noise_level(noisy, NetworkShape(52, 56, 54), named_degradation("box2x")) == pytest.approx(0.05, rel=0.25)

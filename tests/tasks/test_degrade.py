@@ -116,3 +116,31 @@ def test_rician_noise_lifts_the_air():
 def test_an_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(ConfigError, match="iso2x, kspace2x"):
         named_degradation("iso3x")
+
+
+def transfer(size=128, **options):
+    """What a degradation leaves of each spatial frequency, found by degrading waves; coarse Nyquist is 1."""
+    recipe = Degradation(name="wave", depth=AxisDegradation(factor=2, **options))
+    places = (np.arange(size) + 0.5) / size
+    found = []
+    for frequency in range(1, size // 4):
+        wave = np.cos(2 * np.pi * frequency * places).astype(np.float32)[:, None, None]
+        found.append(2 * np.abs(np.fft.rfft(degrade(wave, recipe)[:, 0, 0])[frequency]) / (size // 2))
+    return np.arange(1, size // 4) / (size // 4), np.array(found)
+
+
+def test_apodisation_and_zero_filling_act_on_frequencies_as_their_formulas_say():
+    frequency, plain = transfer(profile="kspace")
+    np.testing.assert_allclose(plain, 1, atol=0.01)
+    _, hamming = transfer(profile="kspace", apodisation="hamming")
+    np.testing.assert_allclose(hamming, 0.54 + 0.46 * np.cos(np.pi * frequency), atol=0.01)
+    _, tukey = transfer(profile="kspace", apodisation="tukey")
+    np.testing.assert_allclose(tukey[frequency < 0.5], 1, atol=0.01)
+    assert (np.diff(tukey[frequency > 0.5]) < 0).all()
+    _, filled = transfer(profile="kspace", zero_filling=1.5)
+    np.testing.assert_allclose(filled, frequency <= 2 / 3, atol=0.01)
+
+
+def test_what_belongs_to_kspace_is_refused_elsewhere():
+    with pytest.raises(ValueError, match="belong to the profile kspace"):
+        AxisDegradation(factor=2, zero_filling=1.5)

@@ -183,3 +183,45 @@ def test_every_source_gives_patches_without_the_others(source):
     assert np.isfinite(patch.fine).all()
     assert np.ptp(patch.fine) > 0
     assert not np.array_equal(patch.resampled, patch.fine)
+
+
+def test_acquisitions_are_drawn_by_block_and_each_patch_names_its_own():
+    mixed = run("augmentation.acquisitions=[thick3x, thick4x, thick6x]", "training.patch=[24, 16, 16]")
+    source = PatchSource([numbered((80, 72, 80))], mixed)
+    patches = [source.draw(64 * turn) for turn in range(24)]
+    assert {patch.number for patch in patches} == {0, 1, 2}
+    assert list(make_card(mixed, 1, 1, 1, None).scale_range) == [(2, 6), (1, 2), (1, 2)]
+
+
+def test_a_consistent_input_explains_the_coarse_volume():
+    config = run("network.input=consistent", "augmentation.acquisitions=[kspace2x, iso2x]")
+    shape = block_shape(config.training.patch, config.augmentation.acquisitions)
+    volume = TrainingVolume.of(truth_like())
+    source = BlockSource(
+        [volume], config.data.mixture, config.augmentation.acquisitions, config.augmentation, shape, 0, "consistent"
+    )
+    for number in range(4):
+        block = source.draw(number)
+        recipe = config.augmentation.acquisitions[block.number]
+        missing = degrade(block.fine, recipe) - degrade(block.resampled, recipe)
+        assert np.sqrt(np.mean(missing**2)) < 2e-3
+
+
+def test_a_mistaken_acquisition_is_the_first_of_the_same_scale():
+    config = run("augmentation.acquisitions=[kspace2x, box2x, iso2x, thick4x]", "augmentation.mistaken=1")
+    source = PatchSource([numbered((64, 72, 80))], config)
+    assert {source.draw(64 * turn).number for turn in range(24)} == {0, 3}
+
+
+def test_noise_damps_the_correction_of_a_patch():
+    quiet = run("augmentation.noise=[0.05, 0.05]", "augmentation.noiseless=0.5")
+    source = PatchSource([numbered((64, 72, 80))], quiet)
+    dampings = {round(source.draw(64 * turn).damping, 3) for turn in range(16)}
+    assert min(dampings) < 1e-3
+    assert max(dampings) > 1
+
+
+def truth_like():
+    """A smooth volume well within the range that clipping leaves alone."""
+    i, j, k = np.ogrid[:80, :80, :80]
+    return (0.5 + 0.1 * (np.sin(i / 3) + np.sin(j / 4) + np.sin(k / 5))).astype(np.float32)

@@ -194,3 +194,11 @@ def test_one_replica_and_two_end_with_the_same_weights(tmp_path, clip):
     assert weights < 1e-5
     assert losses < 1e-5
     assert fallen > 1e-4
+
+
+def test_a_mixture_of_acquisitions_trains(tmp_path):
+    mixture = "augmentation.acquisitions=[kspace2x, box2x, thick4x]"
+    job = small_job(tmp_path, mixture, "network.input=consistent", "training.steps=30", "training.optimizer=adam")
+    losses, _, trained = outcome(train(job))
+    assert np.mean(list(losses.values())[-5:]) < np.mean(list(losses.values())[:5])
+    assert read_network(trained.model).needs_acquisition
