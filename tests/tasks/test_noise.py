@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from configs.axes import NetworkShape
 from configs.degradation import Degradation, Noise
 from tasks.imaging.degrade import degrade
 from tasks.imaging.noise import scan_noise
@@ -12,7 +13,7 @@ from tasks.training.anatomy import TissueAnatomy
 @pytest.fixture(scope="module")
 def anatomy():
     """A piece with air around the brain, and without noise of its own to speak of."""
-    voxels = TissueAnatomy().draw(np.random.default_rng(5), (96, 96, 96))
+    voxels = TissueAnatomy().draw(np.random.default_rng(5), NetworkShape(96, 96, 96))
     voxels[:, :16] = 0
     return voxels
 
