@@ -41,6 +41,7 @@ class Sidecar(_PascalCased):
         intensity: The values that were 0 and 1 to the network; of each time point, if there are several.
         consistency: Error of the output, degraded again, against the input; normalised intensity.
         warnings: From the inspection of the input and the model card.
+        acquisition: What the input was taken to be, and why.
     """
 
     sources: tuple[str, ...]
@@ -56,6 +57,7 @@ class Sidecar(_PascalCased):
     intensity: tuple[float, float] | tuple[tuple[float, float], ...] | None = None
     consistency: float | None = None
     warnings: tuple[str, ...] = ()
+    acquisition: str | None = None
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:

@@ -28,8 +28,11 @@ def resources_of(workers: int, memory_budget: int, **others: float) -> "Resource
     return Resources.model_validate({"workers": workers, "memory_budget_mib": memory_budget, **others})
 
 
-def three_numbers(text: str | None, option: str) -> Three | None:
-    """Read `I,J,K`: three positive numbers, along the file's own voxel axes; None where the option is not given.
+def three_numbers(text: str | None, option: str, *, zeros: bool = False) -> Three | None:
+    """Read `I,J,K` along the file's own voxel axes: three positive numbers, or 0 where `zeros` says so.
+
+    Returns:
+        None where the option is not given.
 
     Raises:
         InputError: It is anything else.
@@ -43,7 +46,7 @@ def three_numbers(text: str | None, option: str) -> Three | None:
         i, j, k = (float(part) for part in text.split(","))
     except ValueError:
         i = j = k = float("nan")
-    if not all(0 < value < float("inf") for value in (i, j, k)):
+    if not all(0 < value < float("inf") or (zeros and value == 0) for value in (i, j, k)):
         raise InputError(
             f"Cannot use {option} {text}: three positive numbers I,J,K are needed, such as {option} 2,2,2."
         )

@@ -29,6 +29,13 @@ def upscale(
     dtype: Annotated[
         str | None, typer.Option(help="Data type of the outputs; by default that of an integer input.")
     ] = None,
+    acquisition: Annotated[
+        Literal["kspace", "box", "gaussian"] | None,
+        typer.Option(help="What gave the scan its voxels: k-space truncation (MR), a mean (CT), or a slice profile."),
+    ] = None,
+    blur: Annotated[
+        str | None, typer.Option(help="I,J,K: FWHM of a blur on top of the acquisition, in voxels of the scan.")
+    ] = None,
     correct: Annotated[
         bool,
         typer.Option("--correct/--no-correct", help="Make each output consistent with its input (data consistency)."),
@@ -104,6 +111,8 @@ def upscale(
             correct=correct,
             resume=resume,
             fail_fast=fail_fast,
+            profile=acquisition,
+            blur=three_numbers(blur, "--blur", zeros=True),
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))

@@ -13,6 +13,7 @@ from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
+from tasks.imaging.acquisition import Acquisition, Profile, default_acquisition
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
 from tasks.sharding.restore import CoarseVolume, coarse_volume
@@ -39,6 +40,8 @@ class UpscaleRequest:
         resume: Continue an interrupted run.
         fail_fast: Stop at the first volume that fails.
         run_id: Of the MLflow run that records it, for the files next to the outputs.
+        profile: Of the acquisition; None for what is assumed by default.
+        blur: FWHM of a blur on top of it along (i, j, k), in voxels of the input.
     """
 
     sources: Sequence[Path]
@@ -53,6 +56,8 @@ class UpscaleRequest:
     resume: bool = False
     fail_fast: bool = False
     run_id: str | None = None
+    profile: Profile | None = None
+    blur: Three | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +76,7 @@ class VolumePlan:
         recipe: Degradation from the output to the input; None where the target grid is coarser along an axis.
         corrects: Whether the output is made consistent with the input.
         remarks: In which respects the volume is outside the range that the model was trained for.
+        acquisition: What `recipe` follows from; None where it is the model's own degradation.
     """
 
     scan: Scan
@@ -84,6 +90,7 @@ class VolumePlan:
     recipe: Degradation | None
     corrects: bool
     remarks: tuple[str, ...]
+    acquisition: Acquisition | None = None
 
     @property
     def name(self) -> str:
@@ -136,17 +143,19 @@ class VolumePlan:
                 "plan": [(shard.core, shard.read) for shard in self.shard_plan.shards],
                 "worker": [self.resources.cpus_per_worker, self.resources.gpus_per_worker],
                 "programs": program_versions(),
+                **({"acquisition": self.recipe.model_dump()} if self.network.needs_acquisition and self.recipe else {}),
             }
         )
 
 
-def plan_volume(request: UpscaleRequest, scan: Scan, output: Path) -> VolumePlan:
+def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, lowest: float = 0.0) -> VolumePlan:
     """Plan a volume by its header.
 
     Args:
         request: What to do.
         scan: The volume.
         output: Where its output goes.
+        lowest: Its least voxel, as far as it is known.
 
     Raises:
         InputError: It cannot be super-resolved.
@@ -163,18 +172,42 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path) -> VolumePlan
         scale = axes.of_network(card.degradation.scale)
     target = target_grid(scan.grid, scale, request.spacing)
     budget = request.resources.memory_budget_mib
-    resident = prod(scan.grid.shape) * 4
+    resident = prod(scan.grid.shape) * 4 * (2 if request.network.needs_acquisition else 1)
     plan = plan_shards(
         axes.network_shape(target.shape), request.network.cost, budget, resident_bytes=resident, name=scan.path.name
     )
     fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
     finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
-    recipe = recipe_at(card.degradation if card else Degradation(name="mean"), fine, coarse) if finer else None
+    trained = card.degradation if card else Degradation(name="mean")
+    acquisition = _acquisition(request, trained, axes, lowest)
+    recipe = None
+    if finer:
+        recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
     corrects = request.correct and card is not None and recipe is not None
     remarks = range_remarks(card, axes, scan.grid, target)
     return VolumePlan(
-        scan, output, target, axes, plan, request.network, request.resources, request.dtype, recipe, corrects, remarks
+        scan,
+        output,
+        target,
+        axes,
+        plan,
+        request.network,
+        request.resources,
+        request.dtype,
+        recipe,
+        corrects,
+        remarks,
+        acquisition,
     )
+
+
+def _acquisition(request: UpscaleRequest, trained: Degradation, axes: NetworkAxes, lowest: float) -> Acquisition | None:
+    """What is known of a scan's acquisition, or assumed; None where the model's own degradation is assumed."""
+    assumed = default_acquisition(trained, lowest)
+    if request.profile or request.blur:
+        blur = axes.of_file(request.blur or (0.0, 0.0, 0.0))
+        return Acquisition(request.profile or assumed.profile, blur)
+    return assumed if request.network.needs_acquisition else None
 
 
 def range_remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ class VolumeReport(Written):
         retries: Shards that were computed again.
         seconds: For checking the input, and from reading its first time point to the written file.
         warnings: Of inspecting the input, and where it is outside the range that the model was trained for.
+        acquisition: What the input is taken to be, and why; None where it is the model's own degradation.
     """
 
     input: Path
@@ -53,6 +54,7 @@ class VolumeReport(Written):
     retries: int = 0
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    acquisition: str | None = None
 
     def row(self, separator: str = "x") -> tuple[str, ...]:
         """Return the cells under `COLUMNS`, with a separator between the numbers of the axes."""
@@ -151,6 +153,7 @@ def volume_report(work: VolumeWork) -> VolumeReport:
         retries=work.tally.retries,
         seconds=work.seconds,
         warnings=work.warnings,
+        acquisition=_acquisition(plan),
         **vars(written or Written()),
     )
 
@@ -185,7 +188,12 @@ def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
         intensity=intensities if len(intensities) > 1 else intensities[0],
         consistency=output.written.consistency,
         warnings=work.warnings,
+        acquisition=_acquisition(plan),
     )
+
+
+def _acquisition(plan: VolumePlan) -> str | None:
+    return str(plan.acquisition) if plan.acquisition else None
 
 
 def geometry(plan: VolumePlan) -> str:
@@ -194,6 +202,7 @@ def geometry(plan: VolumePlan) -> str:
     return (
         f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[plan.axes.order[0]]},"
         f" becomes {_by(target.shape)} at {_by(target.spacing)} mm"
+        + (f"; acquisition: {plan.acquisition}" if plan.acquisition else "")
     )
 
 

@@ -267,8 +267,9 @@ class VolumeWork:
 
     @property
     def _options(self) -> list[str | bool | None]:
-        """Options that determine the output, besides its cores."""
-        return [self.plan.dtype, self.plan.corrects]
+        """What determines the output besides its cores."""
+        acquisition = self.plan.acquisition
+        return [self.plan.dtype, self.plan.corrects, *([str(acquisition)] if acquisition else [])]
 
     def _assembly(self, number: int) -> Assembly:
         """The cores of a time point, in a folder named like the record without its suffix."""
