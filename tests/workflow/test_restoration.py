@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 
 from configs.axes import FileShape
+from configs.degradation import named_degradation
 from configs.errors import InputError
+from configs.load import load_config
 from configs.schema import Resources
+from tasks.artifacts.model_card import add_card, make_card
 from tasks.artifacts.network_file import read_network
+from tasks.imaging.consistency import interpolation_correction
+from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import resample, resample_window
 from tasks.volume.grid import Grid, network_axes, scaled_grid
 from tasks.volume.intensity import CLIP, find_intensity, normalise, restore
@@ -85,6 +90,28 @@ def test_a_network_that_changes_nothing_returns_the_resampled_input(volume, tmp_
     assert unchanged.plan.overhead == 1
     span = volume.voxels.max()
     np.testing.assert_allclose(unchanged.voxels / span, resample(volume.voxels, target.shape) / span, atol=1e-6)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_every_shard_of_a_consistent_input_is_that_of_the_whole(volume, tmp_path):
+    """The identity shows what a network reads: degraded again, it must give the scan, without seams."""
+    path = tmp_path / "identity.keras"
+    inputs = keras.Input((None, None, None, 1))
+    keras.Model(inputs, keras.layers.Identity()(inputs)).save(path)
+    config = load_config("demo", ["network.input=consistent", "degradation=box2x"])
+    add_card(path, make_card(config, 0, 0, 0, None))
+    target, axes = scaled_grid(volume.grid, (2, 2, 2)), network_axes(volume.grid)
+    resources = Resources(workers=1, memory_budget_mib=34)
+    recipe = named_degradation("box2x")
+    found = restore_volume(volume, target, read_network(path), resources, name="head", acquisition=recipe)
+    assert len(found.plan.shards) > 3
+    intensity, shape = find_intensity(volume.voxels), axes.network_shape(target.shape)
+    coarse = normalise(axes.to_network(volume.voxels), intensity)
+    correction = interpolation_correction(coarse, shape, recipe, scan_noise(coarse))
+    assert correction is not None
+    whole = resample(coarse, shape) + correction.window(slice(None), slice(None), slice(None))
+    restored = normalise(axes.to_network(found.voxels), intensity)
+    np.testing.assert_allclose(restored, whole, atol=1e-5)
 
 
 def test_a_budget_below_the_smallest_shard_is_refused_before_anything_starts(saved, volume):
