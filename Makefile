@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | bench | lint | format | constraints
+# make setup | demo | test | test-slow | bench | weights | lint | format | constraints
 # PYTHON chooses the interpreter (3.11 or newer), EXTRA the TensorFlow wheel: cpu (default) or gpu.
 PYTHON ?= python3
 EXTRA ?= cpu
@@ -8,7 +8,7 @@ STAMP := .venv/.setup-$(EXTRA)
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: setup demo test test-slow bench lint format constraints clean
+.PHONY: setup demo test test-slow bench weights lint format constraints clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,12 @@ bench: setup
 	$(BIN)/python -m benchmarks.robustness
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.dry_run
+
+# The weights that ship, from a fixed seed; about an hour on two CPU cores. Their record is models/weights/README.md.
+weights: setup
+	$(BIN)/voxlift train universal2x --out .weights --resume
+	cp .weights/model.keras models/weights/universal2x.keras
+	cd models/weights && sha256sum universal2x.keras > SHA256SUMS
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -103,9 +103,7 @@ def test_what_cannot_be_adapted_to_is_refused(folder):
         config(folder, "thick", model=folder / "no-card.keras")
 
 
-def test_a_model_or_adaptation_is_asked_for(folder, capfd):
-    with pytest.raises(InputError, match=r"no model is named\. Give --model M, or --adapt"):
-        upscale(capfd, folder, "none")
+def test_settings_without_adaptation_are_refused(folder, capfd):
     with pytest.raises(InputError, match=r"Cannot apply --set training\.steps=3"):
         upscale(capfd, folder, "none", "--model", "x", settings=["training.steps=3"])
     assert not (folder / "none").exists()

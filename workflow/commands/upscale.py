@@ -16,7 +16,8 @@ def upscale(
     volumes: Volumes,
     out: Annotated[Path, typer.Option(help="Folder for the outputs.")],
     model: Annotated[
-        str | None, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; optional with --adapt.")
+        str | None,
+        typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; by default the weights that ship."),
     ] = None,
     scale: Annotated[
         str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
@@ -65,10 +66,6 @@ def upscale(
         from workflow.upscale.report import summary
         from workflow.upscale.run import run_upscaling, saved_network
 
-        if model is None and not adapt:
-            raise InputError(
-                "Cannot super-resolve: no model is named.", "Give --model M, or --adapt to train one here."
-            )
         if settings and not adapt:
             raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains.", "Give --adapt too.")
         if slice_axis and adapt:
@@ -102,7 +99,7 @@ def upscale(
         request = UpscaleRequest(
             sources=sources,
             out=out,
-            network=saved_network(str(adapted or model)),
+            network=saved_network(str(adapted) if adapted else model),
             resources=resources,
             scale=by_scale,
             spacing=by_spacing,

@@ -22,6 +22,8 @@ from tasks.volume.grid import Grid, NetworkAxes, Three, network_axes, target_gri
 from tasks.volume.intensity import Intensity
 from tasks.volume.scan import Scan
 
+THICK = 1.5  # ratio of slice spacing to voxel spacing within the slices from which a scan is one of thick slices
+
 
 @dataclass(frozen=True)
 class UpscaleRequest:
@@ -217,4 +219,11 @@ def range_remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target:
     depth, height, width = (
         fine / coarse for fine, coarse in zip(axes.of_file(target.shape), axes.of_file(grid.shape), strict=True)
     )
-    return tuple(card.remarks((depth, height, width), axes.of_file(target.spacing)))
+    remarks = card.remarks((depth, height, width), axes.of_file(target.spacing))
+    through, *across = axes.of_file(grid.spacing)
+    if card.degradation.is_isotropic and through > THICK * max(across):
+        remarks.append(
+            f"slices {through / max(across):.1f} times as thick as their voxels are wide: the model was trained for"
+            " scans that are alike along all axes"
+        )
+    return tuple(remarks)

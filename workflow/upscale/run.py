@@ -19,6 +19,7 @@ from configs.load import flatten
 from tasks.artifacts.contracts import volume_contract
 from tasks.artifacts.manifest import ManifestEntry, manifest_entry, read_contracts, write_contracts
 from tasks.artifacts.network_file import NetworkFile, read_network
+from tasks.artifacts.shipped import shipped_network
 from tasks.files.outputs import output_paths, sidecar_name, split_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
@@ -43,13 +44,15 @@ EXPERIMENT = "voxlift"
 MAX_PAGE_VOXELS = 1 << 27  # of a QC page, which holds the volume several times: 4 GiB at this size
 
 
-def saved_network(model: str) -> NetworkFile:
+def saved_network(model: str | None) -> NetworkFile:
     """Read the network of a `.keras` file, of the folder that holds one, or of a model in the tracking store.
+
+    Without any of them, it is the one that ships with the package.
 
     Raises:
         InputError: There is none, or the folder holds several.
     """
-    return read_network(resolve_model(model))
+    return shipped_network() if model is None else read_network(resolve_model(model))
 
 
 def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
