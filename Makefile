@@ -38,6 +38,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.robustness
+	$(BIN)/python -m benchmarks.acquisitions
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.dry_run
 

@@ -31,9 +31,10 @@ class Acquisition:
         """Describe it, as in `k-space truncation (given)`.
 
         >>> str(Acquisition("box", (0.5, 0.5, 0.5)))
-        'box, blurred by 0.5 x 0.5 x 0.5 voxels FWHM (given)'
+        'box, blurred by 0.5 x 0.5 x 0.5 voxels FWHM along depth, height and width (given)'
         """
-        blurred = f", blurred by {' x '.join(f'{fwhm:g}' for fwhm in self.blur)} voxels FWHM" if any(self.blur) else ""
+        widths = " x ".join(f"{fwhm:g}" for fwhm in self.blur)
+        blurred = f", blurred by {widths} voxels FWHM along depth, height and width" if any(self.blur) else ""
         return f"{WORDS[self.profile]}{blurred} ({self.source})"
 
     def degradation(self, fine: NetworkShape, coarse: NetworkShape) -> Degradation:

@@ -202,3 +202,30 @@ def test_one_volume_in_fifteen_storages_gives_one_restored_image(model, voxlift,
     for image in others:
         np.testing.assert_allclose(image.affine, first.affine, atol=1e-4)
         np.testing.assert_array_equal(np.asarray(image.dataobj), np.asarray(first.dataobj))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_without_a_model_the_shipped_weights_restore_by_the_acquisition(place, monkeypatch, capfd):
+    """The real network: what is given of the acquisition decides on the voxels, and is recorded."""
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+    volumes = {}
+    for name, options in {"assumed": [], "given": ["--acquisition", "box", "--blur", "0.5,0.5,0"]}.items():
+        command = ["--out", place / name, "--workers", "1", "--json", *options]
+        assert upscale(place / "other.nii", *command) is None
+        (volume,) = json.loads(capfd.readouterr().out)["volumes"]
+        volumes[name] = volume
+        sidecar = json.loads((place / name / "other_sr.json").read_text())
+        assert sidecar["Acquisition"] == volume["acquisition"]
+        assert volume["output_shape"] == [18, 20, 22]
+    assert volumes["assumed"]["acquisition"].startswith("k-space truncation (the model's default")
+    assert volumes["given"]["acquisition"] == (
+        "box, blurred by 0 x 0.5 x 0.5 voxels FWHM along depth, height and width (given)"
+    )
+    assert volumes["assumed"]["sha256"] != volumes["given"]["sha256"]
+
+
+def test_a_blur_that_is_none_is_refused(place, capfd):
+    with pytest.raises(InputError, match=r"Cannot use --blur 1,-1,0"):
+        upscale(place / "other.nii", "--out", place / "out", "--blur", "1,-1,0")
+    capfd.readouterr()
