@@ -88,7 +88,7 @@ def scored(path: Path) -> list[dict[str, Any]]:
         degraded = degraded_reference(volume, recipe)
         restored = degraded.cropped(degraded.corrected(restore(degraded), recipe).voxels)
         scores = degraded.scores(restored)
-        remarks = card.remarks(recipe.scale, degraded.axes.of_file(volume.grid.spacing))
+        remarks = card.warnings(recipe.scale, degraded.axes.of_file(volume.grid.spacing))
         rows.append(
             {
                 "degradation": recipe.name,

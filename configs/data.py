@@ -86,7 +86,7 @@ class Augmentation(Section):
         sharpen: Largest amount of unsharp masking of the volumes; a template is smoother than any brain.
         blur: The recipe's blur is multiplied by a number drawn between these.
         factor: The recipe's factors over 1, and its blur along those axes, are multiplied by a number drawn between
-            these: slices of several thicknesses. The losses `consistency` and `unseen` go by the recipe itself.
+            these: slices of several thicknesses. The losses `consistency` and `null_space` go by the recipe itself.
         noise: Standard deviation of the noise added to the coarse volume is drawn between these, in normalised
             intensity.
         noiseless: Share of pieces to which no noise is added.

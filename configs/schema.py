@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, GetPydanticSchema, model_validator
+from pydantic import BeforeValidator, Field, GetPydanticSchema, model_validator
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from configs.axes import AXES, NetworkShape, total_stride
@@ -105,7 +105,17 @@ class EarlyStopping(Section):
     patience: int = Field(3, gt=0)
 
 
-LossName = Literal["l1", "l2", "charbonnier", "gradient", "ssim", "consistency", "unseen"]
+LossName = Literal["l1", "l2", "charbonnier", "gradient", "ssim", "consistency", "null_space"]
+
+
+def _present_names(losses: object) -> object:
+    """Accept the name that version 0.1.0 gave to `null_space`."""
+    if not isinstance(losses, dict):
+        return losses
+    return {"null_space" if name == "unseen" else name: weight for name, weight in losses.items()}
+
+
+Losses = Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1), BeforeValidator(_present_names)]
 
 
 class Training(Section):
@@ -115,7 +125,7 @@ class Training(Section):
         steps: Optimizer steps.
         batch_size: Patches per step over all replicas; it must divide by the replicas.
         patch: Shape of a patch along depth, height and width; multiples of the network's total stride.
-        losses: What is minimised: a weight for each named error. `unseen` is the squared error that the data
+        losses: What is minimised: a weight for each named error. `null_space` is the squared error that the data
             consistency correction leaves.
         weigh_patches: Whether a patch counts by its share of the foreground; otherwise all count the same.
         optimizer: Which.
@@ -138,7 +148,7 @@ class Training(Section):
     steps: int = Field(500, gt=0)
     batch_size: int = Field(2, gt=0)
     patch: PatchShape = NetworkShape(16, 112, 112)
-    losses: dict[LossName, Annotated[float, Field(gt=0)]] = Field({"l2": 0.2, "unseen": 0.8}, min_length=1)
+    losses: Losses = Field({"l2": 0.2, "null_space": 0.8})
     weigh_patches: bool = False
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(2e-3, gt=0)

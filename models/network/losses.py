@@ -32,7 +32,7 @@ class PatchDegradation:
         """Degrade patches `(batch, depth, height, width, 1)` to `(batch, depth, height, width)`, coarse."""
         return _along(self.matrices, fine[..., 0])
 
-    def unseen(self, error: tf.Tensor) -> tf.Tensor:
+    def null_space(self, error: tf.Tensor) -> tf.Tensor:
         """Return the part of an error that the data consistency correction leaves, in the shape of `error`.
 
         The correction takes away all that shows in the coarse patch; the network need not spend itself on it.
@@ -121,12 +121,14 @@ def consistency(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradat
     return tf.reduce_mean(tf.square(degradation.degrade(output - target)), axis=SPACE)
 
 
-def unseen(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation) -> tf.Tensor:
+def null_space(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradation) -> tf.Tensor:
     """Mean squared error that the data consistency correction leaves."""
-    return tf.reduce_mean(tf.square(degradation.unseen(output - target)), axis=(*SPACE, 4))
+    return tf.reduce_mean(tf.square(degradation.null_space(output - target)), axis=(*SPACE, 4))
 
 
-LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (l1, l2, charbonnier, gradient, ssim, consistency, unseen)}
+LOSSES: dict[str, Loss] = {
+    loss.__name__: loss for loss in (l1, l2, charbonnier, gradient, ssim, consistency, null_space)
+}
 
 
 def weighted(weights: Mapping[str, float]) -> Loss:

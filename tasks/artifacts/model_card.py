@@ -83,25 +83,25 @@ class ModelCard(BaseModel):
         """The network as a configuration names it."""
         return Network.model_validate({name: getattr(self, name) for name in Network.model_fields})
 
-    def remarks(self, scale: Three, spacing: Three) -> list[str]:
+    def warnings(self, scale: Three, spacing: Three) -> list[str]:
         """List in which respects a use is outside the range that the model was trained for.
 
         Args:
             scale: Target voxels per voxel along depth, height and width.
             spacing: Target mm per voxel along the same axes.
         """
-        remarks = []
+        warnings = []
         for axis, wanted, (low, high) in zip(AXES, scale, self.scale_range, strict=True):
             if not low / SCALE_LEEWAY <= wanted <= high * SCALE_LEEWAY:
-                remarks.append(f"scale {wanted:.3g} along {axis}: the model was trained for {_span(low, high)}")
+                warnings.append(f"scale {wanted:.3g} along {axis}: the model was trained for {_span(low, high)}")
         if self.training_data.spacing is not None:
             low, high = self.training_data.spacing
             if min(spacing) < low / SPACING_LEEWAY or max(spacing) > high * SPACING_LEEWAY:
-                remarks.append(
+                warnings.append(
                     f"target voxels of {' x '.join(f'{size:.3g}' for size in spacing)} mm: the model was trained on"
                     f" {low:.3g} to {high:.3g} mm"
                 )
-        return remarks
+        return warnings
 
     def markdown(self) -> str:
         """Format the card as Markdown."""

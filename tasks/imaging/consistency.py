@@ -1,7 +1,7 @@
 """Data consistency: a restored volume, degraded again, must return the input; what it lacks is projected back.
 
-With D the degradation, r the restored volume and b the coarse one, the correction is `r + Dᵀ(DDᵀ + λ)⁻¹(b − Dr)`, the
-smallest change that explains b down to the damping λ (Tikhonov). D is separable, so one singular value decomposition
+With D the degradation, r the restored volume and b the coarse one, the correction adds `Dᵀ(DDᵀ + λ)⁻¹(b − Dr)`, the
+smallest that explains b down to the damping λ (Tikhonov). D is separable, so one singular value decomposition
 per axis, `D = USVᵀ`, gives it in closed form: `r + V·S/(S² + λ)·Uᵀ(b − Dr)`. What remains of the coefficients c of
 `b − Dr` is `λ/(S² + λ)·c`: λ is chosen so that the residual just meets the tolerance (the discrepancy principle), and
 fine voxels change no more than the input asks for.
@@ -56,13 +56,13 @@ class AxisFactors:
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class Correction:
     """Correction that makes a restored volume consistent with its input, stored on the coarse grid.
 
     Args:
         coefficients: In the fine bases of the degradation, float32, of the shape of the coarse volume.
         bases: The fine basis of each axis, `[fine, rank]`, or None where the axis stays.
-        unexplained: Root mean square of what is missing still.
+        unexplained: Root mean square of the difference that remains.
     """
 
     coefficients: Array
@@ -79,7 +79,7 @@ class Change:
 
     def window(self, *rows: slice) -> Array:
         """Return what to add to a window of the restored volume, one slice of fine voxels per axis."""
-        change = self.coefficients
+        correction = self.coefficients
 
         def growth(axis: int) -> float:
             start, stop, _ = rows[axis].indices(self.shape[axis])
@@ -88,12 +88,15 @@ class Change:
         # The axes that shrink come first: less is carried through the others.
         for axis in sorted(range(3), key=growth):
             basis, part = self.bases[axis], rows[axis]
-            change = change[(slice(None),) * axis + (part,)] if basis is None else along(axis, basis[part], change)
-        return np.ascontiguousarray(change)
+            if basis is None:
+                correction = correction[(slice(None),) * axis + (part,)]
+            else:
+                correction = along(axis, basis[part], correction)
+        return np.ascontiguousarray(correction)
 
 
 @dataclass(frozen=True)
-class Correction:
+class CorrectedVolume:
     """Result of a correction.
 
     Args:
@@ -132,7 +135,7 @@ def axis_matrices(shape: NetworkShape, recipe: Degradation) -> tuple[Array | Non
 
 def correct(
     restored: Array, coarse: Array, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
-) -> Correction:
+) -> CorrectedVolume:
     """Make a restored volume consistent with its input.
 
     Args:
@@ -153,12 +156,12 @@ def correct(
             f" input has {coarse.shape}.",
             "Use the degradation that belongs to this scale.",
         )
-    missing = residual(restored, coarse, recipe)
-    change = solve_correction(missing, shape, recipe, tolerance, noise)
-    if change is None:
-        return Correction(np.asarray(restored, np.float32), _rms(missing), _rms(missing))
-    corrected = restored + change.window(slice(None), slice(None), slice(None))
-    return Correction(corrected, _rms(missing), _rms(residual(corrected, coarse, recipe)))
+    difference = residual(restored, coarse, recipe)
+    correction = solve_correction(difference, shape, recipe, tolerance, noise)
+    if correction is None:
+        return CorrectedVolume(np.asarray(restored, np.float32), _rms(difference), _rms(difference))
+    corrected = restored + correction.window(slice(None), slice(None), slice(None))
+    return CorrectedVolume(corrected, _rms(difference), _rms(residual(corrected, coarse, recipe)))
 
 
 def noise_level(coarse: Array, shape: NetworkShape, recipe: Degradation) -> float:
@@ -181,26 +184,26 @@ def noise_level(coarse: Array, shape: NetworkShape, recipe: Degradation) -> floa
 
 
 def solve_correction(
-    missing: Array, shape: NetworkShape, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
-) -> Change | None:
-    """Find the smallest change of a fine volume that explains what its coarse version lacks.
+    difference: Array, shape: NetworkShape, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
+) -> Correction | None:
+    """Find the smallest correction of a fine volume that its coarse version asks for.
 
     Args:
-        missing: The input less the restored volume degraded again, float32, coarse.
+        difference: The input less the restored volume degraded again, float32, coarse.
         shape: Of the fine volume, along the same axes.
         recipe: What leads from fine to coarse.
         tolerance: Root mean square that may stay unexplained, in the unit of the voxels.
         noise: Standard deviation of the input's noise, in the unit of the voxels.
 
     Returns:
-        The change, or None if nothing beyond the tolerance is missing.
+        The correction, or None if the difference is within the tolerance.
     """
-    before = _rms(missing)
+    before = _rms(difference)
     if before <= tolerance:
         return None
     axes = axis_factors(shape, recipe)
-    squared = squared_singular(axes, missing.shape)
-    coefficients = _in_bases(axes, missing)
+    squared = squared_singular(axes, difference.shape)
+    coefficients = _in_bases(axes, difference)
     beyond = before**2 - _mean_square(coefficients)
     damping = _damping(coefficients, squared, tolerance**2 - beyond)
     if noise:
@@ -208,12 +211,12 @@ def solve_correction(
         damping = max(damping, noise**2 / error)
     left = float(np.sqrt(_mean_square(coefficients * (damping / (squared + damping))) + max(0.0, beyond)))
     coefficients = coefficients * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
-    return Change(coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), left)
+    return Correction(coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), left)
 
 
 def interpolation_correction(
     coarse: Array, shape: NetworkShape, recipe: Degradation, noise: float = 0.0
-) -> Change | None:
+) -> Correction | None:
     """Find what makes the interpolated coarse volume consistent with the coarse volume; the fine one is not computed.
 
     Args:

@@ -9,7 +9,7 @@ from configs.axes import FileShape
 from configs.data import HeldOut
 from configs.degradation import Degradation
 from configs.errors import InputError
-from tasks.imaging.consistency import Correction, correct
+from tasks.imaging.consistency import CorrectedVolume, correct
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import Order, resample
 from tasks.scoring.metrics import foreground_mask, nmse, psnr, ssim
@@ -67,7 +67,7 @@ class DegradedReference:
         """Interpolate the coarse volume onto the grid of the reference, `(i, j, k)`."""
         return self.cropped(resample(self.coarse.voxels, self.padded.shape, order))
 
-    def corrected(self, restored: NDArray[np.float32], recipe: Degradation) -> Correction:
+    def corrected(self, restored: NDArray[np.float32], recipe: Degradation) -> CorrectedVolume:
         """Make a restored volume consistent with the coarse one; see `tasks.imaging.consistency.correct`.
 
         Args:

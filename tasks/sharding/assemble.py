@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from configs.axes import FileShape, triple
 from configs.degradation import Degradation
-from tasks.imaging.consistency import Change, axis_matrices, noise_level, solve_correction
+from tasks.imaging.consistency import Correction, axis_matrices, noise_level, solve_correction
 from tasks.imaging.separable import along
 from tasks.sharding.plan import Box, Shard, ShardPlan
 from tasks.sharding.store import ShardStore
@@ -130,7 +130,7 @@ class Assembly:
         arrived: Callable[[Shard], None] = lambda _: None,
         *,
         corrects: bool,
-    ) -> tuple[Change | None, Consistency]:
+    ) -> tuple[Correction | None, Consistency]:
         """Find what makes the volume consistent with its input.
 
         Args:
@@ -147,15 +147,15 @@ class Assembly:
         residual = self.residual(coarse, recipe, arrived) / unit
         before = float(np.sqrt(np.mean(np.square(residual, dtype=np.float64))))
         noise = noise_level(coarse / unit, shape, recipe) if corrects else 0.0
-        change = solve_correction(residual, shape, recipe, noise=noise) if corrects else None
-        if change is None:
+        found = solve_correction(residual, shape, recipe, noise=noise) if corrects else None
+        if found is None:
             return None, Consistency(before, before, noise)
-        return replace(change, coefficients=change.coefficients * unit), Consistency(change.unexplained, before, noise)
+        return replace(found, coefficients=found.coefficients * unit), Consistency(found.unexplained, before, noise)
 
-    def change(self, change: Change, start: int, stop: int) -> NDArray[np.float32]:
-        """The change of the planes `start..stop` along k, `[i, j, planes]`."""
+    def correction_planes(self, correction: Correction, start: int, stop: int) -> NDArray[np.float32]:
+        """Return what to add to the planes `start..stop` along k, `[i, j, planes]`."""
         rows = [slice(None)] * 3
         depth = self.axes.order.index(2)
         flipped, planes = self.axes.flipped[depth], self.shape[2]
         rows[depth] = slice(planes - stop, planes - start) if flipped else slice(start, stop)
-        return self.axes.to_file(change.window(*rows))
+        return self.axes.to_file(correction.window(*rows))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from configs.axes import NetworkShape
 from configs.degradation import Degradation
-from tasks.imaging.consistency import Change, interpolation_correction
+from tasks.imaging.consistency import Correction, interpolation_correction
 from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import Window, resample_window
 from tasks.sharding.plan import MIB, Shard
@@ -34,7 +34,7 @@ class CoarseVolume:
     voxels: NDArray[Any]
     target_shape: NetworkShape
     intensity: Intensity
-    correction: Change | None = None
+    correction: Correction | None = None
 
     def input_window(self, window: Window) -> NDArray[np.float32]:
         """Return what the network reads of the target grid; beyond the grid its edge values are repeated."""

@@ -83,8 +83,8 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         ) from error
     if str(arrays["config"]) != _fingerprint(config):
         raise InputError(
-            f"Cannot resume from {name}: it was written with another configuration, and the result would be that of"
-            " neither.",
+            f"Cannot resume from {name}: it was written with another configuration or by another version, and the"
+            " result would be that of neither.",
             "Give the configuration and the overrides of the first start, or another folder.",
         )
     return Checkpoint(

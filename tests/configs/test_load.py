@@ -80,3 +80,9 @@ def test_a_missing_file_names_the_presets(tmp_path):
 def test_presets_are_plain_yaml():
     for name in preset_names():
         assert yaml.safe_load(resolved_yaml(load_config(name))) is not None
+
+
+def test_the_earlier_name_of_a_loss_is_accepted(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("degradation: iso2x\ntraining: {losses: {l2: 0.5, unseen: 0.5}}")
+    assert load_config(path).training.losses == {"l2": 0.5, "null_space": 0.5}

@@ -50,13 +50,13 @@ def test_a_loss_is_its_formula_per_patch(name, expected):
     np.testing.assert_allclose(loss(name), expected, rtol=1e-4)
 
 
-def test_unseen_is_what_the_correction_leaves():
+def test_null_space_is_what_the_correction_leaves():
     left = []
     for target, output in zip(TARGET[..., 0], OUTPUT[..., 0], strict=True):
         corrected = correct(output, degrade(target, RUN.degradation), RUN.degradation, tolerance=0).voxels
         left.append(np.mean((corrected - target) ** 2))
-    np.testing.assert_allclose(loss("unseen"), left, rtol=0.05)
-    assert (loss("unseen") < loss("l2")).all()
+    np.testing.assert_allclose(loss("null_space"), left, rtol=0.05)
+    assert (loss("null_space") < loss("l2")).all()
 
 
 def test_ssim_is_nearly_that_of_the_scores():

@@ -99,7 +99,7 @@ def test_a_change_by_planes_is_the_whole_change(tmp_path, flipped):
     change = solve_correction(residual, NetworkShape(40, 48, 32), recipe)
     assert change is not None
     whole = axes.to_file(change.window(slice(None), slice(None), slice(None)))
-    parts = [assembly.change(change, start, start + 10) for start in (0, 10, 20, 30)]
+    parts = [assembly.correction_planes(change, start, start + 10) for start in (0, 10, 20, 30)]
     np.testing.assert_allclose(np.concatenate(parts, axis=2), whole, atol=1e-6)
 
 

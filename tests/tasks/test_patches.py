@@ -169,8 +169,8 @@ def test_slices_of_several_thicknesses_are_drawn():
 def test_the_card_tells_the_range_of_factors():
     card = make_card(run("augmentation.factor=[0.75, 1.5]", degradation="thick4x"), 1, 1, 1, None)
     assert list(card.scale_range) == [(3, 6), (1, 1), (1, 1)]
-    assert card.remarks((5, 1, 1), (1, 1, 1)) == []
-    assert card.remarks((2, 1, 1), (1, 1, 1)) == ["scale 2 along depth: the model was trained for 3 to 6"]
+    assert card.warnings((5, 1, 1), (1, 1, 1)) == []
+    assert card.warnings((2, 1, 1), (1, 1, 1)) == ["scale 2 along depth: the model was trained for 3 to 6"]
 
 
 @pytest.mark.parametrize("source", ["shapes", "tissues", "slices"])

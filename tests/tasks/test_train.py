@@ -71,7 +71,7 @@ def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(tmp_path):
     job = small_job(tmp_path, "training.steps=2", "training.checkpoints.every=2", checkpoints=tmp_path / "checkpoints")
     outcome(train(job))
     other = small_job(tmp_path, "training.steps=3", checkpoints=job.checkpoints, resume=True)
-    with pytest.raises(InputError, match="written with another configuration"):
+    with pytest.raises(InputError, match="written with another configuration or by another version"):
         outcome(train(other))
     place = job.checkpoints / "step-00000002.npz"
     place.write_bytes(place.read_bytes()[:200])
@@ -137,8 +137,8 @@ def test_the_model_carries_its_card(tmp_path):
     assert card.parameters == trained.parameters
     assert [stage.filters for stage in card.stages] == [4, 1]
     assert card.versions["keras"] == keras.__version__
-    assert card.remarks((4.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == []
-    assert card.remarks((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == ["scale 2 along depth: the model was trained for 4"]
+    assert card.warnings((4.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == []
+    assert card.warnings((2.0, 1.0, 1.0), (1.0, 1.0, 1.0)) == ["scale 2 along depth: the model was trained for 4"]
 
 
 def test_the_learning_rate_rises_and_falls(tmp_path):

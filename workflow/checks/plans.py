@@ -154,7 +154,7 @@ def _planned(volume: VolumePlan) -> PlannedVolume:
         coarse=lambda: _coarse(scan.read(0), volume.axes, plan),
         n_timepoints=volume.n_timepoints,
         value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
-        warnings=volume.remarks,
+        warnings=volume.warnings,
     )
 
 

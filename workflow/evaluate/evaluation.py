@@ -27,7 +27,7 @@ from workflow.restore.restoration import Restored, plan_restoration, restore_vol
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
-from workflow.upscale.plan import range_remarks
+from workflow.upscale.plan import range_warnings
 
 EXPERIMENT = "voxlift"
 ESTIMATES = tuple(field.name for field in fields(Score))
@@ -233,7 +233,7 @@ def score_volume(
         mask: Voxels that count, of the reference's shape; those of the foreground by default.
     """
     coarse, target, axes = degraded.coarse, degraded.padded, degraded.axes
-    warnings = range_remarks(network.card, axes, coarse.grid, target)
+    warnings = range_warnings(network.card, axes, coarse.grid, target)
     for warning in warnings:
         console.print(f"{path.name}: out of the model's range: {warning}.")
     plan = plan_restoration(coarse, target, network, resources.memory_budget_mib, axes=axes, name=path.name)

@@ -77,7 +77,7 @@ class VolumePlan:
         dtype: Of the output on disk.
         recipe: Degradation from the output to the input; None where the target grid is coarser along an axis.
         corrects: Whether the output is made consistent with the input.
-        remarks: In which respects the volume is outside the range that the model was trained for.
+        warnings: In which respects the volume is outside the range that the model was trained for.
         acquisition: What `recipe` follows from; None where it is the model's own degradation.
     """
 
@@ -91,7 +91,7 @@ class VolumePlan:
     dtype: str | None
     recipe: Degradation | None
     corrects: bool
-    remarks: tuple[str, ...]
+    warnings: tuple[str, ...]
     acquisition: Acquisition | None = None
 
     @property
@@ -186,7 +186,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, lowest: float
     if finer:
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
     corrects = request.correct and card is not None and recipe is not None
-    remarks = range_remarks(card, axes, scan.grid, target)
+    warnings = range_warnings(card, axes, scan.grid, target)
     return VolumePlan(
         scan,
         output,
@@ -198,7 +198,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, lowest: float
         request.dtype,
         recipe,
         corrects,
-        remarks,
+        warnings,
         acquisition,
     )
 
@@ -212,18 +212,18 @@ def _acquisition(request: UpscaleRequest, trained: Degradation, axes: NetworkAxe
     return assumed if request.network.needs_acquisition else None
 
 
-def range_remarks(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
+def range_warnings(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
     """List where a volume is outside the range that the model was trained for."""
     if card is None:
         return ()
     depth, height, width = (
         fine / coarse for fine, coarse in zip(axes.of_file(target.shape), axes.of_file(grid.shape), strict=True)
     )
-    remarks = card.remarks((depth, height, width), axes.of_file(target.spacing))
+    warnings = card.warnings((depth, height, width), axes.of_file(target.spacing))
     through, *across = axes.of_file(grid.spacing)
     if card.degradation.is_isotropic and through > THICK * max(across):
-        remarks.append(
+        warnings.append(
             f"slices {through / max(across):.1f} times as thick as their voxels are wide: the model was trained for"
             " scans that are alike along all axes"
         )
-    return tuple(remarks)
+    return tuple(warnings)

@@ -70,9 +70,9 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
     planned = plan_volumes(request)
     numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
     for work in numbers:
-        remarks = [f"{remark}; do not trust the result unseen" for remark in work.plan.remarks]
+        leaves = [f"{warning}; do not trust the result unseen" for warning in work.plan.warnings]
         lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
-        for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *remarks))]:
+        for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *leaves))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
     address_file, resources = _address_file(request), request.resources
     earlier = RunAddress.read(address_file) if request.resume else None

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from configs.errors import AbandonedError, InputError, RunError
 from tasks.artifacts.manifest import file_digest
 from tasks.files.atomic import replacing, sweep
-from tasks.imaging.consistency import Change
+from tasks.imaging.consistency import Correction
 from tasks.sharding.assemble import Assembly, Consistency
 from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, RestoredCore
@@ -184,7 +184,7 @@ class VolumeWork:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings of inspecting the input, and where it is outside the range that the model was trained for."""
-        return (*self.inspected.warnings, *self.plan.remarks)
+        return (*self.inspected.warnings, *self.plan.warnings)
 
     @property
     def error(self) -> Exception | None:
@@ -297,14 +297,14 @@ class _Writer:
                 with self.clock.running():
                     stop = start + slab.shape[2]
                     if correction is not None:
-                        np.add(slab, assembly.change(correction, start, stop), out=slab)
+                        np.add(slab, assembly.correction_planes(correction, start, stop), out=slab)
                     start = stop
                     self.digest.update(slab.T.data)
                     yield slab
             if not self.plan.corrects:
                 self._solve(number, assembly)
 
-    def _solve(self, number: int, assembly: Assembly) -> Change | None:
+    def _solve(self, number: int, assembly: Assembly) -> Correction | None:
         """Compare a time point with its input and solve its correction, in the unit of the file."""
         coarse = self.arrivals.take(number)
         self.intensities.append(coarse.intensity)
