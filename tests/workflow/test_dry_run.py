@@ -85,7 +85,7 @@ def everything_in(folder):
         ("demmo", [], "Name a YAML file or one of the presets demo,"),
         ("demo", ["training.patch=[16, 112, 100]"], "received 100 along width: take 112"),
         ("demo", ["training.batch_size=3", "training.replicas=2"], "received 3 over 2: take a batch_size of 4"),
-        ("demo", ["degradation=iso3x"], "Choose one of iso2x, thick4x"),
+        ("demo", ["degradation=iso3x"], "Choose one of iso2x, kspace2x"),
         ("demo", ["training.steps"], "the form is section.key=value. Change the configuration or the --set option."),
     ],
 )
