@@ -24,7 +24,7 @@ from configs.degradation import AxisDegradation, Degradation
 from configs.errors import InputError
 from tasks.imaging.degrade import coarse_shape, degrade
 from tasks.imaging.noise import scan_noise
-from tasks.imaging.resample import interpolation
+from tasks.imaging.resample import interpolation, resample
 from tasks.imaging.separable import along
 
 TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
@@ -234,6 +234,13 @@ def interpolation_correction(
             spread = interpolation(coarse.shape[axis], size, "cubic").dense(0, size)
             again = along(axis, matrix @ spread, again)
     return solve_correction(coarse - again, shape, recipe, noise=noise)
+
+
+def consistent_interpolation(coarse: Array, shape: NetworkShape, recipe: Degradation, noise: float = 0.0) -> Array:
+    """Interpolate a coarse volume onto the fine grid and make it consistent; see `interpolation_correction`."""
+    correction = interpolation_correction(coarse, shape, recipe, noise)
+    interpolated = resample(coarse, shape)
+    return interpolated if correction is None else interpolated + correction.window(*[slice(None)] * 3)
 
 
 def residual(restored: Array, coarse: Array, recipe: Degradation) -> Array:

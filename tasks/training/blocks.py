@@ -20,11 +20,11 @@ from configs.data import Augmentation, Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.schema import RunConfig
-from tasks.imaging.consistency import interpolation_correction
+from tasks.imaging.consistency import consistent_interpolation
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask
-from tasks.scoring.protocol import WHOLE, DegradedReference, Slab
+from tasks.scoring.protocol import DegradedReference, Slab
 from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
 from tasks.volume.grid import network_axes
 from tasks.volume.intensity import CLIP, find_intensity, normalise
@@ -142,10 +142,11 @@ class BlockSource:
         recipe = drawn_recipe(random, self.degradations[true], augmentation)
         coarse = degrade(fine, recipe, int(random.integers(1 << 31)))
         noise = recipe.noise.sigma
-        resampled = resample(coarse, self.shape)
-        if self.network_input == "consistent":
-            correction = interpolation_correction(coarse, self.shape, self.degradations[number], noise)
-            resampled += 0 if correction is None else correction.window(*WHOLE)
+        resampled = (
+            consistent_interpolation(coarse, self.shape, self.degradations[number], noise)
+            if self.network_input == "consistent"
+            else resample(coarse, self.shape)
+        )
         steps, damping = coarse_steps(recipe), DAMPING + (noise / TYPICAL_ERROR) ** 2
         return Block(np.clip(resampled, 0, np.float32(CLIP)), fine, steps, number, damping)
 

@@ -113,6 +113,17 @@ def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
     assert "brain" not in content
 
 
+def test_the_shipped_weights_are_scored_with_an_input_that_the_degradation_explains(tmp_path, reference):
+    gains = {}
+    for degradation in ("kspace2x", "iso2x"):
+        ran = voxlift(tmp_path, "evaluate", str(reference), "--degradation", degradation, "--json")
+        assert ran.returncode == 0, ran.stderr[-2000:]
+        psnr = json.loads(ran.stdout)["overall"]["psnr"]
+        gains[degradation] = psnr["restored"] - psnr["cubic"]
+    assert gains["kspace2x"] > 0.5
+    assert gains["iso2x"] > 3.2  # 2.8 dB where the network reads the interpolated volume
+
+
 def test_a_budget_that_is_too_small_names_the_option(trained, reference):
     folder, _ = trained
     options = ("--model", "run", "--degradation", "iso2x", "--memory-budget", "1")

@@ -12,7 +12,10 @@ from workflow.terminal.console import JsonOption, screen
 
 def evaluate(
     references: Annotated[list[str], typer.Argument(help="Fine volumes: files, folders, globs or lists of paths.")],
-    model: Annotated[str, typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; by default the weights that ship."),
+    ] = None,
     degradation: Annotated[str | None, typer.Option(help="Name of a degradation; the model's own by default.")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Volume whose nonzero voxels are scored, instead of the foreground.")

@@ -16,6 +16,7 @@ from configs.errors import InputError
 from configs.load import flatten
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile, read_network
+from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.consistency import residual
 from tasks.scoring.protocol import WHOLE, DegradedReference, Score, Scores, Slab, degraded_reference, pad_to
 from tasks.scoring.quality import shard_borders
@@ -98,13 +99,15 @@ class ScoredVolume:
     scores: VolumeScores
 
 
-def network_and_recipe(model: str, degradation: str | None) -> tuple[NetworkFile, Degradation]:
+def network_and_recipe(model: str | None, degradation: str | None) -> tuple[NetworkFile, Degradation]:
     """Read a model, and find the degradation to score it with: the named one, or the one that it was trained for.
+
+    Without a model, the weights that ship are scored.
 
     Raises:
         InputError: There is no such model or degradation, or none is named and the model carries no card.
     """
-    network = read_network(resolve_model(model))
+    network = shipped_network() if model is None else read_network(resolve_model(model))
     if degradation is not None:
         return network, named_degradation(degradation)
     if network.card is None:
@@ -245,6 +248,7 @@ def score_volume(
             resources,
             name=path.name,
             axes=axes,
+            acquisition=recipe,
             on_progress=lambda progress: advance(f"{progress.workers} workers"),
         )
     corrected = degraded.corrected(restored.voxels, recipe)

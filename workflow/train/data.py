@@ -8,6 +8,7 @@ import numpy as np
 from configs.axes import NetworkShape
 from configs.errors import ConfigError
 from configs.schema import RunConfig
+from tasks.imaging.consistency import consistent_interpolation
 from tasks.imaging.resample import resample
 from tasks.scoring.protocol import degraded_reference, held_out_slabs, pad_to
 from tasks.training.blocks import TrainingVolume, scan_to_learn_from, training_volume
@@ -124,5 +125,10 @@ def validation_volume(config: RunConfig, path: Path) -> ValidationVolume:
         degraded.axes.to_network(normalise(volume, found, clip=CLIP))
         for volume in (pad_to(degraded.reference.voxels, degraded.padded.shape), degraded.coarse.voxels)
     )
-    resampled = np.clip(resample(coarse, NetworkShape(*fine.shape)), 0, np.float32(CLIP))
-    return ValidationVolume(coarse, resampled, fine)
+    shape = NetworkShape(*fine.shape)
+    resampled = (
+        consistent_interpolation(coarse, shape, config.degradation)
+        if config.network.input == "consistent"
+        else resample(coarse, shape)
+    )
+    return ValidationVolume(coarse, np.clip(resampled, 0, np.float32(CLIP)), fine)
