@@ -11,7 +11,8 @@ import pytest
 
 from configs.errors import ConfigError, InputError
 from tests.processes import until
-from workflow.cluster import RemoteWorker, Request, WorkerDiedError, WorkerError, require_room, share, stream
+from workflow.cluster import RemoteWorker, Request, WorkerError, require_room, share, stream
+from workflow.cluster.workers import WorkerDiedError
 from workflow.restore.worker_pool import Job, WorkerPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -6,15 +6,6 @@ from workflow.tracking.recorder import Recorder, recorded_run
 from workflow.tracking.registry import register_model
 from workflow.tracking.store import RunAddress, tracking_uri
 
-__all__ = [
-    "InputVolume",
-    "Recorder",
-    "RunAddress",
-    "described_volume",
-    "input_volume",
-    "logged_model",
-    "recorded_run",
-    "register_model",
-    "resolve_model",
-    "tracking_uri",
-]
+__all__ = ["InputVolume", "Recorder", "RunAddress"]
+__all__ += ["described_volume", "input_volume", "recorded_run", "tracking_uri"]
+__all__ += ["logged_model", "register_model", "resolve_model"]

@@ -31,10 +31,7 @@ if TYPE_CHECKING:
 
 
 def logged_model(
-    address: RunAddress,
-    model_path: Path,
-    probe_shapes: Sequence[NetworkShape],
-    contract: ModelContract | None = None,
+    address: RunAddress, model_path: Path, probe_shapes: Sequence[NetworkShape], contract: ModelContract | None = None
 ) -> Iterator[str]:
     """Check a trained model against its contract, through MLflow's own loader, and log it.
 

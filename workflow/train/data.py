@@ -63,10 +63,7 @@ def training_paths(config: RunConfig) -> tuple[Path, ...]:
 
 def training_inputs(config: RunConfig) -> list[InputVolume]:
     """Describe the training and validation files of a configuration."""
-    roles = {
-        **dict.fromkeys(config.data.validation, "validation"),
-        **dict.fromkeys(training_paths(config), "training"),
-    }
+    roles = {**dict.fromkeys(config.data.validation, "validation"), **dict.fromkeys(training_paths(config), "training")}
     return [input_volume(path, role, record_paths=config.tracking.record_paths) for path, role in roles.items()]
 
 

@@ -23,14 +23,7 @@ from workflow.cluster import cluster, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
 from workflow.terminal.progress import progress_bar
-from workflow.tracking import (
-    Recorder,
-    RunAddress,
-    logged_model,
-    recorded_run,
-    register_model,
-    tracking_uri,
-)
+from workflow.tracking import Recorder, RunAddress, logged_model, recorded_run, register_model, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.train.data import training_inputs, training_volumes, validation_volumes
 
@@ -140,9 +133,8 @@ def record_training(
     where.write(folder / ADDRESS)
     with replacing(folder / CONFIG) as partial:
         partial.write_text(resolved_yaml(config))
-    if not recorder.holds(
-        ENVIRONMENT
-    ):  # recorded last, so that it stands for the whole setup, that of an earlier start included
+    # The environment is recorded last, so that it stands for the whole setup, that of an earlier start included.
+    if not recorder.holds(ENVIRONMENT):
         recorder.inputs(training_inputs(config))
         record_setup(recorder, config, command)
     interpolation = interpolation_psnr(job.validation) if job.validation else {}
