@@ -20,16 +20,7 @@ from tasks.training.template import template_path
 from tasks.volume.intensity import normalise
 from tasks.volume.nifti import read_volume, write_volume
 from workflow.cluster import cluster
-from workflow.evaluate.evaluation import (
-    Evaluation,
-    ScoredVolume,
-    description,
-    evaluation_of,
-    record_scores,
-    score_volume,
-    write_page,
-)
-from workflow.evaluate.evaluation import summary as score_table
+from workflow.evaluate import evaluation
 from workflow.pages.rendering import new_figure, png
 from workflow.tracking import recorded_run
 from workflow.train.data import training_volumes, validation_volumes
@@ -71,7 +62,9 @@ class DemoReport:
     seconds: float
 
 
-def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Console) -> tuple[DemoReport, Evaluation]:
+def run_demo(
+    config: RunConfig, volume_path: Path | None, out: Path, console: Console
+) -> tuple[DemoReport, evaluation.Evaluation]:
     """Degrade a volume, train on one part of it, super-resolve the whole, score the other part, and record it all.
 
     Args:
@@ -105,14 +98,14 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
         training = record_training(job, recorder, console, command="demo")
         network = read_network(training.model)
         with recorder.phase("inference"):
-            scored = score_volume(path, degraded, network, recipe, config.resources, console, slab=slab)
+            scored = evaluation.score_volume(path, degraded, network, recipe, config.resources, console, slab=slab)
         restored, plan = scored.restored, scored.restored.plan
         write_volume(output, scored.voxels, reference.grid, like=reference, dtype="float32")
         console.print("Recording …")
         _draw(picture, scored, slab)
-        write_page(page, "restored volume of the demo", scored)
-        evaluation = evaluation_of([scored.scores], recipe)
-        record_scores(recorder, evaluation)
+        evaluation.write_page(page, "restored volume of the demo", scored)
+        evaluated = evaluation.evaluation_of([scored.scores], recipe)
+        evaluation.record_scores(recorder, evaluated)
         recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead})
         entries = {
             MODEL: manifest_entry(training.model, model),
@@ -128,7 +121,7 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
             f" weights on one part of it for {training.steps} steps, restored the whole in {len(plan.shards)} shards,"
             " and scored the part that was not used for training."
         )
-        recorder.describe(f"{summary_line}\n\n{description(evaluation)}")
+        recorder.describe(f"{summary_line}\n\n{evaluation.description(evaluated)}")
     workers, pace = config.resources.workers, restored.voxels_per_second
     report = DemoReport(
         reference=path,
@@ -146,10 +139,10 @@ def run_demo(config: RunConfig, volume_path: Path | None, out: Path, console: Co
         quality_page=page,
         seconds=time.perf_counter() - started,
     )
-    return report, evaluation
+    return report, evaluated
 
 
-def summary(report: DemoReport, evaluation: Evaluation) -> list[RenderableType]:
+def summary(report: DemoReport, evaluated: evaluation.Evaluation) -> list[RenderableType]:
     """Show the scores, the training and the files, and how to open the run in MLflow."""
     files, work = Table.grid(padding=(0, 2)), report.inference
     for name, value in {
@@ -166,11 +159,11 @@ def summary(report: DemoReport, evaluation: Evaluation) -> list[RenderableType]:
     look = f"Look at the run:  .venv/bin/{page}\n  then open http://127.0.0.1:5000"
     if report.mlflow.tracking_uri.startswith("http"):
         look = f"Look at the run: {report.mlflow.tracking_uri}"
-    scores = score_table(evaluation, "Held-out part, inside the foreground, degraded by {}")
+    scores = evaluation.summary(evaluated, "Held-out part, inside the foreground, degraded by {}")
     return [*scores, *training_table(report.training), files, look]
 
 
-def _draw(path: Path, scored: ScoredVolume, slab: Slab) -> None:
+def _draw(path: Path, scored: evaluation.ScoredVolume, slab: Slab) -> None:
     """Draw three planes of input, cubic, restored and truth, and of the errors of cubic and restored.
 
     The planes go through the foreground of the part that was scored, away from the middle, where the hemispheres meet.

@@ -14,18 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from configs.errors import InputError
-from workflow.tracking import mlflow_api
-from workflow.tracking.store import (
-    SQLITE,
-    artifact_location,
-    experiment_id,
-    local_folder,
-    opened_store,
-    require_experiment,
-    shown,
-    sqlite_file,
-    tracking_uri,
-)
+from workflow.tracking import mlflow_api, store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,21 +45,21 @@ def probe_store(uri: str | None = None) -> StoreProbe:
     """Write a parameter, a metric and an artifact to a run of an experiment of its own, read them back, delete both.
 
     Args:
-        uri: Of the store; `tracking_uri()` by default.
+        uri: Of the store; `store.tracking_uri()` by default.
 
     Raises:
         InputError: The store cannot be used, or does not return what was written.
     """
     started = time.monotonic()
-    uri = uri or tracking_uri()
+    uri = uri or store.tracking_uri()
     with _one_message(uri):
         _require_answer(uri)
         if urlsplit(uri).scheme in {"http", "https"}:
             # For a server that does not answer, MLflow's client waits for minutes.
             server_version(uri)
-        with opened_store("record", uri) as client:
+        with store.opened_store("record", uri) as client:
             # A unique name: probes at the same time do not delete each other's experiment.
-            experiment = experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
+            experiment = store.experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
     run_id = None
     try:
         with _one_message(uri):
@@ -81,12 +70,12 @@ def probe_store(uri: str | None = None) -> StoreProbe:
         left = _delete(client, experiment, run_id)
     if differing:
         raise InputError(
-            f"Cannot record in the tracking store {shown(uri)}: it does not return what was written"
+            f"Cannot record in the tracking store {store.shown(uri)}: it does not return what was written"
             f" ({', '.join(differing)}).",
             "Look into the server's log, or set MLFLOW_TRACKING_URI to another store.",
         )
     artifacts = run.info.artifact_uri.split(f"/{run_id}")[0]
-    return StoreProbe(shown(uri), artifacts, time.monotonic() - started, left)
+    return StoreProbe(store.shown(uri), artifacts, time.monotonic() - started, left)
 
 
 def try_store(experiments: Sequence[str]) -> StoreProbe:
@@ -100,20 +89,20 @@ def try_store(experiments: Sequence[str]) -> StoreProbe:
     Raises:
         InputError: The store cannot be used, or an experiment was deleted.
     """
-    uri = tracking_uri()
-    file = sqlite_file(uri)
+    uri = store.tracking_uri()
+    file = store.sqlite_file(uri)
     if file is not None and not file.exists():
         existing = next(folder for folder in file.parents if folder.exists())
         with (
             _one_message(uri),
             tempfile.TemporaryDirectory(dir=existing, prefix=".voxlift-probe-", ignore_cleanup_errors=True) as scratch,
         ):
-            probe = probe_store(f"{SQLITE}{scratch}/{file.name}")
-        return StoreProbe(shown(uri), str(artifact_location(uri)), probe.seconds, None)
+            probe = probe_store(f"{store.SQLITE}{scratch}/{file.name}")
+        return StoreProbe(store.shown(uri), str(store.artifact_location(uri)), probe.seconds, None)
     probe = probe_store(uri)
-    with opened_store("record", uri) as client:
+    with store.opened_store("record", uri) as client:
         for name in experiments:
-            require_experiment(client, uri, name)
+            store.require_experiment(client, uri, name)
     return probe
 
 
@@ -174,7 +163,7 @@ def _delete(client: "MlflowClient", experiment: str, run_id: str | None) -> str 
 def _delete_artifact(artifact_uri: str) -> None:
     """Delete the one file, never a prefix, which on some stores reaches further; then the folders that it leaves."""
     mlflow_api.get_artifact_repository(artifact_uri).delete_artifacts(ARTIFACT[0])
-    if artifacts := local_folder(artifact_uri):
+    if artifacts := store.local_folder(artifact_uri):
         with suppress(OSError):  # one that is not empty, or gone
             for folder in (artifacts, artifacts.parent, artifacts.parents[1]):
                 folder.rmdir()
@@ -182,7 +171,7 @@ def _delete_artifact(artifact_uri: str) -> None:
 
 def _require_answer(uri: str) -> None:
     """Lock the SQLite file, or connect to the server: MLflow itself tries for up to two minutes."""
-    if file := sqlite_file(uri):
+    if file := store.sqlite_file(uri):
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(file, timeout=ANSWER_SECONDS, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
@@ -203,9 +192,9 @@ def _one_message(uri: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        remedy = "Make room there and check that you may write" if uri.startswith(SQLITE) else "Start the server"
+        remedy = "Make room there and check that you may write" if uri.startswith(store.SQLITE) else "Start the server"
         raise InputError(
-            f"Cannot record in the tracking store {shown(uri)}: {_first_line(error)}.",
+            f"Cannot record in the tracking store {store.shown(uri)}: {_first_line(error)}.",
             f"{remedy}, or set MLFLOW_TRACKING_URI to a store that is there.",
         ) from error
 
