@@ -23,10 +23,10 @@ from tasks.machine.tensorflow_check import TRANSPOSED, scattered, tensorflow_che
 from tests.models.scatter import as_tensorflow
 from tests.ray_nodes import ray_nodes
 from workflow.checks import machine as doctor_machine
+from workflow.checks.doctor import trying_tensorflow
 from workflow.checks.ray_checks import object_store, ray_checks
 from workflow.checks.report import ChecksReport, checks_table
 from workflow.checks.store import store_checks
-from workflow.checks.tensorflow_process import trying_tensorflow
 from workflow.cluster.resources import Node, inventory
 
 ROOT = Path(__file__).parents[2]
