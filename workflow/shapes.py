@@ -164,10 +164,8 @@ def verdict(difference: float, *, agrees: bool) -> Text:
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(
-            column, overflow="fold", justify="right" if column in {"Parameters", "Multiply-adds"} else "left"
-        )
+    for name in columns:
+        table.add_column(name, overflow="fold", justify="right" if name in {"Parameters", "Multiply-adds"} else "left")
     for number, row in enumerate(rows, start=1):
         table.add_row(str(number), *row)
     return Group(Text(title, style="bold"), table)

@@ -51,7 +51,12 @@ def machine_checks(constraints: Path) -> Checklist:
 def _packages(attempt: Attempt, constraints: Path) -> None:
     """Compare what is installed with what is needed and with what is pinned."""
     wheels = [name for name in WHEELS if _installed(name)]
-    unmet = [*_unmet(), *([] if wheels else ["no TensorFlow"])]
+    needed = [(need, _installed(need.name)) for need in map(Requirement, requires(PACKAGE) or ()) if not need.marker]
+    unmet = [
+        f"{need.name} {found} (needs {need.specifier})" if found else f"no {need.name}"
+        for need, found in needed
+        if not found or not _admits(need, found)
+    ] + ([] if wheels else ["no TensorFlow"])
     if unmet:
         attempt.failure(_listed(unmet))
     elif len(wheels) > 1:
@@ -68,17 +73,6 @@ def _packages(attempt: Attempt, constraints: Path) -> None:
             attempt.warning(f"{as_pinned}, {len(others)} not: {_listed(others)}")
         else:
             attempt.ok(as_pinned)
-
-
-def _unmet() -> list[str]:
-    """List the requirements without an extra that are not installed."""
-    needed = [requirement for requirement in map(Requirement, requires(PACKAGE) or ()) if not requirement.marker]
-    found = [(requirement, _installed(requirement.name)) for requirement in needed]
-    return [
-        f"{requirement.name} {there} (needs {requirement.specifier})" if there else f"no {requirement.name}"
-        for requirement, there in found
-        if not there or not _admits(requirement, there)
-    ]
 
 
 def _admits(requirement: Requirement, found: str) -> bool:

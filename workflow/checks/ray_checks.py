@@ -103,18 +103,15 @@ def _require_ray(address: str) -> None:
         ) from None
 
 
-class Adder:
-    """Adds up the numbers of an array."""
-
-    def __call__(self, numbers: NDArray[np.float32]) -> tuple[float, str]:
-        """Return the sum, and the host of the process."""
-        return float(numbers.sum()), socket.gethostname()
+def adder() -> Callable[[NDArray[np.float32]], tuple[float, str]]:
+    """Make a tool that returns the sum of an array and the host of its process."""
+    return lambda numbers: (float(numbers.sum()), socket.gethostname())
 
 
 def _actor(attempt: Attempt) -> None:
     started = time.monotonic()
     sent = np.ones(SENT_BYTES // 4, np.float32)
-    with TimedWorker(Adder, (), Request(), ANSWER_SECONDS) as worker:
+    with TimedWorker(adder, (), Request(), ANSWER_SECONDS) as worker:
         total, host = worker.ask(share(sent))
     seen = f"answered from {host} after {time.monotonic() - started:.1f} s"
     if total == sent.size:

@@ -100,15 +100,7 @@ class Restored:
 def plan_restoration(
     volume: Volume, target: Grid, network: NetworkFile, budget_mib: int, *, axes: NetworkAxes | None = None, name: str
 ) -> ShardPlan:
-    """Plan the shards of a volume.
-
-    Args:
-        volume: The input.
-        target: The grid to restore on, over the same field of view.
-        network: The restorer.
-        budget_mib: Memory of a worker beyond that of an idle one, MiB.
-        axes: Map between file axes and network axes; from the volume's grid by default.
-        name: The volume, for messages.
+    """Plan the shards of a volume for workers with a budget of MiB beyond an idle one; see `restore_volume`.
 
     Raises:
         InputError: The budget holds no shard.
@@ -153,12 +145,8 @@ def restore_volume(
     plan = plan_restoration(volume, target, network, resources.memory_budget_mib, axes=axes, name=name)
     # Workers map a contiguous array; any other would be copied for every shard.
     voxels = np.ascontiguousarray(axes.to_network(volume.voxels))
-    coarse = coarse_volume(
-        voxels,
-        plan.target_shape,
-        intensity or find_intensity(volume.voxels),
-        acquisition if network.needs_acquisition else None,
-    )
+    known = acquisition if network.needs_acquisition else None
+    coarse = coarse_volume(voxels, plan.target_shape, intensity or find_intensity(volume.voxels), known)
     restored = np.empty(target.shape, np.float32)
     canvas = axes.to_network(restored)
 

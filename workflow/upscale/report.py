@@ -89,14 +89,7 @@ class PlanReport:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds by kind of work, which overlap; resampling and network summed over the workers.
-
-    Args:
-        reading: Checking and reading inputs.
-        resampling: Onto the target grid.
-        network: Running it.
-        writing: Storing cores and writing outputs.
-    """
+    """Seconds of checking and reading inputs, resampling and network (over all workers), and writing; they overlap."""
 
     reading: float
     resampling: float
