@@ -216,12 +216,11 @@ def write_folder(folder: Path, model_path: Path, entry: ManifestEntry, example: 
     volume = [[[[0.0]] * example[2]] * example[1]] * example[0]
     (folder / "input_example.json").write_text(json.dumps([volume]))
     (folder / "serving_input_example.json").write_text(json.dumps({"inputs": [volume]}))
-    (folder / "requirements.txt").write_text("\n".join(_requirements()) + "\n")
-    python = {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "build_dependencies": ["pip"],
-        "dependencies": ["-r requirements.txt"],
-    }
+    # What a clean process needs to load the model, pinned to the versions that saved it.
+    pinned = installed_versions("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy").items()
+    (folder / "requirements.txt").write_text("".join(f"{package}=={number}\n" for package, number in pinned))
+    version = ".".join(map(str, sys.version_info[:3]))
+    python = {"python": version, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
     (folder / "python_env.yaml").write_text(yaml.safe_dump(python))
     if card := read_network(model_path).card:
         (folder / "README.md").write_text(card.markdown())
@@ -270,9 +269,3 @@ def require_answers(folder: Path, contract: ModelContract, shapes: Sequence[Netw
         except ValueError as error:
             raise ContractError(f"The model violates its contract: {error}") from None
         contract.tensor(shape, batch=1).require("The output of the model", answer.shape, answer.dtype.name)
-
-
-def _requirements() -> list[str]:
-    """List the packages that a clean process needs to load the model, pinned to the versions that saved it."""
-    found = installed_versions("mlflow", "keras", "tensorflow", "tensorflow-cpu", "numpy")
-    return [f"{package}=={number}" for package, number in found.items()]

@@ -112,18 +112,17 @@ def code_state() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """Return processor, threads, memory and GPUs, without the machine's name."""
-    info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in _lines(info) if line.startswith("model name")]
+    names = _values(Path("/proc/cpuinfo"), "model name")
     drivers = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    gpus = [line.partition(":")[2].strip() for file in drivers for line in _lines(file) if line.startswith("Model")]
     return {
         "cpu": names[0] if names else platform.machine(),
         "threads": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpus": gpus,
+        "gpus": [name for file in drivers for name in _values(file, "Model")],
         "system": f"{platform.system()} {platform.release()}",
     }
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+def _values(path: Path, key: str) -> list[str]:
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(key)]
