@@ -20,11 +20,11 @@ class ChecksReport:
     seconds: float
 
 
-def checks_table(report: ChecksReport, remark: str = "") -> Table:
-    """Tabulate the checks, each with its remedy, above a verdict with a remark of the caller."""
+def checks_table(report: ChecksReport, note: str = "") -> Table:
+    """Tabulate the checks, each with its remedy, above a verdict with a note of the caller."""
     checks = report.checks
     failed, warned = (sum(check.status == status for check in checks) for status in ("failed", "warning"))
-    verdict = f"{len(checks)} checks in {report.seconds:.0f} s: {failed} failed, {counted(warned, 'warning')}{remark}"
+    verdict = f"{len(checks)} checks in {report.seconds:.0f} s: {failed} failed, {counted(warned, 'warning')}{note}"
     table = Table("", "check", "tried", "seen", box=SIMPLE_HEAD, caption=verdict, caption_justify="left")
     for check in checks:
         seen = Text(f"{check.seen}\n→ {check.remedy}" if check.remedy else check.seen, overflow="fold")

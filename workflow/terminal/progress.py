@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Advance(Protocol):
     """Callback after each step."""
 
-    def __call__(self, remark: str, total: int | None = None) -> None:
-        """Advance a step, with a remark next to the bar; `total` changes the number of steps."""
+    def __call__(self, note: str, total: int | None = None) -> None:
+        """Advance a step, with a note next to the bar; `total` changes the number of steps."""
 
 
 @contextmanager
@@ -25,12 +25,12 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Advance]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[remark]}"),
+        TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=total, remark="")
+        task = progress.add_task(title, total=total, note="")
 
-        def advance(remark: str, total: int | None = None) -> None:
-            progress.update(task, total=total, advance=1, remark=remark)
+        def advance(note: str, total: int | None = None) -> None:
+            progress.update(task, total=total, advance=1, note=note)
 
         yield advance
