@@ -10,11 +10,7 @@ from configs.data import Augmentation, Data
 from configs.degradation import NamedDegradation
 from configs.section import Section
 
-PositiveTriple = tuple[
-    Annotated[int, Field(gt=0)],
-    Annotated[int, Field(gt=0)],
-    Annotated[int, Field(gt=0)],
-]
+PositiveTriple = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
 PatchShape = Annotated[
     NetworkShape,

@@ -7,7 +7,6 @@ near zero at once are vessels. Or they come from the tissue maps of the MNI152 t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -26,51 +25,43 @@ MAX_INTENSITY = 1.1  # of a tissue, before texture
 MIN_KNOT_DISTANCE, MAX_KNOT_DISTANCE = 5.0, 36.0  # of a rough field, in voxels
 
 
-@dataclass(frozen=True)
-class ShapesAnatomy:
-    """Anatomy of random shapes."""
+def draw_shapes(random: np.random.Generator, shape: NetworkShape) -> Array:
+    """Draw anatomy of random shapes.
 
-    def draw(self, random: np.random.Generator, shape: NetworkShape) -> Array:
-        """Draw a piece of anatomy.
+    Args:
+        random: Source of all that is random.
+        shape: In voxels along depth, height and width.
 
-        Args:
-            random: Source of all that is random.
-            shape: In voxels along depth, height and width.
-
-        Returns:
-            float32 of `shape`, about 0..1.1, air near 0.
-        """
-        voxels = _regions(random, shape)
-        for _ in range(random.integers(1, 4)):
-            voxels = np.where(_field(random, shape, 16, 60) > random.normal(0, 0.5), voxels, _regions(random, shape))
-        for _ in range(random.integers(0, 3)):
-            voxels[_vessel(random, shape)] = random.uniform(0.03, 1.3)
-        voxels *= 1 + random.uniform(0, 0.08) * _field(random, shape, 2.5, 6, stretch=0)
-        if random.random() < 0.6:
-            voxels[_air(random, shape)] = random.uniform(0, 0.03)
-        return _imaged(random, voxels)
+    Returns:
+        float32 of `shape`, about 0..1.1, air near 0.
+    """
+    voxels = _regions(random, shape)
+    for _ in range(random.integers(1, 4)):
+        voxels = np.where(_field(random, shape, 16, 60) > random.normal(0, 0.5), voxels, _regions(random, shape))
+    for _ in range(random.integers(0, 3)):
+        voxels[_vessel(random, shape)] = random.uniform(0.03, 1.3)
+    voxels *= 1 + random.uniform(0, 0.08) * _field(random, shape, 2.5, 6, stretch=0)
+    if random.random() < 0.6:
+        voxels[_air(random, shape)] = random.uniform(0, 0.03)
+    return _imaged(random, voxels)
 
 
-@dataclass(frozen=True)
-class TissueAnatomy:
-    """Anatomy of the MNI152 template's tissues, each with an intensity of its own, cropped at a random place."""
-
-    def draw(self, random: np.random.Generator, shape: NetworkShape) -> Array:
-        """Draw a piece of anatomy; see `ShapesAnatomy.draw`."""
-        whole, grey, white = _crop(random, shape, _template())
-        brain = grey + white
-        jitter = random.uniform(0.03, 0.15)
-        grey = grey + jitter * _field(random, shape, 4, 6, stretch=0)
-        white = white + jitter * _field(random, shape, 4, 6, stretch=0)
-        inside = np.where(white > np.maximum(grey, 1 - brain), 2, (grey > 1 - brain).astype(int))
-        outside = np.digitize(whole + 0.03 * _field(random, shape, 4, 4, stretch=0), (0.08, 0.3, 0.5, 0.7, 0.9))
-        tissues, others = (random.uniform(0.05, MAX_INTENSITY, count).astype(np.float32) for count in (3, 6))
-        others[0] = random.uniform(0, 0.03)
-        within = gaussian_filter(brain, 3) > 0.35
-        stripped = random.random() < 0.4
-        voxels = np.where(within, tissues[inside], 0 if stripped else others[outside]).astype(np.float32)
-        voxels *= 1 + random.uniform(0, 0.06) * _field(random, shape, 2.5, 6, stretch=0)
-        return _imaged(random, voxels)
+def draw_tissues(random: np.random.Generator, shape: NetworkShape) -> Array:
+    """Draw a crop of the MNI152 template's tissues, each with a random intensity; as `draw_shapes`."""
+    whole, grey, white = _crop(random, shape, _template())
+    brain = grey + white
+    jitter = random.uniform(0.03, 0.15)
+    grey = grey + jitter * _field(random, shape, 4, 6, stretch=0)
+    white = white + jitter * _field(random, shape, 4, 6, stretch=0)
+    inside = np.where(white > np.maximum(grey, 1 - brain), 2, (grey > 1 - brain).astype(int))
+    outside = np.digitize(whole + 0.03 * _field(random, shape, 4, 4, stretch=0), (0.08, 0.3, 0.5, 0.7, 0.9))
+    tissues, others = (random.uniform(0.05, MAX_INTENSITY, count).astype(np.float32) for count in (3, 6))
+    others[0] = random.uniform(0, 0.03)
+    within = gaussian_filter(brain, 3) > 0.35
+    stripped = random.random() < 0.4
+    voxels = np.where(within, tissues[inside], 0 if stripped else others[outside]).astype(np.float32)
+    voxels *= 1 + random.uniform(0, 0.06) * _field(random, shape, 2.5, 6, stretch=0)
+    return _imaged(random, voxels)
 
 
 def _regions(random: np.random.Generator, shape: NetworkShape) -> Array:

@@ -25,7 +25,7 @@ from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import DegradedReference, Slab
-from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
+from tasks.training.anatomy import draw_shapes, draw_tissues
 from tasks.volume.grid import network_axes
 from tasks.volume.intensity import CLIP, find_intensity, normalise
 from tasks.volume.nifti import Volume
@@ -118,9 +118,9 @@ class BlockSource:
         parts = self.mixture.parts
         source = random.choice(list(parts), p=np.array(list(parts.values())) / sum(parts.values()))
         if source == "shapes":
-            fine = ShapesAnatomy().draw(random, self.shape)
+            fine = draw_shapes(random, self.shape)
         elif source == "tissues":
-            fine = TissueAnatomy().draw(random, self.shape)
+            fine = draw_tissues(random, self.shape)
         else:
             volume = self.volumes[int(random.integers(len(self.volumes)))]
             if source == "volumes":

@@ -230,11 +230,7 @@ def patch_degradations(config: RunConfig) -> PatchDegradations:
         else np.stack([_squared_singular(one, size, basis.shape[-1]) for one in axis])
         for axis, basis, size in zip(factors, bases, patch, strict=True)
     ]
-    return PatchDegradations(
-        [_stacked(axis, size) for axis, size in zip(matrices, patch, strict=True)],
-        bases,
-        squared,
-    )
+    return PatchDegradations([_stacked(axis, size) for axis, size in zip(matrices, patch, strict=True)], bases, squared)
 
 
 def _stacked(matrices: Sequence[Any], size: int) -> Any:  # noqa: ANN401 - NumPy arrays or None

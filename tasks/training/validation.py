@@ -72,11 +72,7 @@ class Validator:
     def noted(self, checkpoint: Checkpoint) -> Checkpoint:
         """Add what the next validation depends on."""
         return replace(
-            checkpoint,
-            best=self.best,
-            best_psnr=self.best_psnr,
-            misses=self._misses,
-            validations=tuple(self.history),
+            checkpoint, best=self.best, best_psnr=self.best_psnr, misses=self._misses, validations=tuple(self.history)
         )
 
     def go_on(self, checkpoint: Checkpoint) -> None:

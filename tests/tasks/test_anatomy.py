@@ -2,23 +2,23 @@ import numpy as np
 import pytest
 
 from configs.axes import NetworkShape
-from tasks.training.anatomy import ShapesAnatomy, TissueAnatomy
+from tasks.training.anatomy import draw_shapes, draw_tissues
 
-KINDS = pytest.mark.parametrize("kind", [ShapesAnatomy(), TissueAnatomy()], ids=["shapes", "tissues"])
+KINDS = pytest.mark.parametrize("draw", [draw_shapes, draw_tissues], ids=["shapes", "tissues"])
 SHAPE = (24, 48, 40)
 
 
 @KINDS
-def test_anatomy_follows_its_seed(kind):
-    one, again, other = (kind.draw(np.random.default_rng(seed), SHAPE) for seed in (1, 1, 2))
+def test_anatomy_follows_its_seed(draw):
+    one, again, other = (draw(np.random.default_rng(seed), SHAPE) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, again)
     assert not np.array_equal(one, other)
 
 
 @KINDS
-def test_anatomy_lies_on_the_intensity_scale(kind):
+def test_anatomy_lies_on_the_intensity_scale(draw):
     for seed in range(6):
-        voxels = kind.draw(np.random.default_rng(seed), SHAPE)
+        voxels = draw(np.random.default_rng(seed), SHAPE)
         assert voxels.shape == SHAPE
         assert voxels.dtype == np.float32
         assert np.isfinite(voxels).all()
@@ -27,16 +27,16 @@ def test_anatomy_lies_on_the_intensity_scale(kind):
 
 
 @KINDS
-def test_anatomy_has_faces_sharper_than_the_template(kind):
+def test_anatomy_has_faces_sharper_than_the_template(draw):
     # The share of the largest steps between neighbours, against the spread of intensities.
     steps = []
     for seed in range(12):
-        voxels = kind.draw(np.random.default_rng(seed), SHAPE)
+        voxels = draw(np.random.default_rng(seed), SHAPE)
         if voxels.std() > 0.05:
             steps.append(np.quantile(np.abs(np.diff(voxels, axis=2)), 0.999) / voxels.std())
     assert np.median(steps) > 1
 
 
 def test_contrasts_differ_from_piece_to_piece():
-    brightest = [ShapesAnatomy().draw(np.random.default_rng(seed), NetworkShape(*SHAPE)).mean() for seed in range(12)]
+    brightest = [draw_shapes(np.random.default_rng(seed), NetworkShape(*SHAPE)).mean() for seed in range(12)]
     assert np.ptp(brightest) > 0.3

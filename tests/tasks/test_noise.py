@@ -7,13 +7,13 @@ from configs.axes import NetworkShape
 from configs.degradation import Degradation, Noise
 from tasks.imaging.degrade import degrade
 from tasks.imaging.noise import scan_noise
-from tasks.training.anatomy import TissueAnatomy
+from tasks.training.anatomy import draw_tissues
 
 
 @pytest.fixture(scope="module")
 def anatomy():
     """A piece with air around the brain, and without noise of its own to speak of."""
-    voxels = TissueAnatomy().draw(np.random.default_rng(5), NetworkShape(96, 96, 96))
+    voxels = draw_tissues(np.random.default_rng(5), NetworkShape(96, 96, 96))
     voxels[:, :16] = 0
     return voxels
 
