@@ -21,7 +21,6 @@ from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.machine.check import Checklist, counted
 from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
 from tasks.sharding.plan import MIB
-from tasks.training.memory import replica_bytes
 from tasks.training.start import shard_rehearsal, training_rehearsal
 from tasks.volume.grid import Three
 from workflow.checks import cluster, disk, estimates, plans
@@ -226,7 +225,7 @@ class _Rehearsal:
     def _check_memory(self, built: BuiltNetwork, network: NetworkFile) -> None:
         """Compare the estimated memory of a replica with that of the nodes."""
         training = self._config.training
-        needed = replica_bytes(network.cost, training.patch, training.batch_size // built.replicas)
+        needed = network.cost.replica_bytes(training.patch, training.batch_size // built.replicas)
         cluster.check_memory(self._checks, self.nodes, built, needed)
         self._estimate(replica_mib=Memory(needed / MIB))
 
