@@ -41,7 +41,7 @@ def ours() -> None:
     import tensorflow as tf
 
     from configs.schema import Network
-    from models.network.gradients import with_fast_gradients
+    from models.network.phases import with_fast_gradients
     from tasks.training.networks import build_network
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)

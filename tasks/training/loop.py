@@ -11,8 +11,8 @@ import tensorflow as tf
 from configs.data import Mixture
 from configs.errors import InputError
 from configs.schema import RunConfig, Training
-from models.network.gradients import with_fast_gradients
 from models.network.losses import PatchDegradations, weighted
+from models.network.phases import with_fast_gradients
 from tasks.artifacts.model_card import add_card, make_card
 from tasks.artifacts.saved_models import load_model
 from tasks.files.atomic import replacing

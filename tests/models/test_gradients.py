@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from models.network.gradients import ForwardConv3D, PhasedForwardConv3DTranspose, with_fast_gradients
+from models.network.phases import ForwardConv3D, PhasedForwardConv3DTranspose, with_fast_gradients
 from tests.networks import ROUTES, small_restorer
 
 LAYERS = [
