@@ -1,9 +1,11 @@
 """The workers of a rehearsal, which load TensorFlow: `tasks.rehearsal` starts them."""
 
+import ctypes
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -16,10 +18,9 @@ import tensorflow as tf
 
 from configs.schema import RunConfig
 from tasks.machine.devices import device_kind, mirrored_strategy
-from tasks.machine.memory_growth import MemoryGrowth
 from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
 from tasks.sharding.plan import Shard
-from tasks.sharding.restore import CoarseVolume, Restorer
+from tasks.sharding.restore import CoarseVolume, Restorer, peak_rss
 from tasks.training.blocks import LANES, PATCHES, PatchSource, TrainingVolume, block_number
 from tasks.training.loop import Trainer
 from tasks.training.networks import build_network
@@ -123,6 +124,32 @@ class ShardRehearsal:
         growth = MemoryGrowth()
         (_, first), (_, second) = (timed(lambda: self._restorer(volume, shard)) for _ in range(2))
         return RehearsedShard(first, second, growth.bytes)
+
+
+class MemoryGrowth:
+    """Measures memory from its creation: of the GPU that takes most, or of the host where there is none."""
+
+    def __init__(self) -> None:
+        self._info = tf.config.experimental.get_memory_info
+        self._gpus = [device.name.removeprefix("/device:") for device in tf.config.list_logical_devices("GPU")]
+        for gpu in self._gpus:
+            tf.config.experimental.reset_memory_stats(gpu)
+        self._held_by_gpus = [self._info(gpu)["current"] for gpu in self._gpus]
+        with suppress(OSError, AttributeError):
+            # GNU: freed memory goes back to the system; else work that reuses it would not be measured.
+            ctypes.CDLL(None).malloc_trim(0)
+        with suppress(OSError):
+            # Linux: resets the peak. Elsewhere it may be older, and the growth is overstated.
+            Path("/proc/self/clear_refs").write_text("5")
+        self._held = psutil.Process().memory_info().rss
+
+    @property
+    def bytes(self) -> int:
+        """Peak memory beyond that at the start."""
+        if self._gpus:
+            peaks = (self._info(gpu)["peak"] for gpu in self._gpus)
+            return max(int(peak - held) for peak, held in zip(peaks, self._held_by_gpus, strict=True))
+        return max(0, peak_rss() - self._held)
 
 
 def timed(work: Callable[[], T], clock: Callable[[], float] = time.perf_counter) -> tuple[T, float]:
