@@ -2,12 +2,13 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from configs.errors import ConfigError
+from configs.section import Section
 
 
-class AxisDegradation(BaseModel):
+class AxisDegradation(Section):
     """Degradation along one axis; lengths are in fine voxels.
 
     Args:
@@ -21,8 +22,6 @@ class AxisDegradation(BaseModel):
         zero_filling: Coarse voxels per acquired sample of the profile "kspace": the reconstructed matrix over the
             acquired one.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     blur_fwhm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
@@ -38,7 +37,7 @@ class AxisDegradation(BaseModel):
         return self
 
 
-class Noise(BaseModel):
+class Noise(Section):
     """Noise of the coarse voxels.
 
     Args:
@@ -46,16 +45,12 @@ class Noise(BaseModel):
         sigma: Standard deviation in the unit of the voxels that are degraded, normalised ones in training and scores.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["gaussian", "rician"] = "gaussian"
     sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
-class Degradation(BaseModel):
+class Degradation(Section):
     """A recipe from fine to coarse in network axes: depth is the slice axis."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     depth: AxisDegradation = AxisDegradation()
