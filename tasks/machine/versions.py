@@ -1,5 +1,6 @@
 """Versions of installed packages."""
 
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -11,8 +12,6 @@ def installed_versions(*packages: str) -> dict[str, str]:
     """
     found = {}
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
