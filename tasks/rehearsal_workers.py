@@ -22,7 +22,7 @@ from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
 from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, Restorer, peak_rss
 from tasks.training.blocks import LANES, PATCHES, PatchSource, TrainingVolume, block_number
-from tasks.training.loop import Trainer
+from tasks.training.loop import Trainer, patch_dataset
 from tasks.training.networks import build_network
 from tasks.volume.intensity import Intensity
 
@@ -77,15 +77,13 @@ class TrainingRehearsal:
     def _step(self, volumes: Sequence[TrainingVolume]) -> RehearsedStep:
         training = self._config.training
         source, drawn = PatchSource(volumes, self._config), max(LANES, training.batch_size)
-        patches, fill_seconds = timed(lambda: [source.draw(index) for index in range(drawn)], time.thread_time)
+        _, fill_seconds = timed(lambda: [source.draw(index) for index in range(drawn)], time.thread_time)
         _, lanes_seconds = timed(lambda: [source.draw(drawn + lane) for lane in range(LANES)], time.thread_time)
         crop_seconds = lanes_seconds / LANES
         blocks = len({block_number(index) for index in range(drawn)})
         block_seconds = max(0.0, fill_seconds - drawn * crop_seconds) / blocks
 
-        resampled, fine, share = (np.stack(part) for part in zip(*patches[: training.batch_size], strict=True))
-        weight = share if training.weigh_patches else np.ones_like(share)
-        dataset = tf.data.Dataset.from_tensors((resampled, fine, weight))
+        dataset = patch_dataset(source, training.model_copy(update={"steps": 1}))
         batch = next(iter(self._strategy.experimental_distribute_dataset(dataset)))
         growth = MemoryGrowth()
         (loss, first_seconds), *later = (timed(lambda: self._trainer.step(batch)) for _ in range(1 + REPEATS))
