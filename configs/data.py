@@ -6,10 +6,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from configs.degradation import NamedDegradation
-from configs.section import Section
+from configs.frozen import Frozen
 
 
-class HeldOut(Section):
+class HeldOut(Frozen):
     """The slab of a training volume that is kept for scoring, and the gap that separates it from training.
 
     Attributes:
@@ -31,7 +31,7 @@ class HeldOut(Section):
         return self
 
 
-class Mixture(Section):
+class Mixture(Frozen):
     """Sources of training patches, as relative shares.
 
     Attributes:
@@ -59,7 +59,7 @@ class Mixture(Section):
         return {"volumes": self.volumes, "slices": self.slices, "shapes": self.shapes, "tissues": self.tissues}
 
 
-class Data(Section):
+class Data(Frozen):
     """Training data.
 
     Attributes:
@@ -75,7 +75,7 @@ class Data(Section):
     validation: tuple[Path, ...] = ()
 
 
-class Augmentation(Section):
+class Augmentation(Frozen):
     """Augmentation of the training anatomy; each value is drawn anew for every piece.
 
     Attributes:

@@ -5,10 +5,10 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from configs.errors import ConfigError
-from configs.section import Section
+from configs.frozen import Frozen
 
 
-class AxisDegradation(Section):
+class AxisDegradation(Frozen):
     """Degradation along one axis; lengths are in fine voxels.
 
     Args:
@@ -37,7 +37,7 @@ class AxisDegradation(Section):
         return self
 
 
-class Noise(Section):
+class Noise(Frozen):
     """Noise of the coarse voxels.
 
     Args:
@@ -49,7 +49,7 @@ class Noise(Section):
     sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
-class Degradation(Section):
+class Degradation(Frozen):
     """A recipe from fine to coarse in network axes: depth is the slice axis."""
 
     name: str

@@ -8,7 +8,7 @@ from pydantic_core.core_schema import no_info_after_validator_function
 from configs.axes import AXES, NetworkShape, total_stride
 from configs.data import Augmentation, Data
 from configs.degradation import NamedDegradation
-from configs.section import Section
+from configs.frozen import Frozen
 
 PositiveTriple = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
 
@@ -22,7 +22,7 @@ PatchShape = Annotated[
 NotNegative = Annotated[int, Field(ge=0)]
 
 
-class StageConfig(Section):
+class StageConfig(Frozen):
     """One transposed convolution of the upsampler."""
 
     filters: int = Field(gt=0)
@@ -30,7 +30,7 @@ class StageConfig(Section):
     strides: PositiveTriple
 
 
-class Network(Section):
+class Network(Frozen):
     """The restorer: the upsampler's stages, coarse to fine; the encoder is their mirror image.
 
     Attributes:
@@ -77,7 +77,7 @@ class Network(Section):
         return total_stride(stage.strides for stage in self.stages)
 
 
-class Checkpoints(Section):
+class Checkpoints(Frozen):
     """State of a training that it can be resumed from.
 
     Attributes:
@@ -89,7 +89,7 @@ class Checkpoints(Section):
     keep: int = Field(2, gt=0)
 
 
-class EarlyStopping(Section):
+class EarlyStopping(Frozen):
     """When training ends before its last step: once the validation volumes are restored no better.
 
     Attributes:
@@ -114,7 +114,7 @@ def _present_names(losses: object) -> object:
 Losses = Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1), BeforeValidator(_present_names)]
 
 
-class Training(Section):
+class Training(Frozen):
     """Training of the restorer, for a fixed number of steps from a seed.
 
     Attributes:
@@ -169,7 +169,7 @@ class Training(Section):
         return self
 
 
-class Resources(Section):
+class Resources(Frozen):
     """Resources that the run asks of the cluster.
 
     Attributes:
@@ -189,7 +189,7 @@ class Resources(Section):
     patience_seconds: float = Field(600.0, gt=0)
 
 
-class Tracking(Section):
+class Tracking(Frozen):
     """Address of the run.
 
     Attributes:
@@ -203,7 +203,7 @@ class Tracking(Section):
     record_paths: bool = False
 
 
-class RunConfig(Section):
+class RunConfig(Frozen):
     """A whole run."""
 
     data: Data = Data()

@@ -11,10 +11,11 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from configs.axes import AXES, TENSOR_AXES, FileShape, NetworkShape
 from configs.errors import ContractError, ReadError, UsageError
+from configs.frozen import Frozen
 from tasks.artifacts.network_file import read_network
 from tasks.volume.grid import Grid
 from tasks.volume.inspection import find_extent
@@ -27,12 +28,6 @@ MAGIC = {
     ".png": (b"\x89PNG\r\n\x1a\n", "PNG picture"),
     ".html": (b"<!doctype html>", "HTML page"),
 }
-
-
-class Frozen(BaseModel):
-    """Base of the stored records: immutable, and without unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from configs.errors import ContractError, ContractsError
-from tasks.artifacts.contracts import Contract, FileContract, Frozen, VolumeContract
+from configs.frozen import Frozen
+from tasks.artifacts.contracts import Contract, FileContract, VolumeContract
 from tasks.files.atomic import replacing
 
 CONTRACTS_FILE = "contracts.json"

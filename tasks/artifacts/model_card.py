@@ -4,12 +4,13 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from configs.axes import AXES
 from configs.data import Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
+from configs.frozen import Frozen
 from configs.schema import Network, RunConfig, StageConfig
 from tasks.machine.versions import installed_versions
 
@@ -21,7 +22,7 @@ SPACING_LEEWAY = 1.35
 Three = tuple[float, float, float]
 
 
-class TrainingData(BaseModel):
+class TrainingData(Frozen):
     """Data that a model was trained on.
 
     Args:
@@ -30,14 +31,12 @@ class TrainingData(BaseModel):
         spacing: Smallest and largest mm per fine voxel of them; None where only synthetic anatomy trained.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     mixture: Mixture
     volumes: int
     spacing: tuple[float, float] | None = None
 
 
-class ModelCard(BaseModel):
+class ModelCard(Frozen):
     """Description of a model: its network, and the task and data that it was trained for.
 
     Args:
@@ -56,8 +55,6 @@ class ModelCard(BaseModel):
         seed: Of the training.
         versions: Of the programs.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     degradation: Degradation
