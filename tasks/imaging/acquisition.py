@@ -9,7 +9,7 @@ from configs.degradation import AxisDegradation, Degradation
 Profile = Literal["kspace", "box", "gaussian"]
 Three = tuple[float, float, float]
 
-LEAST_TOMOGRAPHY = -200.0  # Hounsfield units, between fat and air; magnitudes of MR are not negative
+TOMOGRAPHY_THRESHOLD = -200.0  # Hounsfield units, between fat and air; magnitudes of MR are not negative
 WORDS: dict[Profile, str] = {"kspace": "k-space truncation", "box": "box", "gaussian": "Gaussian profile"}
 
 
@@ -62,6 +62,6 @@ def default_acquisition(model: Degradation, lowest: float) -> Acquisition:
         model: The degradation that a model was trained for first.
         lowest: Least voxel of the scan, in the unit of the file.
     """
-    if lowest < LEAST_TOMOGRAPHY:
+    if lowest < TOMOGRAPHY_THRESHOLD:
         return Acquisition("box", source="as for computed tomography, by its values")
     return Acquisition(model.depth.profile, source="the model's default: nothing is known of the scan")

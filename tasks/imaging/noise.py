@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 
 BLOCK = 4  # voxels along each side of a block whose spread is measured
-SMOOTHEST = 0.1  # share of the blocks that show the least: air, or tissue without edges
+SMOOTHEST_SHARE = 0.1  # share of the blocks that show the least: air, or tissue without edges
 RAYLEIGH = 0.6551  # standard deviation of the magnitude of noise without a signal, over that of the noise
 RAYLEIGH_RATIOS = (0.4, 0.65)  # of standard deviation to mean; the Rayleigh distribution has 0.523
-LEAST_SIGNAL = 3  # ratio of signal to noise from which the noise of a magnitude is normal
+MIN_SIGNAL_RATIO = 3  # ratio of signal to noise from which the noise of a magnitude is normal
 MEDIAN_OF_MAGNITUDE = 0.6745  # of a normal distribution with standard deviation 1
 
 
@@ -24,7 +24,7 @@ def scan_noise(voxels: Array) -> float:
         voxels: float32 `[depth, height, width]`.
 
     Returns:
-        In the unit of the voxels; 0 where a volume is too small to tell.
+        In the unit of the voxels; 0 where a volume is too small for an estimate.
     """
     if min(voxels.shape) < 2 * BLOCK:
         return 0.0
@@ -34,7 +34,7 @@ def scan_noise(voxels: Array) -> float:
 def _noise_of_air(voxels: Array) -> float:
     blocks = _blocks(voxels)
     means, spreads = blocks.mean(axis=1, dtype=np.float64), blocks.std(axis=1, dtype=np.float64)
-    faintest = means <= np.quantile(means, SMOOTHEST)
+    faintest = means <= np.quantile(means, SMOOTHEST_SHARE)
     mean, spread = float(np.median(means[faintest])), float(np.median(spreads[faintest]))
     low, high = RAYLEIGH_RATIOS
     return spread / RAYLEIGH if low < spread / max(mean, 1e-12) < high else spread
@@ -50,8 +50,8 @@ def _noise_of_detail(voxels: Array) -> float:
     spreads = np.median(np.abs(_blocks(detail)), axis=1) / MEDIAN_OF_MAGNITUDE
     means = _blocks(voxels[::2, ::2, ::2][tuple(slice(size) for size in detail.shape)]).mean(axis=1)
     # In the air noise is of another size, and under a mask there is none.
-    shown = spreads[(spreads > 0) & (means > LEAST_SIGNAL * spreads)]
-    return float(np.quantile(shown, 2 * SMOOTHEST)) if shown.size else 0.0
+    shown = spreads[(spreads > 0) & (means > MIN_SIGNAL_RATIO * spreads)]
+    return float(np.quantile(shown, 2 * SMOOTHEST_SHARE)) if shown.size else 0.0
 
 
 def _blocks(voxels: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Training patches, cut from blocks: pieces of anatomy, each varied and degraded once.
+"""Training patches, cropped from blocks: pieces of anatomy, each augmented and degraded once.
 
 Blocks are drawn from (seed, number) alone and patches from (seed, index) alone, so that a run can be repeated and taken
 up anywhere.
@@ -35,9 +35,9 @@ Array = NDArray[np.float32]
 MARGIN = 32  # voxels by which a block is larger than a patch
 LANES = 4  # blocks that patches come from in turn, so that a batch shows different anatomy
 PATCHES = 16  # patches per block
-TRIES = 8  # places looked at for one that shows enough of a head
+MAX_TRIES = 8  # places looked at for one that shows enough of the foreground
 MIN_FOREGROUND_SHARE = 0.25  # share of the foreground in a patch
-PERIODIC_EDGE = 8  # voxels along each side of a block that no patch is cut from where k-space wraps around
+PERIODIC_EDGE = 8  # voxels along each side of a block that no patch is cropped from where k-space wraps around
 DAMPING = 1e-4  # of the correction that follows the network, without noise
 TYPICAL_ERROR = 0.03  # of a restored voxel, in normalised intensity: what noise is weighed against
 
@@ -48,12 +48,12 @@ class TrainingVolume:
 
     Args:
         fine: float32.
-        head: Flat indices of the voxels around which blocks are cut, int64.
+        foreground: Flat indices of the voxels around which blocks are cropped, int64.
         spacing: mm per voxel, None where it does not matter.
     """
 
     fine: Array
-    head: NDArray[np.int64]
+    foreground: NDArray[np.int64]
     spacing: tuple[float, float, float] | None = None
 
     @classmethod
@@ -63,12 +63,12 @@ class TrainingVolume:
         Raises:
             InputError: No voxel belongs to the foreground.
         """
-        head = np.flatnonzero(foreground_mask(fine))
-        if not head.size:
+        foreground = np.flatnonzero(foreground_mask(fine))
+        if not foreground.size:
             raise InputError(
                 "Cannot train on this volume: no voxel is over 5 % of its intensity range, so it shows no foreground."
             )
-        return cls(np.ascontiguousarray(fine), head, spacing)
+        return cls(np.ascontiguousarray(fine), foreground, spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +98,7 @@ class BlockSource:
         volumes: What `mixture.volumes` and `mixture.slices` draw from.
         mixture: Where blocks come from.
         degradations: From fine to coarse; one is drawn for each block.
-        augmentation: How blocks are varied.
+        augmentation: Of the blocks.
         shape: Of a block, in voxels.
         seed: Of the whole run.
         network_input: As in `configs.schema.Network`.
@@ -138,7 +138,10 @@ class BlockSource:
         how = augmentation if source == "volumes" else augmentation.model_copy(update={"sharpen": 0.0})
         fine = np.clip(augment(random, fine, how), 0, np.float32(CLIP))
         true = int(random.integers(len(self.degradations))) if len(self.degradations) > 1 else 0
-        number = self._first_alike(true) if augmentation.mistaken and random.random() < augmentation.mistaken else true
+        number = true
+        if augmentation.mistaken and random.random() < augmentation.mistaken:
+            scales = [recipe.scale for recipe in self.degradations]
+            number = scales.index(scales[true])  # the first of the same scale
         recipe = drawn_recipe(random, self.degradations[true], augmentation)
         coarse = degrade(fine, recipe, int(random.integers(1 << 31)))
         noise = recipe.noise.sigma
@@ -150,14 +153,9 @@ class BlockSource:
         steps, damping = coarse_steps(recipe), DAMPING + (noise / TYPICAL_ERROR) ** 2
         return Block(np.clip(resampled, 0, np.float32(CLIP)), fine, steps, number, damping)
 
-    def _first_alike(self, number: int) -> int:
-        """The first degradation of the same scale."""
-        scales = [recipe.scale for recipe in self.degradations]
-        return scales.index(scales[number])
-
 
 def training_volume(degraded: DegradedReference, slab: Slab) -> TrainingVolume:
-    """Cut what trains out of a reference, normalised by what the coarse volume alone shows, as the network sees it.
+    """Crop what trains from a reference, normalised by what the coarse volume alone shows, as the network sees it.
 
     Args:
         degraded: A reference and its coarse volume.
@@ -199,25 +197,25 @@ def coarse_steps(degradation: Degradation) -> NetworkShape:
 
 
 def crop(random: np.random.Generator, volume: TrainingVolume, shape: NetworkShape, order: NDArray[np.integer]) -> Array:
-    """Cut a block around a random voxel of the foreground.
+    """Crop a block around a random voxel of the foreground.
 
     Args:
         random: Source of all that is random.
-        volume: To cut from.
+        volume: To crop.
         shape: Of the block; where the volume is smaller, it is continued by its mirror image.
         order: Axes of the volume that become depth, height and width.
     """
     fine = volume.fine.transpose(order)
-    place = np.unravel_index(volume.head[random.integers(volume.head.size)], volume.fine.shape)
+    place = np.unravel_index(volume.foreground[random.integers(volume.foreground.size)], volume.fine.shape)
     centre = np.array(place)[order] + random.integers(-MARGIN // 2, MARGIN // 2 + 1, 3)
     start = np.clip(centre - np.array(shape) // 2, 0, np.maximum(np.array(fine.shape) - shape, 0))
     piece = fine[tuple(slice(first, first + size) for first, size in zip(start, shape, strict=True))]
-    missing = [(0, size - have) for size, have in zip(shape, piece.shape, strict=True)]
-    return np.ascontiguousarray(np.pad(piece, missing, mode="symmetric"))
+    padding = [(0, size - have) for size, have in zip(shape, piece.shape, strict=True)]
+    return np.ascontiguousarray(np.pad(piece, padding, mode="symmetric"))
 
 
 def rotated_slices(random: np.random.Generator, volume: TrainingVolume, shape: NetworkShape, factor: float) -> Array:
-    """Cut a block with an in-plane axis of the slices as its depth; slices are interpolated along its width.
+    """Crop a block with an in-plane axis of the slices as its depth; slices are interpolated along its width.
 
     Args:
         random: Source of all that is random.
@@ -237,7 +235,9 @@ def sheared_slice(random: np.random.Generator, volume: TrainingVolume, shape: Ne
 
     Depth and height of the block are the in-plane axes of the slice, in random order; its width goes through the slice.
     """
-    number, row, column = np.unravel_index(volume.head[random.integers(volume.head.size)], volume.fine.shape)
+    number, row, column = np.unravel_index(
+        volume.foreground[random.integers(volume.foreground.size)], volume.fine.shape
+    )
     plane, centre = volume.fine[number], np.array((row, column))
     if random.random() < 0.5:
         plane, centre = plane.T, centre[::-1]
@@ -299,7 +299,7 @@ class Patch(NamedTuple):
 
 
 class PatchSource:
-    """Draws patches; keeps the blocks that they are cut from as long as they are in turn. Safe in several threads.
+    """Draws patches; keeps the blocks that they are cropped from as long as they are in turn. Safe in several threads.
 
     Args:
         volumes: Volumes to learn from; may be empty where the configuration draws from none.
@@ -331,13 +331,12 @@ class PatchSource:
 
         Args:
             index: Number of the patch in the run; the same (seed, index) is the same patch.
-
         """
         block = self._block(block_number(index))
         random = np.random.default_rng((self._seed, index, 1))
         edges = [-(-self._edge // step) * step for step in block.steps]
         swap = self._swaps and random.random() < 0.5
-        for _ in range(TRIES):
+        for _ in range(MAX_TRIES):
             start = [
                 edge + int(random.integers((whole - size - 2 * edge) // step + 1)) * step
                 for whole, size, step, edge in zip(block.fine.shape, self._patch, block.steps, edges, strict=True)
@@ -372,7 +371,7 @@ def run_degradations(config: RunConfig) -> tuple[Degradation, ...]:
 
 
 def block_number(index: int) -> int:
-    """The block that a patch is cut from. Lanes change their blocks one after another, so that no step waits for all.
+    """The block of a patch. Lanes change their blocks one after another, so that no step waits for all.
 
     >>> [block_number(index) for index in (0, 1, 2, 3, 4, 5)]
     [0, 1, 2, 3, 0, 1]

@@ -1,4 +1,4 @@
-"""Train a restorer under MirroredStrategy, in a process of its own, and tell how it goes."""
+"""Train a restorer under MirroredStrategy, in a process of its own, and report on it."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
 
     Yields:
         A record per step and per validation, and at the end, unless it was stopped, the trained model. A resumed
-        training first tells the steps and validations before its checkpoint again.
+        training first replays the steps and validations before its checkpoint.
 
     Raises:
         InputError: The devices do not fit the replicas, the checkpoint cannot be gone on from, or the weights to start

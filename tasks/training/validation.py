@@ -18,7 +18,7 @@ from tasks.training.networks import build_network
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LEAST_GAIN = 1e-4  # dB; the same weights scored twice differ by 1e-8
+MIN_GAIN = 1e-4  # dB; the same weights scored twice differ by 1e-8
 
 
 class Validator:
@@ -63,7 +63,7 @@ class Validator:
         self._model.set_weights(weights)
         score = float(np.mean([self._score(volume) for volume in self._volumes]))
         self.history.append(score)
-        if score > self.best_psnr + LEAST_GAIN:
+        if score > self.best_psnr + MIN_GAIN:
             self.best, self.best_psnr, self._misses = weights, score, 0
         else:
             self._misses += 1
