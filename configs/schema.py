@@ -132,8 +132,7 @@ class Training(Frozen):
         clip_norm: The gradient is scaled down to this norm over all weights. With the default losses it is about 0.003;
             without a limit close above that, a few hard patches in a row can drive the weights off for good.
         average: Momentum of the moving average of the weights, which is what is saved; 0 saves the last weights.
-        mixed_precision: Whether layers compute in half precision: "auto" on GPUs that have
-            units for it.
+        mixed_precision: Whether layers compute in half precision: "auto" on GPUs that have units for it.
         seed: Of the weights, the patches and their augmentation.
         replicas: Model replicas under MirroredStrategy: GPUs where there are any, else logical CPU devices.
             None means every GPU, or one CPU.

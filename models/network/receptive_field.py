@@ -22,21 +22,11 @@ from models.network.graph import Graph, Node
 # Layers and operations whose output at a voxel depends on their inputs at that voxel alone.
 POINTWISE = frozenset(
     [
-        *(
-            "InputLayer",
-            "Add",
-            "Subtract",
-            "Multiply",
-            "Average",
-            "Maximum",
-            "Minimum",
-            "Identity",
-            "Rescaling",
-            "Dense",
-        ),
+        *("InputLayer", "Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Identity", "Rescaling"),
         *("Activation", "ReLU", "LeakyReLU", "ELU", "Dropout", "SpatialDropout3D", "GaussianNoise", "GaussianDropout"),
         *("ActivityRegularization", "Divide", "TrueDivide", "Negative", "Absolute", "Square", "Sqrt", "Exp", "Clip"),
-        *("Tanh", "Sigmoid", "Softplus", "Softsign", "Relu", "Relu6", "Silu", "Gelu", "Elu", "LeakyRelu", "Cast"),
+        *("Tanh", "Sigmoid", "Softplus", "Softsign", "Relu", "Relu6", "Silu", "Gelu", "Elu", "LeakyRelu"),
+        *("Cast", "Dense"),
     ]
 )
 # Pointwise where they work along the channels only.

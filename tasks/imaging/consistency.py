@@ -7,7 +7,7 @@ per axis, `D = USV岬�`, gives it in closed form: `r + V路S/(S虏 + 位)路U岬�(b 鈭
 fine voxels change no more than the input asks for.
 
 Where the input is noisy, explaining it to the last bit would blow its noise up. What no fine volume could have put
-there tells how noisy it is: the coefficients that D all but erases. 位 is then at least the variance of the noise over
+there shows how noisy it is: the coefficients that D all but erases. 位 is then at least the variance of the noise over
 that of the restored volume's error (Wiener), which is the best there is where both are white.
 """
 
@@ -28,13 +28,9 @@ from tasks.imaging.resample import interpolation, resample
 from tasks.imaging.separable import along
 
 TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
-SMALLEST = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
-NOISE_COEFFICIENT_SHARE = (
-    0.05  # share of the coefficients, those that the degradation erases most, that tells the noise
-)
-MAX_UNERASED_RATIO = (
-    16.0  # ratio of squared singular values up to which no coefficient is erased, so that none tells the noise
-)
+MIN_SQUARED_SINGULAR = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
+NOISE_COEFFICIENT_SHARE = 0.05  # of the coefficients: those that the degradation erases most show the noise
+MAX_UNERASED_RATIO = 16.0  # of squared singular values: up to it no coefficient is erased, and none shows the noise
 ANATOMY = 0.002  # what sharp anatomy without noise leaves in those coefficients, in normalised intensity
 
 Array = NDArray[np.float32]
@@ -173,7 +169,7 @@ def noise_level(coarse: Array, shape: NetworkShape, recipe: Degradation) -> floa
         recipe: What leads from fine to coarse.
 
     Returns:
-        In normalised intensity. Where the degradation erases nothing, air and smooth tissue tell it instead.
+        In normalised intensity. Where the degradation erases nothing, air and smooth tissue show it instead.
     """
     axes = axis_factors(shape, recipe)
     squared = squared_singular(axes, coarse.shape)
@@ -207,7 +203,7 @@ def solve_correction(
     beyond = before**2 - _mean_square(coefficients)
     damping = _damping(coefficients, squared, tolerance**2 - beyond)
     if noise:
-        error = max(SMALLEST * noise**2, before**2 - noise**2) / float(squared.mean())
+        error = max(MIN_SQUARED_SINGULAR * noise**2, before**2 - noise**2) / float(squared.mean())
         damping = max(damping, noise**2 / error)
     left = float(np.sqrt(_mean_square(coefficients * (damping / (squared + damping))) + max(0.0, beyond)))
     coefficients = coefficients * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
@@ -266,9 +262,9 @@ def _damping(coefficients: Array, squared: NDArray[np.float64], unexplained: flo
         left = damping / (singular + damping)
         return float(np.einsum("i,i,i", power, left, left)) / power.size - unexplained
 
-    low, high = np.log(SMALLEST), np.log(1e6)
+    low, high = np.log(MIN_SQUARED_SINGULAR), np.log(1e6)
     if unexplained <= 0 or beyond(low) >= 0:
-        return SMALLEST
+        return MIN_SQUARED_SINGULAR
     return float(np.exp(brentq(beyond, low, high, xtol=1e-4) if beyond(high) > 0 else high))
 
 

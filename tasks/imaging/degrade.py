@@ -85,10 +85,8 @@ def box(size: int, wanted: int, thickness: float) -> AxisMap:
 def _centred(
     weights: NDArray[np.float64], first: NDArray[np.int64], centres: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Scale weights to sum 1 and tilt them so that their centroid is the coarse centre: constants and ramps stay.
-
-    Symmetric weights have it there already; those of a fractional factor miss it by a few hundredths of a voxel.
-    """
+    """Scale weights to sum 1 and tilt them so that their centroid is the coarse centre: constants and ramps stay."""
+    # Symmetric weights have it there already; those of a fractional factor miss it by a few hundredths of a voxel.
     weights = weights / weights.sum(axis=1, keepdims=True)
     places = first[:, None] + np.arange(weights.shape[1]) - centres[:, None]
     centroid = (weights * places).sum(axis=1, keepdims=True)
