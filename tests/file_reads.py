@@ -1,4 +1,4 @@
-"""What is read from files while a test runs: every open, as the kernel reports it, and the bytes read through each."""
+"""Reads of files while a test runs: every open, as the kernel reports it, and the bytes read through each."""
 
 import builtins
 import ctypes

@@ -15,7 +15,7 @@ WORDS: dict[Profile, str] = {"kspace": "k-space truncation", "box": "box", "gaus
 
 @dataclass(frozen=True)
 class Acquisition:
-    """What is known of an acquisition.
+    """Knowledge of an acquisition.
 
     Args:
         profile: As in `configs.degradation.AxisDegradation`, along every axis that is super-resolved.

@@ -26,7 +26,7 @@ ONE_READER = RLock()
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a file says beyond its voxels and its grid.
+    """Content of a file beyond its voxels and its grid.
 
     Args:
         format: "NIfTI-1", "MGH", …

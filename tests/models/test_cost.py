@@ -1,4 +1,4 @@
-"""What a network costs by its layers alone, against what Keras counts and against a sum by hand."""
+"""The cost of a network by its layers alone, against what Keras counts and against a sum by hand."""
 
 import keras
 

@@ -19,7 +19,7 @@ CLEAN = ("four-stage-clean", "three-stage-clean")
 
 
 def through_ones(chain, latent):
-    """What a chain of one-channel stages with weights of one and no bias makes of a latent, in real TensorFlow."""
+    """Apply a chain of one-channel stages, weights of one and no bias, to a latent, in real TensorFlow."""
     narrow = [Stage(1, s.kernel_size, s.strides, s.dilation_rate, s.padding, s.output_padding) for s in chain]
     model = build_upsampler((*latent.shape[1:4], 1), narrow, activation=None)
     model.set_weights([np.full(w.shape, w.ndim == 5, np.float32) for w in model.get_weights()])

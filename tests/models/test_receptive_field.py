@@ -119,7 +119,7 @@ def test_gradients_fill_the_interval_and_nothing_else(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_read_is_exact_but_for_its_trim(name):
-    """What a tile cut from a volume gets wrong, counted voxel by voxel."""
+    """Count what a tile of a volume gets wrong, voxel by voxel."""
     model = NETWORKS[name]()
     field = field_of(model)
     shape = tuple(3 * axis.stride + (2 * sum(axis.trim) // axis.stride + 1) * axis.stride for axis in field.axes)

@@ -66,7 +66,7 @@ def ramp(matrix, shape):
 
 
 def clamped_ramp(matrix, shape, fine_matrix, fine_shape):
-    """What linear interpolation of the ramp must give on another grid: edge values extended."""
+    """Return what linear interpolation of the ramp must give on another grid: edge values extended."""
     coarse = world(np.linalg.inv(matrix) @ fine_matrix, voxel_indices(fine_shape))
     return ramp_at(matrix, shape, np.clip(coarse, 0, np.array(shape) - 1))
 

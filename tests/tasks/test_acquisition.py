@@ -1,4 +1,4 @@
-"""What is assumed of the acquisition of a scan, and the degradation that follows."""
+"""The acquisition that is assumed of a scan, and the degradation that follows."""
 
 import pytest
 

@@ -119,7 +119,7 @@ def test_an_unknown_name_is_refused_with_the_names_there_are():
 
 
 def transfer(size=128, **options):
-    """What a degradation leaves of each spatial frequency, found by degrading waves; coarse Nyquist is 1."""
+    """Measure the share of each spatial frequency that a degradation leaves; the coarse Nyquist frequency is 1."""
     recipe = Degradation(name="wave", depth=AxisDegradation(factor=2, **options))
     places = (np.arange(size) + 0.5) / size
     found = []

@@ -7,7 +7,7 @@ from tests.networks import small_restorer
 
 
 def resolved(model: keras.Model) -> bool:
-    """What Keras makes of `jit_compile="auto"`."""
+    """Return the value that Keras gives `jit_compile="auto"`."""
     model.compile("sgd", "mse", jit_compile="auto")
     return bool(model.jit_compile)
 

@@ -1,4 +1,4 @@
-"""What a person gives, and which volumes that means."""
+"""Inputs as a person names them, and the volumes that they mean."""
 
 import pytest
 

@@ -103,7 +103,7 @@ def test_the_template_is_found_without_importing_nilearn():
 
 
 def test_the_templates_round_trip_through_half_the_resolution(tmp_path):
-    """What the demo does: degraded and restored, the geometry is the template's again."""
+    """As in the demo: degraded and restored, the geometry is the template's again."""
     template = read_volume(template_path())
     half = scaled_grid(template.grid, (0.5, 0.5, 0.5))
     write_volume(tmp_path / "coarse.nii.gz", np.zeros(half.shape, np.float32), half, template)

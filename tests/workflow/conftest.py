@@ -41,7 +41,7 @@ class Store:
     artifacts: Path
 
     def local(self, uri: str) -> Path:
-        """Where an artifact URI lies on this machine."""
+        """Return where an artifact URI lies on this machine."""
         if uri.startswith("mlflow-artifacts:/"):
             return self.artifacts / uri.removeprefix("mlflow-artifacts:/")
         return Path(uri.removeprefix("file://"))

@@ -1,4 +1,4 @@
-"""What a worker does, with a network that changes nothing and takes no time to load: a module without TensorFlow."""
+"""A stand-in for the restorer of a worker, without TensorFlow: a network that changes nothing and loads in no time."""
 
 from tasks.imaging.resample import resample_window
 from tasks.sharding.restore import RestoredCore

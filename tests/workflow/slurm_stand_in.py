@@ -1,4 +1,4 @@
-"""What `sbatch`, `srun`, `scontrol` and `scancel` do for the SLURM script, on one machine that poses as several nodes.
+"""Stand-ins of `sbatch`, `srun`, `scontrol` and `scancel`, on one machine that poses as several nodes.
 
 Run as `python slurm_stand_in.py PROGRAM ARGUMENT…`. Options that SLURM has and the script does not use are errors, as
 are those that SLURM does not have.

@@ -36,7 +36,7 @@ RAY_JOB = {
 
 
 def voxlift(command):
-    """What our command line understands of `voxlift COMMAND …`; an option that it does not know is an error."""
+    """Parse, as our command line does, `voxlift COMMAND …`; an option that it does not know is an error."""
     program, name, *arguments = shlex.split(command)
     assert program == "voxlift"
     group = typer.main.get_command(app)
@@ -47,7 +47,7 @@ def voxlift(command):
 
 
 def ray_start(command):
-    """What `ray start` understands of its options; one that it does not know is an error."""
+    """Parse options as `ray start` does; one that it does not know is an error."""
     options = shlex.split(command.partition("ray start ")[2])
     return start.make_context("start", options).params
 

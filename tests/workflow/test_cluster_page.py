@@ -27,7 +27,7 @@ MARK = "VOXLIFT_PAGE_TEST"
 
 @pytest.fixture
 def place(tmp_path):
-    """What the variables of the page are on this machine, and a mark on every process that comes of it."""
+    """Return the variables of the page on this machine, and a mark on every process that comes of it."""
     scans, local = tmp_path / "scans", Path(tempfile.mkdtemp(prefix="page-"))
     scans.mkdir()
     SmallUpscaling(scans, volumes=2, shape=(40, 48, 44)).prepare()

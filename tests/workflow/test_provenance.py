@@ -1,4 +1,4 @@
-"""What is recorded of the code where there is no repository, as in a job on a cluster."""
+"""The record of the code where there is no repository, as in a job on a cluster."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Whether nodes share a folder, on a real cluster of several nodes, with nodes that do not made by injection."""
+"""The check that nodes share a folder, on a real cluster of several nodes, with nodes that do not made by injection."""
 
 from pathlib import Path
 

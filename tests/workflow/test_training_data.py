@@ -1,4 +1,4 @@
-"""What a configuration names, read and made ready for training."""
+"""The files that a configuration names, read and made ready for training."""
 
 import numpy as np
 import pytest

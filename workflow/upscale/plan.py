@@ -204,7 +204,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, lowest: float
 
 
 def _acquisition(request: UpscaleRequest, trained: Degradation, axes: NetworkAxes, lowest: float) -> Acquisition | None:
-    """What is known of a scan's acquisition, or assumed; None where the model's own degradation is assumed."""
+    """Return the acquisition of a scan as given or assumed; None where the model's own degradation is assumed."""
     assumed = default_acquisition(trained, lowest)
     if request.profile or request.blur:
         blur = axes.of_file(request.blur or (0.0, 0.0, 0.0))

@@ -267,7 +267,7 @@ class VolumeWork:
 
     @property
     def _options(self) -> list[str | bool | None]:
-        """What determines the output besides its cores."""
+        """Options that determine the output, besides its cores."""
         acquisition = self.plan.acquisition
         return [self.plan.dtype, self.plan.corrects, *([str(acquisition)] if acquisition else [])]
 
