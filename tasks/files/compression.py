@@ -54,7 +54,7 @@ class HashedFile(io.RawIOBase):
 def open_to_write(path: Path) -> Iterator[tuple[Callable[[bytes], object], HashedFile]]:
     """Open a file for writing; a name that ends in `.gz` is compressed, on a thread.
 
-    Equal bytes give equal files, in whatever pieces they are written: they are compressed in blocks of `CHUNK`.
+    Equal bytes give equal files, however they are split into writes: they are compressed in blocks of `CHUNK`.
 
     Yields:
         A function that writes to it, and the file, whose digest is complete when the context has ended.
@@ -79,7 +79,7 @@ def open_to_write(path: Path) -> Iterator[tuple[Callable[[bytes], object], Hashe
 
 
 def is_compressed(path: Path) -> bool:
-    """Check the first bytes of a file for gzip or bzip2, whatever its name."""
+    """Check the first bytes of a file for gzip or bzip2; its name does not matter."""
     with path.open("rb") as file:
         return file.read(3).startswith((GZIP, BZIP2))
 

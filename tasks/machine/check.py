@@ -106,7 +106,7 @@ class Checklist:
             yield attempt
         except VoxliftError as error:
             attempt.error(error)
-        except Exception as error:  # noqa: BLE001 - whatever it is, work would meet it too
+        except Exception as error:  # noqa: BLE001 - any error here would also stop the work
             attempt.failure(f"Cannot check {name}: {type(error).__name__}: {first_line(error)}")
         self.checks.append(attempt.check)
         self.failures += attempt.failures

@@ -1,6 +1,6 @@
 """Artefact measures of a restored volume: stride-periodic noise and seams at shard borders.
 
-All measures are ratios to the surroundings, in normalised voxels: 1 is sound whatever the contrast.
+All measures are ratios to the surroundings, in normalised voxels: 1 is sound at any contrast.
 """
 
 from collections.abc import Iterable, Sequence

@@ -115,7 +115,7 @@ def plan_shards(
         target_shape: Voxels of the target grid along depth, height and width.
         cost: The network's memory and receptive field.
         budget_mib: Memory that a worker may use beyond an idle one, MiB.
-        resident_bytes: Memory that the input volume takes in a worker, whatever the shard.
+        resident_bytes: Memory that the input volume takes in a worker, for every shard.
         name: Name of the volume, for the error.
 
     Raises:

@@ -20,7 +20,7 @@ CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
 def content_key(made_from: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of plain data, whatever the order of its keys."""
+    """Return the SHA-256 of plain data, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from configs.data import Mixture
 from configs.errors import InputError
@@ -233,7 +234,7 @@ def patch_degradations(config: RunConfig) -> PatchDegradations:
     return PatchDegradations([_stacked(axis, size) for axis, size in zip(matrices, patch, strict=True)], bases, squared)
 
 
-def _stacked(matrices: Sequence[Any], size: int) -> Any:  # noqa: ANN401 - NumPy arrays or None
+def _stacked(matrices: Sequence[NDArray[np.float32] | None], size: int) -> NDArray[np.float32] | None:
     """Stack one axis' matrices, zero beyond each; the identity where the axis stays, None where it always does."""
     if all(matrix is None for matrix in matrices):
         return None
@@ -243,7 +244,7 @@ def _stacked(matrices: Sequence[Any], size: int) -> Any:  # noqa: ANN401 - NumPy
     return np.stack(padded).astype(np.float32)
 
 
-def _squared_singular(factors: AxisFactors | None, size: int, rank: int) -> Any:  # noqa: ANN401 - a NumPy array
+def _squared_singular(factors: AxisFactors | None, size: int, rank: int) -> NDArray[np.float32]:
     squared = np.ones(size) if factors is None else factors.singular**2
     return np.pad(squared, (0, rank - squared.size)).astype(np.float32)
 

@@ -135,7 +135,7 @@ def scaled_shape(shape: Shape, scale: Three) -> Shape:
             f"{MAX_GRID_VOXELS:.0e}, and a scale of {_numbers(scale)} asks for {_numbers(tuple(wanted))}.",
             "Choose a smaller scale or a wider spacing.",
         )
-    # Rounded half up with a tolerance: a third of 9 voxels is 3 whatever the last bit.
+    # Rounded half up with a tolerance: a third of 9 voxels is 3 despite the last bit.
     return type(shape)(*(max(1, int(np.floor(size + 0.5 + 1e-9))) for size in wanted))
 
 
@@ -204,7 +204,7 @@ class NetworkAxes:
     """The one place that converts between file axes (i, j, k) and network axes (depth, height, width).
 
     Depth is the slice axis; height and width are the others, in descending world order (superior, anterior, right), and
-    every axis runs towards superior, anterior or right. So one subject gives one network input, in whatever axis order
+    every axis runs towards superior, anterior or right. So one subject gives one network input, in any axis order
     and direction its file stores it; and for the common order RAS the network's array is the file's, without a copy.
 
     Args:
