@@ -69,6 +69,10 @@ class SmallUpscaling:
         """Shards that are kept in an output folder while volumes are not finished."""
         return len(list((self.folder / out).glob(".voxlift/*/0/[!.]*.core")))
 
+    def outputs(self, out: str) -> int:
+        """Finished volumes in an output folder."""
+        return len(list((self.folder / out).glob("[!.]*.nii.gz")))
+
 
 def digests(report: dict) -> list[str]:  # type: ignore[type-arg]
     return [volume["sha256"] for volume in report["volumes"]]

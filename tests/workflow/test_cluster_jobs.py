@@ -188,8 +188,12 @@ def test_a_stopped_upscaling_goes_on_to_the_same_bytes(jobs, upscaling):
     work = upscaling.work
     jobs.stopped("upscaling", lambda: work.cores("stopped") >= 2, *work.command("stopped", *options))
     assert jobs.last_run("voxlift").info.status == "KILLED"
-    kept = work.cores("stopped")
+    kept, finished = work.cores("stopped"), work.outputs("stopped")
+    # A finished volume keeps its output and no cores; which of the two the stop finds is a matter of moments.
+    assert kept or finished
     report = jobs.finished(*work.command("stopped", *options), "--resume")
     assert digests(report) == upscaling.digests
-    assert sum(one["shards_resumed"] for one in report["volumes"]) >= kept > 0
+    resumed = [one["shards_resumed"] for one in report["volumes"]]
+    assert sum(resumed) >= kept
+    assert [one["status"] for one in report["volumes"]].count("resumed") >= finished
     assert jobs.status(report) == "FINISHED"
