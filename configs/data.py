@@ -90,11 +90,15 @@ class Augmentation(Frozen):
         noise: Standard deviation of the noise added to the coarse volume is drawn between these, in normalised
             intensity.
         noiseless: Share of pieces to which no noise is added.
-        smooth: Largest standard deviation, in voxels, of a Gaussian that smooths half of the synthetic pieces: some
-            subjects are smoother than others.
+        smooth: Largest standard deviation, in voxels, of a Gaussian that smooths half of the pieces: some subjects are
+            smoother than others.
+        texture: Standard deviation of the noise of the fine volume itself is drawn between these, in normalised
+            intensity: no scan is free of it, and what a network removes of it may have been anatomy.
         acquisitions: Degradations of which one is drawn for each piece; the run's own alone if empty.
-        mistaken: Share of pieces whose acquisition the network takes to be the one of the same scale that is named
-            first, as it must for a scan of which nothing is known.
+        mistaken: Share of pieces whose acquisition the network takes to be one of `assumed`, as it must for a scan of
+            which nothing is known.
+        assumed: Names of such acquisitions; without them, the one that is named first. Only those of the scale of a
+            piece are taken for it.
     """
 
     gain: float = Field(0.2, ge=0)
@@ -107,12 +111,18 @@ class Augmentation(Frozen):
     noise: tuple[float, float] = (0.0, 0.0)
     noiseless: float = Field(0.0, ge=0, le=1)
     smooth: float = Field(0.0, ge=0)
+    texture: tuple[float, float] = (0.0, 0.0)
     acquisitions: tuple[NamedDegradation, ...] = ()
     mistaken: float = Field(0.0, ge=0, le=1)
+    assumed: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _ranges(self) -> Self:
-        for name, (low, high) in {"blur": self.blur, "factor": self.factor, "noise": self.noise}.items():
+        ranges = {"blur": self.blur, "factor": self.factor, "noise": self.noise, "texture": self.texture}
+        for name, (low, high) in ranges.items():
             if not 0 <= low <= high:
                 raise ValueError(f"{name} must be a range from low to high, from 0 on, received {low} and {high}")
+        unknown = set(self.assumed) - {recipe.name for recipe in self.acquisitions}
+        if unknown:
+            raise ValueError(f"assumed must name some of acquisitions, received {', '.join(sorted(unknown))}")
         return self

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Stack = NDArray[np.float32]
 SPACE = (1, 2, 3)
 SMOOTH = 1e-3  # of the Charbonnier error, where it turns from square to absolute
+TYPICAL_INPUT_ERROR = 0.04  # root mean square, in normalised intensity: an input that far from its target weighs 1
+MIN_INPUT_ERROR = 0.01  # likewise: below it a patch weighs no more
 WINDOW = 7  # voxels of the SSIM window along each axis
 
 
@@ -129,6 +131,17 @@ def null_space(target: tf.Tensor, output: tf.Tensor, degradation: PatchDegradati
 LOSSES: dict[str, Loss] = {
     loss.__name__: loss for loss in (l1, l2, charbonnier, gradient, ssim, consistency, null_space)
 }
+
+
+def relative_weight(resampled: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Weigh patches, float32 `(batch,)`, so that a gain in decibels counts the same for smooth and for sharp anatomy.
+
+    >>> target = tf.zeros((1, 2, 2, 2, 1))
+    >>> round(float(relative_weight(target + 0.04, target)[0]), 3)
+    0.941
+    """
+    error = tf.reduce_mean(tf.square(resampled - target), axis=(*SPACE, 4))
+    return TYPICAL_INPUT_ERROR**2 / (error + MIN_INPUT_ERROR**2)
 
 
 def weighted(weights: Mapping[str, float]) -> Loss:

@@ -39,6 +39,7 @@ MAX_TRIES = 8  # places looked at for one that shows enough of the foreground
 MIN_FOREGROUND_SHARE = 0.25  # share of the foreground in a patch
 PERIODIC_EDGE = 8  # voxels along each side of a block that no patch is cropped from where k-space wraps around
 DAMPING = 1e-4  # of the correction that follows the network, without noise
+MAX_TEXTURE_WIDTH = 0.7  # standard deviation, in voxels, of what smooths the noise of a fine volume
 TYPICAL_ERROR = 0.03  # of a restored voxel, in normalised intensity: what noise is weighed against
 
 
@@ -133,15 +134,12 @@ class BlockSource:
             else:
                 fine = sheared_slice(random, volume, self.shape)
         augmentation = self.augmentation
-        if source in {"shapes", "tissues"} and augmentation.smooth and random.random() < 0.5:
-            fine = gaussian_filter(fine, random.uniform(0, augmentation.smooth))
         how = augmentation if source == "volumes" else augmentation.model_copy(update={"sharpen": 0.0})
         fine = np.clip(augment(random, fine, how), 0, np.float32(CLIP))
         true = int(random.integers(len(self.degradations))) if len(self.degradations) > 1 else 0
         number = true
         if augmentation.mistaken and random.random() < augmentation.mistaken:
-            scales = [recipe.scale for recipe in self.degradations]
-            number = scales.index(scales[true])  # the first of the same scale
+            number = self._mistaken(random, true)
         recipe = drawn_recipe(random, self.degradations[true], augmentation)
         coarse = degrade(fine, recipe, int(random.integers(1 << 31)))
         noise = recipe.noise.sigma
@@ -152,6 +150,12 @@ class BlockSource:
         )
         steps, damping = coarse_steps(recipe), DAMPING + (noise / TYPICAL_ERROR) ** 2
         return Block(np.clip(resampled, 0, np.float32(CLIP)), fine, steps, number, damping)
+
+    def _mistaken(self, random: np.random.Generator, true: int) -> int:
+        """Draw the number of a degradation that another one is taken for."""
+        alike = [n for n, recipe in enumerate(self.degradations) if recipe.scale == self.degradations[true].scale]
+        assumed = self.augmentation.assumed
+        return int(random.choice([n for n in alike if self.degradations[n].name in assumed] or alike[:1]))
 
 
 def training_volume(degraded: DegradedReference, slab: Slab) -> TrainingVolume:
@@ -249,10 +253,12 @@ def sheared_slice(random: np.random.Generator, volume: TrainingVolume, shape: Ne
 
 
 def augment(random: np.random.Generator, fine: Array, how: Augmentation) -> Array:
-    """Vary the contrast of a block: sharpness, gamma, inversion, bias field and gain."""
+    """Vary a block as subjects and scanners do: sharpness, gamma, inversion, bias field, gain and noise of its own."""
     if how.sharpen:
         amount, width = np.float32(random.uniform(0, how.sharpen)), random.uniform(0.8, 1.6)
         fine = np.maximum(fine + amount * (fine - gaussian_filter(fine, width)), 0)
+    if how.smooth and random.random() < 0.5:
+        fine = gaussian_filter(fine, random.uniform(0, how.smooth))
     if how.gamma:
         fine = np.power(np.maximum(fine, 0), np.float32(np.exp(random.normal(0, how.gamma))))
     if random.random() < how.invert:
@@ -260,7 +266,11 @@ def augment(random: np.random.Generator, fine: Array, how: Augmentation) -> Arra
     if how.bias:
         knots = random.uniform(1 - how.bias, 1 + how.bias, (3, 3, 3)).astype(np.float32)
         fine = fine * resample(knots, NetworkShape(*fine.shape), "linear")
-    return fine * np.float32(np.exp(random.normal(0, how.gain)))
+    fine = fine * np.float32(np.exp(random.normal(0, how.gain)))
+    if how.texture != (0.0, 0.0):
+        noise = gaussian_filter(random.standard_normal(fine.shape, np.float32), random.uniform(0, MAX_TEXTURE_WIDTH))
+        fine = fine + np.float32(random.uniform(*how.texture)) / noise.std() * noise
+    return fine
 
 
 def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmentation) -> Degradation:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from configs.data import Mixture
 from configs.errors import InputError
 from configs.schema import RunConfig, Training
-from models.network.losses import PatchDegradations, weighted
+from models.network.losses import PatchDegradations, relative_weight, weighted
 from models.network.phases import with_fast_gradients
 from tasks.artifacts.model_card import add_card, make_card
 from tasks.artifacts.saved_models import load_model
@@ -203,6 +203,8 @@ class Trainer:
             output = tf.cast(self.model(resampled, training=True), tf.float32)
             # The sum over the replicas of these is the mean over the global batch, whatever their number.
             degradation = self._degradations.of_patches(number, damping)
+            if self._training.relative:
+                weight *= relative_weight(resampled, fine)
             loss = tf.reduce_sum(weight * self._loss(fine, output, degradation)) / self._training.batch_size
             if self._training.regularisation:
                 kernels = [tf.reduce_sum(tf.square(kernel)) for kernel in self._weights if len(kernel.shape) > 1]

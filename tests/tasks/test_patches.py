@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.axes import NetworkShape
-from configs.errors import InputError
+from configs.errors import ConfigError, InputError
 from configs.load import load_config
 from tasks.artifacts.model_card import make_card
 from tasks.imaging.degrade import degrade
@@ -211,6 +211,26 @@ def test_a_mistaken_acquisition_is_the_first_of_the_same_scale():
     config = run("augmentation.acquisitions=[kspace2x, box2x, iso2x, thick4x]", "augmentation.mistaken=1")
     source = PatchSource([numbered((64, 72, 80))], config)
     assert {source.draw(64 * turn).number for turn in range(24)} == {0, 3}
+
+
+def test_a_mistaken_acquisition_is_one_of_those_that_are_assumed():
+    acquisitions = "augmentation.acquisitions=[kspace2x, box2x, iso2x, thick4x]"
+    config = run(acquisitions, "augmentation.mistaken=1", "augmentation.assumed=[box2x, iso2x]")
+    source = PatchSource([numbered((64, 72, 80))], config)
+    assert {source.draw(64 * turn).number for turn in range(24)} == {1, 2, 3}
+    with pytest.raises(ConfigError, match="assumed must name some of acquisitions, received box2x"):
+        run("augmentation.acquisitions=[kspace2x]", "augmentation.assumed=[box2x]")
+
+
+def test_texture_is_noise_of_the_fine_volume():
+    """A target that is noisy itself: its coarse version shows the noise, less what the degradation averages out."""
+    volume = TrainingVolume.of(truth_like())
+    smooth, noisy = (
+        PatchSource([volume], run("augmentation.gain=0", f"augmentation.texture={how}")).draw(0)
+        for how in ("[0.0, 0.0]", "[0.02, 0.02]")
+    )
+    assert np.std(noisy.fine - smooth.fine) == pytest.approx(0.02, rel=0.05)
+    assert 0.002 < np.std(noisy.resampled - smooth.resampled) < 0.015
 
 
 def test_noise_damps_the_correction_of_a_patch():

@@ -37,7 +37,9 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_restores(tmp_path):
     assert 0 < trained.waiting_share < 1
 
 
-@pytest.mark.parametrize("options", [(), ("training.optimizer=adamw", "training.weigh_patches=true")])
+@pytest.mark.parametrize(
+    "options", [(), ("training.optimizer=adamw", "training.weigh_patches=true", "training.relative=true")]
+)
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path, options):
     rules = ("training.steps=9", "training.checkpoints={every: 3, keep: 2}", *options)
     whole = outcome(train(small_job(tmp_path / "whole", *rules)))
