@@ -1,15 +1,23 @@
 """The acquisition of a scan: what turned tissue into its voxels, as far as it is known."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.axes import NetworkShape
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.axes import NetworkShape, triple
 from configs.degradation import AxisDegradation, Degradation
 
 Profile = Literal["kspace", "box", "gaussian"]
 Three = tuple[float, float, float]
 
 TOMOGRAPHY_THRESHOLD = -200.0  # Hounsfield units, between fat and air; magnitudes of MR are not negative
+MIN_EDGE = 3  # frequencies on each side of an edge in a spectrum
+ZERO_FILLING_RANGE = (1.15, 2.5)
+MIN_POWER = 1e-14  # of the largest: below it power is rounding
+MIN_EDGE_HEIGHT = 0.7  # of the logarithm of the power
 WORDS: dict[Profile, str] = {"kspace": "k-space truncation", "box": "box", "gaussian": "Gaussian profile"}
 
 
@@ -20,11 +28,14 @@ class Acquisition:
     Args:
         profile: As in `configs.degradation.AxisDegradation`, along every axis that is super-resolved.
         blur: FWHM of a Gaussian blur that comes on top, in voxels of the scan, along depth, height and width.
+        zero_filling: Reconstructed over acquired samples of k-space along depth, height and width; where it is over 1
+            the profile is "kspace".
         source: Where the knowledge comes from, in words.
     """
 
     profile: Profile
     blur: Three = (0.0, 0.0, 0.0)
+    zero_filling: Three = (1.0, 1.0, 1.0)
     source: str = "given"
 
     def __str__(self) -> str:
@@ -33,9 +44,12 @@ class Acquisition:
         >>> str(Acquisition("box", (0.5, 0.5, 0.5)))
         'box, blurred by 0.5 x 0.5 x 0.5 voxels FWHM along depth, height and width (given)'
         """
-        widths = " x ".join(f"{fwhm:g}" for fwhm in self.blur)
-        blurred = f", blurred by {widths} voxels FWHM along depth, height and width" if any(self.blur) else ""
-        return f"{WORDS[self.profile]}{blurred} ({self.source})"
+        found = WORDS[self.profile]
+        if any(self.blur):
+            found += f", blurred by {_by(self.blur)} voxels FWHM along depth, height and width"
+        if max(self.zero_filling) > 1:
+            found += f", zero-filled by {_by(self.zero_filling)} along depth, height and width"
+        return f"{found} ({self.source})"
 
     def degradation(self, fine: NetworkShape, coarse: NetworkShape) -> Degradation:
         """Return the degradation that leads from a target grid to the scan.
@@ -45,23 +59,59 @@ class Acquisition:
             coarse: Shape of the scan, no larger along any axis.
         """
         axes = {}
-        for name, size, wanted, fwhm in zip(NetworkShape._fields, fine, coarse, self.blur, strict=True):
+        axes_known = zip(NetworkShape._fields, fine, coarse, self.blur, self.zero_filling, strict=True)
+        for name, size, wanted, fwhm, filling in axes_known:
             factor = size / wanted
+            profile = "kspace" if filling > 1 else self.profile
             axes[name] = (
-                AxisDegradation(factor=factor, profile=self.profile, blur_fwhm=fwhm * factor)
+                AxisDegradation(factor=factor, profile=profile, blur_fwhm=fwhm * factor, zero_filling=filling)
                 if factor > 1
                 else AxisDegradation()
             )
         return Degradation(name="acquisition", **axes)
 
 
-def default_acquisition(model: Degradation, lowest: float) -> Acquisition:
-    """Assume an acquisition of a scan of which nothing is known.
+def default_acquisition(model: Degradation, lowest: float, spectra: Sequence[NDArray[np.float64]] = ()) -> Acquisition:
+    """Assume an acquisition of a scan of which nothing is known, by its voxels alone.
 
     Args:
         model: The degradation that a model was trained for first.
         lowest: Least voxel of the scan, in the unit of the file.
+        spectra: Mean power of lines along depth, height and width, for each frequency from 0 to Nyquist.
     """
-    if lowest < TOMOGRAPHY_THRESHOLD:
+    filled = triple(map(zero_filling, spectra)) if spectra else (1.0, 1.0, 1.0)
+    if max(filled) > 1:
+        return Acquisition("kspace", zero_filling=filled, source="by an edge in the scan's spectrum")
+    if lowest < TOMOGRAPHY_THRESHOLD and model.is_isotropic:
         return Acquisition("box", source="as for computed tomography, by its values")
     return Acquisition(model.depth.profile, source="the model's default: nothing is known of the scan")
+
+
+def zero_filling(spectrum: NDArray[np.float64]) -> float:
+    """Find by how much k-space was extended with zeros: the spectrum drops to the noise at an edge.
+
+    Args:
+        spectrum: Mean power of lines along one axis of a scan, for each frequency from 0 to Nyquist.
+
+    Returns:
+        Reconstructed over acquired samples; 1 where there is no edge, or noise hides it.
+    """
+    if not spectrum.size:
+        return 1.0
+    power = np.log(spectrum + MIN_POWER * spectrum.max() + np.finfo(np.float64).tiny)
+    nyquist = len(power) - 1
+    low, high = ZERO_FILLING_RANGE
+    best, height = 1.0, MIN_EDGE_HEIGHT
+    for last in range(max(MIN_EDGE, round(nyquist / high)), min(round(nyquist / low), nyquist - MIN_EDGE)):
+        beyond = power[last + 1 : nyquist]
+        place = np.arange(beyond.size) / beyond.size
+        slope, level = np.polyfit(place, beyond, 1)
+        scatter = float(np.std(beyond - level - slope * place))
+        edge = power[last - MIN_EDGE + 1 : last + 1].mean() - beyond[:MIN_EDGE].mean() - max(0.0, -slope) - scatter
+        if edge > height:
+            best, height = nyquist / (last + 0.5), float(edge)
+    return best
+
+
+def _by(numbers: Three) -> str:
+    return " x ".join(f"{number:.3g}" for number in numbers)

@@ -1,6 +1,6 @@
 """Inspection of volumes before any work: errors stop a volume with one message, warnings go to its record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from configs.axes import FileShape, triple
 from configs.errors import InputError, ReadError
 from tasks.files.compression import ForwardReader
 from tasks.volume.grid import Grid
@@ -15,7 +16,14 @@ from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan, Volume, reading
 
 MAX_EXACT_FLOAT32 = 1 << 24  # larger whole numbers are not all float32
+BAR = 64  # voxels across the bars whose spectra are found
+LINE = 4  # finest voxels across a line of a bar: low frequencies across it show the most power
+MIN_LINE = 32  # voxels along a line
 MAX_TRAILING_BYTES = 1 << 12  # after the voxels: padding, footers
+
+
+Spectrum = NDArray[np.float64]
+NO_SPECTRUM: Spectrum = np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,15 @@ class Extent:
         highest: Of the finite voxels.
         not_finite: How many voxels are NaN or infinite.
         constant_timepoints: Time points whose finite voxels are all equal.
+        spectra: Mean power of lines along i, j and k through the middle of the first time point, for each frequency
+            from 0 to Nyquist; empty along an axis of few voxels.
     """
 
     lowest: float
     highest: float
     not_finite: int
     constant_timepoints: tuple[int, ...]
+    spectra: tuple[Spectrum, Spectrum, Spectrum] = (NO_SPECTRUM,) * 3
 
 
 def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
@@ -44,12 +55,19 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
     """
     lowest, highest, not_finite = np.inf, -np.inf, 0
     constant = []
+    windows = [_bar_window(scan.grid.shape, axis) for axis in range(3)]
+    pieces: list[list[NDArray[np.float32]]] = [[], [], []]
     for time in range(scan.header.n_timepoints):
         low, high, start = np.inf, -np.inf, 0
         for slab in scan.slabs(time):
-            if time == 0 and first is not None:
-                first[:, :, start : start + slab.shape[2]] = slab
-                start += slab.shape[2]
+            stop = start + slab.shape[2]
+            if time == 0:
+                for (i, j, k), found in zip(windows, pieces, strict=True):
+                    planes = slice(max(k.start - start, 0), max(min(k.stop, stop) - start, 0))
+                    found.append(np.nan_to_num(slab[i, j, planes], posinf=0, neginf=0))
+                if first is not None:
+                    first[:, :, start:stop] = slab
+            start = stop
             finite = np.isfinite(slab)
             not_finite += slab.size - int(np.count_nonzero(finite))
             low = min(low, float(slab.min(where=finite, initial=np.inf)))
@@ -57,7 +75,29 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
         if low >= high:
             constant.append(time)
         lowest, highest = min(lowest, low), max(highest, high)
-    return Extent(lowest, highest, not_finite, tuple(constant))
+    lines = [max(1, round(LINE * min(scan.grid.spacing) / size)) for size in scan.grid.spacing]
+    spectra = triple(_spectrum(np.concatenate(bar, axis=2), axis, lines) for axis, bar in enumerate(pieces))
+    return Extent(lowest, highest, not_finite, tuple(constant), spectra)
+
+
+def _bar_window(shape: FileShape, axis: int) -> tuple[slice, ...]:
+    """The voxels of a bar along an axis."""
+    return tuple(
+        slice(0, size) if a == axis else slice(max(0, (size - BAR) // 2), max(0, (size - BAR) // 2) + min(size, BAR))
+        for a, size in enumerate(shape)
+    )
+
+
+def _spectrum(bar: NDArray[np.float32], axis: int, lines: Sequence[int]) -> Spectrum:
+    """Return the mean power of the lines along an axis that are so many voxels thick."""
+    others = [a for a in range(3) if a != axis]
+    rows, columns = (lines[a] for a in others)
+    along = bar.transpose(axis, *others)
+    along = along[:, : along.shape[1] // rows * rows, : along.shape[2] // columns * columns]
+    if len(along) < MIN_LINE or not along.size:
+        return NO_SPECTRUM
+    means = along.reshape(len(along), -1, rows, along.shape[2] // columns, columns).mean(axis=(2, 4), dtype=np.float64)
+    return np.asarray(np.square(np.abs(np.fft.rfft(means, axis=0))).mean(axis=(1, 2)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,16 @@
 """The acquisition that is assumed of a scan, and the degradation that follows."""
 
+import numpy as np
 import pytest
 
-from configs.axes import NetworkShape
-from configs.degradation import AxisDegradation, named_degradation
+from configs.axes import FileShape, NetworkShape
+from configs.degradation import AxisDegradation, isotropic, named_degradation
 from tasks.imaging.acquisition import Acquisition, default_acquisition
+from tasks.imaging.degrade import degrade
+from tasks.training.anatomy import draw_shapes
+from tasks.volume.grid import Grid
+from tasks.volume.inspection import inspect_volume
+from tasks.volume.nifti import write_volume
 
 FINE, COARSE = NetworkShape(64, 60, 50), NetworkShape(16, 30, 50)
 
@@ -15,6 +21,48 @@ def test_each_axis_is_degraded_by_the_scale_between_the_shapes(profile):
     assert found.depth == AxisDegradation(factor=4, profile=profile, blur_fwhm=2)
     assert found.height == AxisDegradation(factor=2, profile=profile)
     assert found.width == AxisDegradation()
+
+
+def test_an_axis_that_was_zero_filled_was_acquired_in_k_space():
+    found = Acquisition("box", zero_filling=(1.5, 1.0, 1.5)).degradation(FINE, COARSE)
+    assert found.depth == AxisDegradation(factor=4, profile="kspace", zero_filling=1.5)
+    assert found.height == AxisDegradation(factor=2)
+    assert found.width == AxisDegradation()
+
+
+@pytest.fixture(scope="module")
+def anatomy():
+    return draw_shapes(np.random.default_rng(3), NetworkShape(144, 120, 96))
+
+
+def assumed_of(folder, coarse):
+    """The acquisition that is assumed of a scan on disk, as integers."""
+    path = folder / "scan.nii.gz"
+    write_volume(path, 1000 * coarse, Grid(FileShape(*coarse.shape), np.eye(4)), dtype="int16")
+    return default_acquisition(named_degradation("kspace2x"), 0.0, inspect_volume(path).extent.spectra)
+
+
+@pytest.mark.parametrize("ratio", [1.2, 1.5, 2.0])
+def test_zero_filling_is_found_in_the_spectrum(tmp_path, anatomy, ratio):
+    coarse = degrade(anatomy, isotropic("zero-filled", AxisDegradation(factor=2, profile="kspace", zero_filling=ratio)))
+    found = assumed_of(tmp_path, coarse)
+    assert found.profile == "kspace"
+    assert found.zero_filling == pytest.approx((ratio,) * 3, rel=0.05)
+    assert "by an edge in the scan's spectrum" in str(found)
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        AxisDegradation(factor=2, profile="kspace"),
+        AxisDegradation(factor=2, profile="kspace", apodisation="hamming"),
+        AxisDegradation(factor=2),
+        AxisDegradation(factor=2, blur_fwhm=3),
+    ],
+)
+def test_no_zero_filling_is_found_where_there_is_none(tmp_path, anatomy, axis):
+    found = assumed_of(tmp_path, degrade(anatomy, isotropic("other", axis)))
+    assert found.zero_filling == (1, 1, 1)
 
 
 def test_without_knowledge_a_magnitude_is_taken_as_the_model_says_and_tomography_as_a_box():

@@ -19,6 +19,7 @@ from tasks.sharding.plan import ShardPlan, plan_shards
 from tasks.sharding.restore import CoarseVolume, coarse_volume
 from tasks.sharding.store import content_key, program_versions
 from tasks.volume.grid import Grid, NetworkAxes, Three, network_axes, target_grid
+from tasks.volume.inspection import Extent
 from tasks.volume.intensity import Intensity
 from tasks.volume.scan import Scan
 
@@ -150,14 +151,14 @@ class VolumePlan:
         )
 
 
-def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, lowest: float = 0.0) -> VolumePlan:
+def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Extent | None = None) -> VolumePlan:
     """Plan a volume by its header.
 
     Args:
         request: What to do.
         scan: The volume.
         output: Where its output goes.
-        lowest: Its least voxel, as far as it is known.
+        extent: Of its voxels, if they were read.
 
     Raises:
         InputError: It cannot be super-resolved.
@@ -181,7 +182,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, lowest: float
     fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
     finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
     trained = card.degradation if card else Degradation(name="mean")
-    acquisition = _acquisition(request, trained, axes, lowest)
+    acquisition = _acquisition(request, trained, axes, extent)
     recipe = None
     if finer:
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
@@ -203,9 +204,12 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, lowest: float
     )
 
 
-def _acquisition(request: UpscaleRequest, trained: Degradation, axes: NetworkAxes, lowest: float) -> Acquisition | None:
+def _acquisition(
+    request: UpscaleRequest, trained: Degradation, axes: NetworkAxes, extent: Extent | None
+) -> Acquisition | None:
     """Return the acquisition of a scan as given or assumed; None where the model's own degradation is assumed."""
-    assumed = default_acquisition(trained, lowest)
+    lowest, spectra = (0.0, ()) if extent is None else (extent.lowest, axes.of_file(extent.spectra))
+    assumed = default_acquisition(trained, lowest, spectra)
     if request.profile or request.blur:
         blur = axes.of_file(request.blur or (0.0, 0.0, 0.0))
         return Acquisition(request.profile or assumed.profile, blur)
