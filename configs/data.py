@@ -95,6 +95,8 @@ class Augmentation(Frozen):
         texture: Standard deviation of the noise of the fine volume itself is drawn between these, in normalised
             intensity: no scan is free of it, and what a network removes of it may have been anatomy.
         acquisitions: Degradations of which one is drawn for each piece; the run's own alone if empty.
+        reorient: Whether any axis of isotropic anatomy may become the slice axis, where the degradation is not the same
+            along all axes.
         mistaken: Share of pieces whose acquisition the network takes to be one of `assumed`, as it must for a scan of
             which nothing is known.
         assumed: Names of such acquisitions; without them, the one that is named first. Only those of the scale of a
@@ -113,6 +115,7 @@ class Augmentation(Frozen):
     smooth: float = Field(0.0, ge=0)
     texture: tuple[float, float] = (0.0, 0.0)
     acquisitions: tuple[NamedDegradation, ...] = ()
+    reorient: bool = False
     mistaken: float = Field(0.0, ge=0, le=1)
     assumed: tuple[str, ...] = ()
 

@@ -118,16 +118,18 @@ class BlockSource:
         random = np.random.default_rng((self.seed, number))
         parts = self.mixture.parts
         source = random.choice(list(parts), p=np.array(list(parts.values())) / sum(parts.values()))
+        permutes = self.augmentation.reorient
         if source == "shapes":
             fine = draw_shapes(random, self.shape)
         elif source == "tissues":
-            fine = draw_tissues(random, self.shape)
+            order = random.permutation(3) if permutes else np.arange(3)
+            drawn = draw_tissues(random, NetworkShape(*np.array(self.shape)[np.argsort(order)]))
+            fine = np.ascontiguousarray(drawn.transpose(order))
         else:
             volume = self.volumes[int(random.integers(len(self.volumes)))]
             if source == "volumes":
-                order = (
-                    random.permutation(3) if all(recipe.is_isotropic for recipe in self.degradations) else np.arange(3)
-                )
+                permutes = permutes or all(recipe.is_isotropic for recipe in self.degradations)
+                order = random.permutation(3) if permutes else np.arange(3)
                 fine = crop(random, volume, self.shape, order)
             elif random.random() < 0.5:
                 fine = rotated_slices(random, volume, self.shape, self.degradations[0].depth.factor)
