@@ -1,15 +1,18 @@
 """Do no harm: `python -m benchmarks.acquisitions`, the shipped weights on scans made by every acquisition.
 
-Every volume is degraded twofold by each acquisition and by noise, and restored twice: with nothing known, and with the
-acquisition given. PSNR stands next to cubic interpolation and to cubic with the correction by the true acquisition. The
-volumes are the scans in the folder VOXLIFT_DATA or ../shared/data, on which nothing is trained. Writes
-`results/acquisitions.json` and `.md`; ends with status 1 if a cell with nothing known is worse than cubic by more than
-0.2 dB.
+Every volume is degraded twofold along all axes, and into slices two to six times as thick, by each acquisition and by
+noise, and restored twice: with nothing known, and with the acquisition given. PSNR stands next to cubic interpolation
+and to cubic with the correction by the true acquisition. The volumes are the scans in the folder VOXLIFT_DATA or
+../shared/data, on which nothing is trained. `--matrix 2x` or `--matrix thick` scores one of the two.
+Writes `results/acquisitions-2x.md`, `acquisitions-thick.md` and the same as JSON; ends with status 1 if a cell with
+nothing known is worse than cubic by more than 0.2 dB.
 """
 
+import argparse
 import json
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +21,8 @@ from numpy.typing import NDArray
 
 from benchmarks.robustness import RESULTS, scans
 from configs.axes import NetworkShape
-from configs.degradation import AxisDegradation, Degradation, Noise, isotropic
+from configs.degradation import AxisDegradation, Degradation, Noise, isotropic, thick_slices
+from tasks.artifacts.network_file import NetworkFile
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.acquisition import default_acquisition
 from tasks.imaging.consistency import correct
@@ -28,21 +32,59 @@ from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask, psnr
 from tasks.sharding.restore import Restorer, coarse_volume
 from tasks.volume.grid import network_axes
+from tasks.volume.inspection import find_spectra
 from tasks.volume.intensity import CLIP, Intensity, find_intensity, normalise
 
-ACQUISITIONS = {
-    "k-space": AxisDegradation(factor=2, profile="kspace"),
-    "k-space, Hamming": AxisDegradation(factor=2, profile="kspace", apodisation="hamming"),
-    "box": AxisDegradation(factor=2),
-    "FWHM 1": AxisDegradation(factor=2, blur_fwhm=1),
-    "FWHM 1.5": AxisDegradation(factor=2, blur_fwhm=1.5),
-    "FWHM 2": AxisDegradation(factor=2, blur_fwhm=2),
-    "FWHM 3": AxisDegradation(factor=2, blur_fwhm=3),
-    "zero-filled by 1.5": AxisDegradation(factor=2, profile="kspace", zero_filling=1.5),
-}
-NOISE = (0.0, 0.02, 0.05)
-STRIDE = 16  # of the network along every axis, at most
+STRIDE = 16  # of the networks along every axis, at most
 WORST = -0.2  # dB over cubic
+
+
+def _isotropic() -> dict[str, Degradation]:
+    axes = {
+        "k-space": AxisDegradation(factor=2, profile="kspace"),
+        "k-space, Hamming": AxisDegradation(factor=2, profile="kspace", apodisation="hamming"),
+        "box": AxisDegradation(factor=2),
+        "FWHM 1": AxisDegradation(factor=2, blur_fwhm=1),
+        "FWHM 1.5": AxisDegradation(factor=2, blur_fwhm=1.5),
+        "FWHM 2": AxisDegradation(factor=2, blur_fwhm=2),
+        "FWHM 3": AxisDegradation(factor=2, blur_fwhm=3),
+        "zero-filled by 1.5": AxisDegradation(factor=2, profile="kspace", zero_filling=1.5),
+    }
+    return {name: isotropic(name, axis) for name, axis in axes.items()}
+
+
+def _thick() -> dict[str, Degradation]:
+    found: dict[str, Degradation] = {}
+    for factor in (2, 3, 4, 6):
+        axes = {
+            "box": AxisDegradation(factor=factor),
+            "Gaussian": AxisDegradation(factor=factor, profile="gaussian"),
+            "gap of 25 %": AxisDegradation(factor=factor, gap=0.25),
+            "k-space": AxisDegradation(factor=factor, profile="kspace"),
+        }
+        found |= {f"{name}, {factor}x": thick_slices(f"{name}, {factor}x", axis) for name, axis in axes.items()}
+    return found
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Acquisitions and noise to score.
+
+    Args:
+        recipes: Without noise, by name.
+        noise: Standard deviations, in normalised intensity.
+        whole: Shapes are cropped to multiples of it.
+    """
+
+    recipes: dict[str, Degradation]
+    noise: tuple[float, ...]
+    whole: tuple[int, int, int]
+
+
+MATRICES = {
+    "2x": Matrix(_isotropic(), (0.0, 0.02, 0.05), (2, 2, 2)),
+    "thick": Matrix(_thick(), (0.0, 0.03), (12, 1, 1)),
+}
 
 Voxels = NDArray[np.float32]
 
@@ -61,10 +103,16 @@ class Cell:
 
 
 class Restoration:
-    """The shipped network on whole volumes, by the functions that workers use."""
+    """A network on whole volumes, by the functions that workers use.
 
-    def __init__(self) -> None:
-        network = shipped_network()
+    Args:
+        network: A restorer with a card.
+    """
+
+    def __init__(self, network: NetworkFile) -> None:
+        if network.card is None:
+            raise SystemExit(f"{network.name} carries no card: name a model trained by voxlift")
+        self.trained_for = network.card.degradation
         self._restorer = Restorer(network.name, network.content, os.cpu_count() or 1)
 
     def __call__(self, coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
@@ -76,17 +124,16 @@ class Restoration:
         return correct(restored[inside], coarse, recipe, noise=scan_noise(coarse)).voxels
 
 
-def cells(name: str, fine: Voxels, lowest: float, restore: Restoration) -> list[Cell]:
+def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Restoration) -> Iterator[Cell]:
     """Score one normalised volume, `[depth, height, width]`, by every acquisition and noise."""
     shape, mask = NetworkShape(*fine.shape), foreground_mask(fine)
-    found = []
-    for acquisition, axis in ACQUISITIONS.items():
-        recipe = isotropic(acquisition, axis)
-        for sigma in NOISE:
+    for acquisition, recipe in matrix.recipes.items():
+        for sigma in matrix.noise:
             noise = Noise(kind="rician", sigma=sigma)
             coarse = degrade(fine, recipe.model_copy(update={"noise": noise}), 1)
             cubic = resample(coarse, shape)
-            assumed = default_acquisition(isotropic("model", ACQUISITIONS["k-space"]), lowest)
+            spectra = find_spectra(coarse, recipe.scale)
+            assumed = default_acquisition(restore.trained_for, lowest, spectra)
             estimates = {
                 "corrected": correct(cubic, coarse, recipe, noise=sigma).voxels,
                 "default": restore(coarse, shape, assumed.degradation(shape, NetworkShape(*coarse.shape))),
@@ -94,39 +141,55 @@ def cells(name: str, fine: Voxels, lowest: float, restore: Restoration) -> list[
             }
             base = psnr(fine, cubic, mask)
             gains = {key: round(psnr(fine, voxels, mask) - base, 2) for key, voxels in estimates.items()}
-            found.append(Cell(name, acquisition, sigma, round(base, 2), **gains))
-            print(found[-1], flush=True)
-    return found
+            cell = Cell(name, acquisition, sigma, round(base, 2), **gains)
+            print(cell, flush=True)
+            yield cell
 
 
-def main() -> None:
-    restore, found = Restoration(), []
-    for name, volume in scans():
+def score(name: str, network: NetworkFile) -> bool:
+    """Score one matrix and write its table; returns whether no cell is much worse than cubic."""
+    matrix, restore, found = MATRICES[name], Restoration(network), list[Cell]()
+    for volume_name, volume in scans():
         voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
         fine = network_axes(volume.grid).to_network(voxels)
-        fine = fine[tuple(slice(size // 2 * 2) for size in fine.shape)]
-        normal = normalise(np.ascontiguousarray(fine), find_intensity(fine), clip=CLIP)
-        found += cells(name, normal, float(fine.min()), restore)
+        sizes = zip(fine.shape, matrix.whole, strict=True)
+        fine = np.ascontiguousarray(fine[tuple(slice(size // whole * whole) for size, whole in sizes)])
+        normal = normalise(fine, find_intensity(fine), clip=CLIP)
+        found += cells(volume_name, normal, float(fine.min()), matrix, restore)
     default = np.array([cell.default for cell in found])
     summary = (
         f"Nothing known, {len(found)} cells: worst {default.min():+.2f} dB, {np.mean(default < 0):.1%} below cubic,"
         f" mean {default.mean():+.2f} dB."
     )
+    print(summary)
+    _write(f"acquisitions-{name}", found, summary)
+    return bool(default.min() >= WORST)
+
+
+def _write(name: str, found: list[Cell], summary: str) -> None:
     titles = ["volume", "acquisition", "noise", "cubic [dB]", "cubic with correction", "nothing known", "known"]
     lines = [
         "# The shipped weights on scans made by every acquisition",
         "",
-        f"Made by `python -m benchmarks.acquisitions` on {_processor()}. Gains in dB over cubic; {summary}",
+        f"Made by `python -m benchmarks.acquisitions` on {_processor()}. Gains in dB over cubic. {summary}",
         "",
         f"| {' | '.join(titles)} |",
         f"|{' --- |' * len(titles)}",
         *(f"| {' | '.join(map(str, asdict(cell).values()))} |" for cell in found),
     ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "acquisitions.json").write_text(json.dumps([asdict(cell) for cell in found], indent=2) + "\n")
-    (RESULTS / "acquisitions.md").write_text("\n".join(lines) + "\n")
-    print(summary)
-    if default.min() < WORST:
+    (RESULTS / f"{name}.json").write_text(json.dumps([asdict(cell) for cell in found], indent=2) + "\n")
+    (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--matrix", choices=list(MATRICES), action="append")
+    given = parser.parse_args()
+    harmless = True
+    for name in given.matrix or MATRICES:
+        harmless &= score(name, shipped_network(thick=name == "thick"))
+    if not harmless:
         raise SystemExit(f"worse than cubic by more than {-WORST} dB")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from configs.axes import FileShape, triple
+from configs.axes import triple
 from configs.errors import InputError, ReadError
 from tasks.files.compression import ForwardReader
 from tasks.volume.grid import Grid
@@ -75,12 +75,30 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
         if low >= high:
             constant.append(time)
         lowest, highest = min(lowest, low), max(highest, high)
-    lines = [max(1, round(LINE * min(scan.grid.spacing) / size)) for size in scan.grid.spacing]
-    spectra = triple(_spectrum(np.concatenate(bar, axis=2), axis, lines) for axis, bar in enumerate(pieces))
-    return Extent(lowest, highest, not_finite, tuple(constant), spectra)
+    bars = [np.concatenate(bar, axis=2) for bar in pieces]
+    return Extent(lowest, highest, not_finite, tuple(constant), _spectra(bars, scan.grid.spacing))
 
 
-def _bar_window(shape: FileShape, axis: int) -> tuple[slice, ...]:
+def find_spectra(
+    voxels: NDArray[np.float32], spacing: tuple[float, float, float]
+) -> tuple[Spectrum, Spectrum, Spectrum]:
+    """Find the spectra of `Extent` of voxels in memory, along their axes.
+
+    Args:
+        voxels: Finite, of any axes.
+        spacing: Of the voxels, in any unit.
+    """
+    return _spectra([voxels[_bar_window(voxels.shape, axis)] for axis in range(3)], spacing)
+
+
+def _spectra(
+    bars: Sequence[NDArray[np.float32]], spacing: tuple[float, float, float]
+) -> tuple[Spectrum, Spectrum, Spectrum]:
+    lines = [max(1, round(LINE * min(spacing) / size)) for size in spacing]
+    return triple(_spectrum(bar, axis, lines) for axis, bar in enumerate(bars))
+
+
+def _bar_window(shape: tuple[int, ...], axis: int) -> tuple[slice, ...]:
     """The voxels of a bar along an axis."""
     return tuple(
         slice(0, size) if a == axis else slice(max(0, (size - BAR) // 2), max(0, (size - BAR) // 2) + min(size, BAR))
