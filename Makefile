@@ -12,7 +12,7 @@ export MLFLOW_DISABLE_TELEMETRY = true
 
 setup: $(STAMP)
 
-# Debian ships python3 without ensurepip: virtualenv, unpacked beside the tree, then makes the environment.
+# Debian ships python3 without ensurepip: virtualenv, unpacked next to the tree, then makes the environment.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "voxlift needs Python 3.11 or newer, found " + sys.version.split()[0] + ": set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet .venv; }

@@ -24,7 +24,7 @@ from scipy import ndimage
 
 from configs.axes import FileShape
 from tasks.files.compression import LEVEL, open_to_write
-from tasks.imaging.resample import Order, resample
+from tasks.imaging.resample import Interpolation, resample
 from tasks.training.template import template_path
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import open_volume, read_volume, write_volume
@@ -32,7 +32,7 @@ from tasks.volume.scan import Scan
 
 RESULTS = Path(__file__).parent / "results"
 CHUNK = 4 << 20
-ORDERS: tuple[Order, ...] = ("cubic", "linear")
+ORDERS: tuple[Interpolation, ...] = ("cubic", "linear")
 Row = dict[str, Any]
 
 

@@ -13,7 +13,7 @@ class HeldOut(Frozen):
     """The slab of a training volume that is kept for scoring, and the gap that separates it from training.
 
     Attributes:
-        axis: Voxel axis of the file along which the slab is cut.
+        axis: Voxel axis of the file along which `start` and `stop` bound the slab.
         start: First part of the slab, as a fraction of the axis' extent.
         stop: End of the slab, as a fraction.
         gap: Voxels on each side of the slab that neither trains nor is scored.

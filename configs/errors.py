@@ -13,9 +13,9 @@ class VoxliftError(Exception):
         problem: What cannot be done, the rule, and what was received.
         remedy: What to do about it; empty where nothing is known.
 
-    >>> error = VoxliftError("Cannot read a.nii: it was cut short.", "Copy it again.")
+    >>> error = VoxliftError("Cannot read a.nii: it is truncated.", "Copy it again.")
     >>> str(error), error.remedy
-    ('Cannot read a.nii: it was cut short. Copy it again.', 'Copy it again.')
+    ('Cannot read a.nii: it is truncated. Copy it again.', 'Copy it again.')
     """
 
     exit_status: ClassVar[int] = 1
@@ -54,8 +54,8 @@ class ReadError(InputError):
         reason: Why, as a clause without a full stop.
         remedy: What to do about it.
 
-    >>> str(ReadError("a.nii", "it was cut short", "Copy it again."))
-    'Cannot read a.nii: it was cut short. Copy it again.'
+    >>> str(ReadError("a.nii", "it is truncated", "Copy it again."))
+    'Cannot read a.nii: it is truncated. Copy it again.'
     """
 
     def __init__(self, name: str, reason: str, remedy: str = "") -> None:
@@ -65,7 +65,7 @@ class ReadError(InputError):
 
 
 class RunError(VoxliftError, RuntimeError):
-    """A run that failed through no fault of its input."""
+    """A run that failed for another reason than its input."""
 
 
 class ContractError(VoxliftError, RuntimeError):
@@ -73,7 +73,7 @@ class ContractError(VoxliftError, RuntimeError):
 
 
 class ContractsError(ContractError):
-    """A `contracts.json` that is missing or cannot be read; the problem is a clause about it."""
+    """A `contracts.json` that does not exist or cannot be read; the problem is a clause about it."""
 
 
 class AbandonedError(VoxliftError):

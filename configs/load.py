@@ -133,7 +133,7 @@ def _message(error: ValidationError) -> str:
         near = _nearest(problem["loc"])
         return f"it has no key {key}.{f' Did you mean {near}?' if near else ''}"
     if problem["type"] == "missing":
-        return f"the key {key} is missing."
+        return f"the key {key} is required."
     message = problem["msg"].removeprefix("Value error, ")
     received = "" if problem["type"] == "value_error" else f", received {problem['input']!r}"
     return f"{f'{key}: ' if key else ''}{message}{received}."

@@ -142,7 +142,7 @@ def _interleave(phases: keras.KerasTensor, starts: Sequence[int]) -> keras.Keras
 class ForwardConv3D(keras.layers.Conv3D):  # type: ignore[misc] # Keras has no types
     """A Conv3D, SAME, with odd kernels and without strides, whose gradient for its input is a convolution too.
 
-    With the kernel flipped, it is the same sum as `Conv3DBackpropInputV2`, which takes 1.7 times as long.
+    With the kernel flipped, it is the same sum as `Conv3DBackpropInputV2`, which takes 1.7x the time.
     """
 
     def convolution_op(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:

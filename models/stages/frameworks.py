@@ -1,9 +1,9 @@
 """The same stage in Caffe and PyTorch: the pad and output padding that make the same operation, or why there is none.
 
-Both cut the same number of voxels before and after what the taps reach: `(size - 1) * stride + span - 2 * pad`. PyTorch
-then adds `output_padding` voxels after, fewer than the stride or the dilation. TensorFlow cuts an odd voxel after.
-Taps keep their order everywhere, only the layout of the weights differs: `(in, out, depth, height, width)` there,
-`(depth, height, width, out, in)` in TensorFlow.
+Both crop the same number of voxels before and after what the taps reach: `(size - 1) * stride + span - 2 * pad`.
+PyTorch then adds `output_padding` voxels after, fewer than the stride or the dilation. TensorFlow crops an odd voxel
+after. The order of the taps is the same everywhere, only the layout of the weights differs:
+`(in, out, depth, height, width)` there, `(depth, height, width, out, in)` in TensorFlow.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ class Elsewhere:
     """A stage as a layer of another framework.
 
     Args:
-        pad: Voxels cut on both sides, per axis.
+        pad: Voxels cropped on both sides, per axis.
         output_padding: Voxels added after, per axis; Caffe has none.
         output_shape: Shape that it makes with them, (batch, depth, height, width, channels).
         equivalent: Whether it is the same operation. If not, pad and output_padding are what the reason starts from.

@@ -24,7 +24,7 @@ class StageReport:
         weights_shape: TensorFlow's layout, (depth, height, width, out, in).
         filters, kernel_size, strides, padding: As in the stage.
         parameters: Weights and biases.
-        multiply_adds: Every input voxel times every tap, channels and batch included.
+        multiply_adds: One for each pair of input voxel and tap, channels and batch included.
         forward_check: The forward convolution from the output shape.
         caffe: The stage as a Caffe layer.
         torch: The stage as a PyTorch module.

@@ -54,7 +54,7 @@ class Axis:
 
     @property
     def crop(self) -> tuple[int, int]:
-        """Voxels cut before and after what the taps reach; a negative number after is rows of zeros put on.
+        """Voxels cropped before and after what the taps reach; a negative number after is rows of zeros added.
 
         >>> Axis(kernel_size=3, stride=2).crop, Axis(kernel_size=4, stride=2).crop, Axis(kernel_size=3, stride=4).crop
         ((0, 1), (1, 1), (0, -1))
@@ -79,10 +79,10 @@ class Axis:
     def shift(self) -> float:
         """Shift of the image by equal taps, towards higher indices, in voxels of the output.
 
-        Input and output are laid centre on centre. Where the output is `stride` times the input, that is the same field
+        Input and output are laid centre on centre. With `size * stride` output voxels, both have the same field
         of view, and input voxel `n` belongs at `n * stride + (stride - 1) / 2`. The taps put its centre of mass at
-        `n * stride + (span - 1) / 2 - before`. For any size the difference is half of what is cut more after than
-        before.
+        `n * stride + (span - 1) / 2 - before`. For any size the difference is half of that between the
+        voxels cropped after and before.
 
         >>> [Axis(kernel_size=k, stride=s).shift for k, s in ((3, 2), (4, 2), (1, 4))]
         [0.5, 0.0, -1.5]

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from configs.axes import AXES, TENSOR_AXES, FileShape, NetworkShape
 from configs.errors import ContractError, ReadError, UsageError
@@ -95,7 +95,7 @@ class FileContract(Frozen):
             wrong = file.read(len(start)).lower() != start.lower()
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return ReadBack([f"it is no {name}"] if wrong else [], digest, file.tell())
+            return ReadBack([f"it is no {name}"] if wrong else [], digest, path.stat().st_size)
 
 
 class VolumeContract(Frozen):
@@ -105,14 +105,16 @@ class VolumeContract(Frozen):
         shape: Voxels along (i, j, k).
         affine: 4x4, voxel → RAS+ mm.
         dtype: On disk.
-        times: Time points.
+        n_timepoints: Time points.
     """
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     kind: Literal["volume"] = "volume"
     shape: FileShape
     affine: tuple[tuple[float, float, float, float], ...]
     dtype: str
-    times: int = 1
+    n_timepoints: int = Field(1, alias="times")  # its key in contracts.json
 
     def read_back(self, path: Path, first: NDArray[np.float32] | None = None) -> ReadBack:
         """Read a file once, to its last byte.
@@ -139,7 +141,7 @@ class VolumeContract(Frozen):
         return ReadBack(violations, digest, size)
 
     def _size_violations(self, scan: Scan) -> list[str]:
-        wanted = {**dict(zip("ijk", self.shape, strict=True)), "time points": self.times, "its type": self.dtype}
+        wanted = {**dict(zip("ijk", self.shape, strict=True)), "time points": self.n_timepoints, "its type": self.dtype}
         found = (*scan.grid.shape, scan.header.n_timepoints, scan.header.dtype.name)
         return [
             f"{what} must be {want}, received {have}"
@@ -203,7 +205,7 @@ class ModelContract(Frozen):
 Contract = Annotated[FileContract | VolumeContract | ModelContract, Field(discriminator="kind")]
 
 
-def volume_contract(grid: Grid, dtype: str, times: int = 1) -> VolumeContract:
+def volume_contract(grid: Grid, dtype: str, n_timepoints: int = 1) -> VolumeContract:
     """Return the contract of a volume on a grid."""
     rows = tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in grid.affine)
-    return VolumeContract(shape=grid.shape, affine=rows, dtype=dtype, times=times)
+    return VolumeContract(shape=grid.shape, affine=rows, dtype=dtype, n_timepoints=n_timepoints)

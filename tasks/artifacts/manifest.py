@@ -34,7 +34,7 @@ class ManifestEntry(Frozen):
     def problems(self, path: Path) -> list[str]:
         """List what is wrong with the file: violations of the contract, or other content than was recorded."""
         if not path.is_file():
-            return ["it is missing"]
+            return ["it does not exist"]
         size = path.stat().st_size
         if size == self.size and file_digest(path) == self.sha256:
             return []
@@ -106,11 +106,11 @@ def read_contracts(folder: Path) -> Contracts:
     """Read the `contracts.json` of a folder.
 
     Raises:
-        ContractsError: It is missing, or holds no contracts.
+        ContractsError: It does not exist, or holds no contracts.
     """
     try:
         return Contracts.model_validate_json((folder / CONTRACTS_FILE).read_bytes())
     except FileNotFoundError:
-        raise ContractsError("it is missing, so nothing says what the other files should be") from None
+        raise ContractsError("it does not exist, so nothing says what the other files should be") from None
     except (OSError, ValidationError):
         raise ContractsError("it was changed: it holds no contracts") from None

@@ -45,7 +45,7 @@ def read_network(path: Path) -> NetworkFile:
     """Read a `.keras` file.
 
     Raises:
-        InputError: The file is missing or no Keras model.
+        InputError: The file does not exist or is not a Keras model.
         ShapeError: The network cannot be sharded: it has a layer without a finite receptive field.
     """
     try:

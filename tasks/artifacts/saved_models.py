@@ -11,7 +11,7 @@ def load_model(path: Path) -> keras.Model:
     """Load a `.keras` file for inference.
 
     Raises:
-        InputError: The file is missing or not a Keras model that loads in safe mode.
+        InputError: The file does not exist or is not a Keras model that loads in safe mode.
     """
     if not path.is_file():
         raise InputError(f"Cannot load the model {path}: there is no such file.", "Name a .keras file.")

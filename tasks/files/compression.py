@@ -1,6 +1,6 @@
 """Files that are compressed or not, written and read in one pass that also gives their digest.
 
-Compression is ISA-L's at level 2: against Python's gzip at level 1 and zlib-ng it writes several times faster at a size
+Compression is ISA-L's at level 2: against Python's gzip at level 1 and zlib-ng it writes much faster at a size
 between theirs (`benchmarks/volumes.py`). Written bytes carry no time and no name: equal voxels give equal files.
 """
 
@@ -106,7 +106,7 @@ def check_packing(path: Path) -> None:
 class ForwardReader(io.BufferedIOBase):
     """Reads a file once, from its first byte to its last, decompressed where it is compressed, and hashes it.
 
-    It seeks forward only, by reading. A compressed file that is cut short, damaged, or decompresses beyond any scan is
+    It seeks forward only, by reading. A compressed file that is truncated, damaged, or decompresses beyond any scan is
     a ReadError. `ImageOpener` of nibabel takes it for an open file.
 
     Args:
@@ -146,12 +146,12 @@ class ForwardReader(io.BufferedIOBase):
         """Read decompressed bytes; fewer than `size` only at the end of the file.
 
         Raises:
-            ReadError: A compressed file is cut short, damaged, or decompresses beyond any scan.
+            ReadError: A compressed file is truncated, damaged, or decompresses beyond any scan.
         """
         try:
             data = self._file.read(-1 if size is None else size)
         except EOFError:
-            reason = f"the compressed file is cut short after {self._position} decompressed bytes"
+            reason = f"the compressed file is truncated after {self._position} decompressed bytes"
             raise ReadError(self._path.name, reason, "Copy it again.") from None
         except (OSError, zlib.error, ISAL_ERROR) as error:
             kind = "compressed file" if self.compressed else "file"

@@ -1,4 +1,4 @@
-"""The acquisition of a scan: what turned tissue into its voxels, as far as it is known."""
+"""The acquisition of a scan: the steps from tissue to voxels, as far as they are known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 Cubic is interpolation by the cubic B-spline (Unser, Aldroubi and Eden, IEEE Trans. Signal Process. 41, 1993), what
 `scipy.ndimage.zoom(order=3, grid_mode=True, mode="nearest")` computes. Its recursive prefilter is the filter
-`√3·z^|j|` with z = √3 − 2; folded into the interpolation and cut where |z|^j falls below 1e-8, it leaves weights of
-finite support, so a window of the target needs only a window of the input.
+`√3·z^|j|` with z = √3 − 2; folded into the interpolation and truncated where |z|^j falls below 1e-8, it leaves weights
+of finite support, so a window of the target needs only a window of the input.
 """
 
 from typing import Literal
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from configs.axes import Triple, triple
 from tasks.imaging.separable import AxisMap, apply_map
 
-Order = Literal["cubic", "linear"]
+Interpolation = Literal["cubic", "linear"]
 Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 POLE = np.sqrt(3.0) - 2.0
 REACH = 14  # |POLE| ** 14 < 1e-8
 
 
-def resample(voxels: NDArray[np.float32], shape: Triple, order: Order = "cubic") -> NDArray[np.float32]:
+def resample(voxels: NDArray[np.float32], shape: Triple, order: Interpolation = "cubic") -> NDArray[np.float32]:
     """Interpolate a volume onto the grid of `shape` over the same field of view.
 
     Args:
@@ -37,7 +37,7 @@ def resample(voxels: NDArray[np.float32], shape: Triple, order: Order = "cubic")
 
 
 def resample_window(
-    voxels: NDArray[np.float32], shape: Triple, window: Window, order: Order = "cubic"
+    voxels: NDArray[np.float32], shape: Triple, window: Window, order: Interpolation = "cubic"
 ) -> NDArray[np.float32]:
     """Interpolate one window of the grid of `shape`; the same numbers as that window of `resample`, to 1e-6.
 
@@ -67,7 +67,7 @@ def resample_window(
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
-def interpolation(size: int, wanted: int, order: Order) -> AxisMap:
+def interpolation(size: int, wanted: int, order: Interpolation) -> AxisMap:
     """Return the map that interpolates `wanted` target voxels from `size` voxels over the same length.
 
     Target voxel `r` has its centre at `(r + 1/2)·size/wanted − 1/2` in input voxels.

@@ -1,7 +1,7 @@
 """Linear maps along one axis, each output a weighted sum of neighbouring inputs, applied as banded matrix products.
 
-Interpolation and degradation are both of this kind. Blocks of output rows times the columns that they need go through
-the BLAS, which is several times faster than a loop over taps, and a window of the output reads only part of the input.
+Interpolation and degradation are both of this kind. Blocks of output rows, with the columns that they need, go through
+the BLAS, which is much faster than a loop over taps, and a window of the output reads only part of the input.
 """
 
 from dataclasses import dataclass

@@ -111,10 +111,10 @@ class Checklist:
         self.checks.append(attempt.check)
         self.failures += attempt.failures
 
-    def not_tried(self, name: str, tried: str, missing: str) -> None:
+    def not_tried(self, name: str, tried: str, needed: str) -> None:
         """Count a check as failed because another one that it needs has failed."""
-        with self.trying(name, tried, f"Fix what the check of {missing} says.") as attempt:
-            attempt.failure(f"not tried: it needs {missing}")
+        with self.trying(name, tried, f"Fix what the check of {needed} says.") as attempt:
+            attempt.failure(f"not tried: it needs {needed}")
 
 
 def first_line(error: BaseException) -> str:

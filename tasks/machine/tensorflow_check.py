@@ -196,7 +196,7 @@ def scattered(volume: NDArray[Any], weights: NDArray[Any], strides: Triple) -> N
         strides: Output voxels per input voxel.
 
     Returns:
-        `(batch, depth, height, width, out)`, sizes times strides.
+        `(batch, depth, height, width, out)`, of size `size * stride` along each axis.
     """
     sizes, kernel_size = volume.shape[1:4], weights.shape[:3]
     whole = [(size - 1) * stride + kernel for size, stride, kernel in zip(sizes, strides, kernel_size, strict=True)]

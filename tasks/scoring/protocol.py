@@ -11,7 +11,7 @@ from configs.degradation import Degradation
 from configs.errors import InputError
 from tasks.imaging.consistency import CorrectedVolume, correct
 from tasks.imaging.degrade import degrade
-from tasks.imaging.resample import Order, resample
+from tasks.imaging.resample import Interpolation, resample
 from tasks.scoring.metrics import foreground_mask, nmse, psnr, ssim
 from tasks.volume.grid import Grid, NetworkAxes, covering_grid, network_axes
 from tasks.volume.intensity import CLIP, Intensity, find_intensity, normalise, restore
@@ -63,7 +63,7 @@ class DegradedReference:
         i, j, k = self.reference.grid.shape
         return voxels[:i, :j, :k]
 
-    def baseline(self, order: Order) -> NDArray[np.float32]:
+    def baseline(self, order: Interpolation) -> NDArray[np.float32]:
         """Interpolate the coarse volume onto the grid of the reference, `(i, j, k)`."""
         return self.cropped(resample(self.coarse.voxels, self.padded.shape, order))
 

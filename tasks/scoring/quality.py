@@ -147,12 +147,12 @@ def shard_borders(plan: ShardPlan, axes: NetworkAxes) -> list[tuple[int, int]]:
 def quality_warnings(spectra: Iterable[Spectrum], found: Iterable[Seam]) -> list[str]:
     """List the measures that no sound volume reaches."""
     warnings = [
-        f"periodic noise along {'ijk'[one.axis]}: {one.peak:.0f} times the background at a multiple of 1/{one.stride}"
+        f"periodic noise along {'ijk'[one.axis]}: {one.peak:.0f}x the background at a multiple of 1/{one.stride}"
         for one in spectra
         if one.peak > PERIODIC
     ]
     return warnings + [
-        f"a seam along {'ijk'[seam.axis]} before voxel {seam.place}: {seam.excess:.2f} times the step before restoring"
+        f"a seam along {'ijk'[seam.axis]} before voxel {seam.place}: {seam.excess:.2f}x the step before restoring"
         for seam in found
         if seam.excess > SEAM
     ]

@@ -1,4 +1,4 @@
-"""Restoration of one shard by a worker: resample what it reads, restore it, keep the core."""
+"""Restoration of one shard by a worker: resample what it reads, restore it, return the core."""
 
 import resource
 import sys

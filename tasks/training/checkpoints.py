@@ -42,7 +42,7 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Write a checkpoint under a temporary name, rename it into place, and remove the oldest beyond `keep`."""
+    """Write a checkpoint under a temporary name, rename it into place, and remove those that are too old to be kept."""
     lists = {"variable": checkpoint.variables, "best": checkpoint.best}
     arrays = {f"{kind}-{number}": value for kind, values in lists.items() for number, value in enumerate(values)}
     with replacing(folder / f"step-{checkpoint.step:08d}.npz") as partial:

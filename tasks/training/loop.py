@@ -31,7 +31,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
 
     Args:
         job: What to train on, how, and where to.
-        should_stop: Asked after every step; if so, training leaves a checkpoint to go on from and ends.
+        should_stop: Called after every step; if it returns True, training leaves a checkpoint to go on from and ends.
 
     Yields:
         A record per step and per validation, and at the end, unless it was stopped, the trained model. A resumed

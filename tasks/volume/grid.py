@@ -114,7 +114,7 @@ def scaled_grid(grid: Grid, scale: Three) -> Grid:
 
 
 def scaled_shape(shape: Shape, scale: Three) -> Shape:
-    """Return `shape` times `scale`, rounded half up, at least 1 along every axis.
+    """Scale `shape` by `scale`, rounded half up, at least 1 along every axis.
 
     Args:
         shape: Voxels per axis.

@@ -154,7 +154,7 @@ def inspect_volume(path: Path) -> InspectedVolume:
     """Read a volume once, to its last byte, and report what it is.
 
     Raises:
-        InputError: It cannot be super-resolved: missing, damaged, no volume, without geometry, or without contrast.
+        InputError: It cannot be super-resolved: not found, damaged, no volume, without geometry, or without contrast.
     """
     path = Path(path)
     try:
@@ -192,8 +192,8 @@ def _require_all_bytes(scan: Scan, size: int) -> None:
         raise ReadError(
             scan.path.name,
             f"its header declares {scan.data_bytes} bytes (shape {'x'.join(map(str, scan.grid.shape))}, "
-            f"{scan.header.n_timepoints} time point(s), {scan.header.dtype}), and the file holds {size}. It was cut"
-            " short or its header is wrong; copy it again",
+            f"{scan.header.n_timepoints} time point(s), {scan.header.dtype}), and the file holds {size}. It is"
+            " truncated or its header is wrong; copy it again",
         )
 
 

@@ -71,7 +71,7 @@ def open_volume(path: Path) -> Scan:
     """Open a file and interpret its header; no voxel is read.
 
     Raises:
-        InputError: The file is missing, is not an image that can be read, or does not hold a volume of real numbers.
+        InputError: The file does not exist, is no readable image, or does not hold a volume of real numbers.
     """
     path = Path(path)
     if not path.is_file():

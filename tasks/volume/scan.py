@@ -148,7 +148,7 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
             path.name,
             "a volume has three axes of space, each of one voxel or more, and perhaps one of time; received the shape "
             + "x".join(map(str, given)),
-            "Correct its header, or cut it.",
+            "Correct its header, or crop it.",
         )
     n_timepoints = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
     return FileShape(*(sizes[-3:] if time_first else sizes[:3])), n_timepoints

@@ -86,7 +86,7 @@ def everything_in(folder):
         ("demo", ["training.patch=[16, 112, 100]"], "received 100 along width: take 112"),
         ("demo", ["training.batch_size=3", "training.replicas=2"], "received 3 over 2: take a batch_size of 4"),
         ("demo", ["degradation=iso3x"], "Choose one of iso2x, kspace2x"),
-        ("demo", ["training.steps"], "the form is section.key=value. Change the configuration or the --set option."),
+        ("demo", ["training.steps"], "the form is section.key=value. Correct the configuration or the --set option."),
     ],
 )
 def test_a_configuration_that_is_wrong_ends_the_list(place, config, settings, said):
@@ -124,7 +124,7 @@ def test_every_bad_volume_and_all_else_that_is_wrong_is_named_at_once(place, mon
         scale=(2, 2, 2),
     )
 
-    assert "cut short" in fault(faults, "sub-07_T1w.nii.gz")
+    assert "truncated" in fault(faults, "sub-07_T1w.nii.gz")
     assert "no such file" in fault(faults, "sub-11_T1w.nii.gz").lower()
     assert "there is nothing to restore. Leave it out" in fault(faults, "sub-13_T1w.nii.gz")
     assert "no volume matches it; check the pattern. Fix" in fault(faults, "gone-*.nii.gz")
@@ -165,7 +165,7 @@ def test_a_model_outside_its_range_a_full_disk_a_deleted_experiment(place, monke
 
     assert "Choose a model that was trained for it" in fault(faults, "scale 4 along depth: the model was trained for 2")
     assert "scale 1 along height" in checks["range of the model"].seen
-    assert "MiB of room there, or name a folder on another disk" in fault(faults, "Cannot keep what the run writes")
+    assert "MiB of room there, or name a folder on another disk" in fault(faults, "Cannot store what the run writes")
     assert "Restore it, or use another name" in fault(faults, "experiment given up: it was deleted")
     assert "Name some with --set data.validation" in fault(faults, "Cannot stop early: no validation volume is named")
     assert checks["shard plan"].status == "ok"
@@ -210,7 +210,7 @@ def test_no_answer_at_ray_address_is_reported_without_ray_and_tensorflow(place):
     [
         (
             ["network.stages=[{filters: 2, kernel_size: [4, 4, 4], strides: [2, 4, 4]}]", "network.convolutions=0"],
-            "the last stage must have 1 filter, the channel of a volume. Change network.stages",
+            "the last stage must have 1 filter, the channel of a volume. Edit network.stages",
         ),
         (
             ["network.stages=[{filters: 1, kernel_size: [1, 4, 4], strides: [2, 4, 4]}]", "network.convolutions=0"],
@@ -338,8 +338,8 @@ def test_the_driver_loads_no_tensorflow(tmp_path):
     [
         (RunError("the worker\n did not answer."), "the worker did not answer.", "Leave it out."),
         (
-            RunError("Cannot read a.nii: it was cut short.", "Copy it again."),
-            "Cannot read a.nii: it was cut short.",
+            RunError("Cannot read a.nii: it is truncated.", "Copy it again."),
+            "Cannot read a.nii: it is truncated.",
             None,
         ),
     ],

@@ -124,9 +124,9 @@ def test_it_answers_within_a_second_and_loads_nothing_heavy():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "Cannot explain stages: give"),
+        ((), "Cannot show stages: give"),
         (("--preset", "five-stage"), "four-stage-k3, four-stage-clean"),
-        (LATENT, "Cannot explain stages: give"),
+        (LATENT, "Cannot show stages: give"),
         (("--latent", "2,7,7,64", "--stage", "1,k3"), "needs five: batch, depth, height, width, channels"),
         (("--latent", "2,2,7,0,64", "--stage", "1,k3"), "width 0"),
         (("--latent", "2,2,7,7", "--target", "2,2,x"), "five"),

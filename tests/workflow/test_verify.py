@@ -126,7 +126,7 @@ def edit_signature(path):
 
 DAMAGES = {
     "a byte flipped in a compressed volume": (VOLUME, flip, "not the file that was recorded"),
-    "a volume cut short": (VOLUME, cut, "cut short"),
+    "a volume cut short": (VOLUME, cut, "truncated"),
     "a header of another shape": (VOLUME, at(42, struct.pack("<3h", 6, 8, 9)), "k must be 10, received 9"),
     "a header of another type": (VOLUME, at(70, struct.pack("<2h", 8, 32)), "type must be float32, received int32"),
     "another affine": (VOLUME, at(280 + 12, struct.pack("<f", 31)), "moves a corner of the field of view by 1 mm"),
@@ -143,7 +143,7 @@ DAMAGES = {
         resave(lambda voxels, affine: nibabel.Nifti1Image(voxels[:, ::2], affine @ np.diag([1, 2, 1, 1]))),
         "j must be 8, received 4; spacing along j must be 1.1 mm, received 2.2 mm",
     ),
-    "a file that is missing": (VOLUME, Path.unlink, "it is missing"),
+    "a file that is missing": (VOLUME, Path.unlink, "it does not exist"),
     "an empty file": ("config.yaml", lambda path: path.write_bytes(b""), "0 bytes instead of"),
     "another configuration": (
         "config.yaml",
@@ -158,10 +158,10 @@ DAMAGES = {
     ),
     "a model of the same architecture": (MODEL, saved_restorer, "not the file that was recorded"),
     "a model cut short": (MODEL, cut, "not a Keras model"),
-    "a model that is missing": (MODEL, Path.unlink, "it is missing"),
+    "a model that is missing": (MODEL, Path.unlink, "it does not exist"),
     "another signature": ("model/MLmodel", edit_signature, "not the file that was recorded"),
     "a file under no contract": ("volumes/extra.nii.gz", lambda path: path.write_bytes(b"?"), "under no contract"),
-    "contracts that are missing": ("contracts.json", Path.unlink, "missing"),
+    "contracts that are missing": ("contracts.json", Path.unlink, "it does not exist"),
     "contracts that are none": ("contracts.json", lambda path: path.write_text("{"), "holds no contracts"),
 }
 
@@ -193,7 +193,7 @@ def test_a_model_that_has_lost_its_folder_is_named_file_by_file(run, verify):
     model.mkdir()
     assert status == 2
     assert {MODEL, "model/MLmodel"} <= set(damages)
-    assert set(damages.values()) == {"it is missing"}
+    assert set(damages.values()) == {"it does not exist"}
 
 
 def test_contracts_rewritten_to_fit_a_damage_are_found(run, verify):
@@ -211,6 +211,8 @@ def test_a_folder_is_verified_like_a_run(tmp_path, verify):
     write_volume(tmp_path / "restored.nii.gz", np.ones(GRID.shape, np.float32), GRID)
     entry = manifest_entry(tmp_path / "restored.nii.gz", volume_contract(GRID, "float32"))
     write_contracts(tmp_path, {"restored.nii.gz": entry})
+    # The key of version 0.1.0.
+    assert json.loads((tmp_path / "contracts.json").read_text())["seals"]["restored.nii.gz"]["contract"]["times"] == 1
     assert verify(tmp_path) == (0, {})
     at(42, struct.pack("<h", 5))(tmp_path / "restored.nii.gz")
     status, damages = verify(tmp_path)

@@ -197,7 +197,7 @@ class EverFullDisk(FullDisk):
 
 def test_a_worker_that_fails_at_the_start_is_replaced(pool):
     assert outcomes(pool(1, make=FullDisk), Job(1, (1,)))[1].value == 1
-    with pytest.raises(WorkerError, match=r"^Cannot keep a worker alive: OSError: No space left on device\.$"):
+    with pytest.raises(WorkerError, match=r"^Cannot start a worker: OSError: No space left on device\.$"):
         outcomes(pool(1, make=EverFullDisk), Job(1, (1,)))
 
 
@@ -212,7 +212,7 @@ def test_a_tool_that_cannot_be_made_is_the_error(pool):
 
 
 def test_workers_that_die_at_the_start_end_the_work(pool):
-    with pytest.raises(WorkerError, match="Cannot keep a worker alive"):
+    with pytest.raises(WorkerError, match="Cannot start a worker"):
         outcomes(pool(1, retries=1, make=Dier), Job(1, (1,)))
 
 

@@ -66,7 +66,7 @@ def check_room_on_disk(checks: Checklist, needs: Sequence[Need]) -> None:
             if wanted > free:
                 parts = ", ".join(f"{need.what} {need.bytes / MIB:.0f} MiB" for need in sharing)
                 attempt.failure(
-                    f"Cannot keep what the run writes: {said} ({parts}).",
+                    f"Cannot store what the run writes: {said} ({parts}).",
                     f"Make {(wanted - free) / MIB:.0f} MiB of room there, or name a folder on another disk with --out.",
                 )
             attempt.ok(said)

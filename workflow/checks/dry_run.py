@@ -1,4 +1,4 @@
-"""Dry run: check what a run needs, take one training step and restore one shard, and keep nothing."""
+"""Dry run: check what a run needs, take one training step and restore one shard, and discard both."""
 
 import time
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from workflow.cluster.resources import Node
 
 UNTRAINED = "untrained.keras"
-STAGES_REMEDY = "Change network.stages; `voxlift shapes` explains them."
+STAGES_REMEDY = "Edit network.stages; `voxlift shapes` explains them."
 CLUSTER_REMEDY = "Look at the worker's log below Ray's temporary folder, and at the memory of its node."
 ORDER = (
     *("configuration", "data", "model", "outputs", "output folder", "disk", "tracking", "cluster", "room", "replicas"),
@@ -92,7 +92,7 @@ def dry_run(options: DryRunOptions, console: Console) -> DryRunReport:
     """Check all that can be checked in advance; if nothing is wrong, take one training step and restore one shard."""
     began, checks, config = time.perf_counter(), Checklist(), None
     overrides = f" with {counted(len(options.settings), 'override')}" if options.settings else ""
-    remedy = "Change the configuration or the --set option."
+    remedy = "Correct the configuration or the --set option."
     with checks.trying("configuration", f"reading {options.config}{overrides}", remedy) as attempt:
         config = load_config(options.config, options.settings)
         training = config.training

@@ -1,4 +1,4 @@
-"""Estimate of what a run takes, from measured times of a step, a shard and the starts."""
+"""Estimate of what a run takes, from the measured duration of a step, a shard and the starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,7 +51,7 @@ class Estimates:
 
 @dataclass(frozen=True)
 class Starts:
-    """Start-up times in seconds: of volumes, Ray, the tracking store, the training process and a restoring worker."""
+    """Seconds of each start: of volumes, Ray, the tracking store, the training process and a restoring worker."""
 
     reading: float = 0.0
     cluster: float = 0.0

@@ -16,7 +16,7 @@ ANSWER_SECONDS = 60.0
 
 
 def require_shared(folder: Path) -> None:
-    """Check that each node reads what this one writes in a folder, which is made if it is missing, and vice versa.
+    """Check that each node reads what this one writes in a folder, which is made if it does not exist, and vice versa.
 
     Raises:
         ConfigError: A node does not; the message names it.

@@ -27,7 +27,7 @@ def dry_run(
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check all that a run needs, take one training step and restore one shard, and keep nothing."""
+    """Check all that a run needs, take one training step and restore one shard, and discard both."""
     with screen(as_json) as opened:
         from workflow.checks.dry_run import DryRunOptions, dry_run
         from workflow.checks.report import checks_table

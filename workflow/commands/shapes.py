@@ -62,7 +62,7 @@ def shapes(
             chain = found[0]
         else:
             raise ShapeError(
-                "Cannot explain stages: give --preset NAME, or --latent SHAPE and a --stage for each stage, or"
+                "Cannot show stages: give --preset NAME, or --latent SHAPE and a --stage for each stage, or"
                 f" --latent SHAPE and --target SHAPE. Presets: {', '.join(PRESETS)}."
             )
         if not found and (stages is not None or channels is not None):

@@ -13,7 +13,7 @@ def sweep(
     config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file with a section sweep.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the trainings; runs/CONFIG by default.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Trainings at a time, if the cluster has room.")] = 2,
-    resume: Annotated[bool, typer.Option("--resume", help="Run only the trainings that are missing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Run only the trainings that have not finished.")] = False,
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -81,7 +81,7 @@ def compare(runs: Sequence[RunRecord], sort: str | None = None) -> Comparison:
     Args:
         runs: The runs.
         sort: A metric, or a part of its name: "psnr" is "psnr/restored", or "validation/psnr" where no run has that.
-            Without it the runs keep their order.
+            Without it the runs stay in their order.
 
     Raises:
         InputError: There is nothing to compare, or no run has the metric.

@@ -184,4 +184,4 @@ class WorkerPool:
         if self._failed_starts <= self._retries:
             self._workers.append(WorkerState(self._start()))
         elif not self._workers:
-            raise WorkerError(f"Cannot keep a worker alive: {str(error).rstrip('.')}.") from error
+            raise WorkerError(f"Cannot start a worker: {str(error).rstrip('.')}.") from error

@@ -25,7 +25,7 @@ class TrainingSource:
     """Training volume of one file.
 
     Args:
-        training: Patches are cut from it.
+        training: Patches are cropped from it.
         coarse: Input of the trained network: the degraded volume, or the scan that it was trained on.
         target: The grid to restore it on.
         axes: Between file axes and network axes.
@@ -56,7 +56,7 @@ def require_named(config: RunConfig) -> None:
 
 
 def training_paths(config: RunConfig) -> tuple[Path, ...]:
-    """List the files that patches are cut from: by default the MNI152 template; none where all is synthetic."""
+    """List the files that patches are cropped from: by default the MNI152 template; none where all is synthetic."""
     mixture = config.data.mixture
     return config.data.volumes or (template_path(),) if mixture.volumes or mixture.slices else ()
 

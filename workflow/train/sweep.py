@@ -169,7 +169,7 @@ def all_trials(varied: Mapping[str, Any]) -> list[Trial]:
     """
     axes = [[f"{key}={_text(value)}" for value in _values(key, given)] for key, given in varied.items()]
     if not axes:
-        raise ConfigError(f"Cannot sweep: the section {KEY} of the configuration names no key to vary.")
+        raise ConfigError(f"Cannot sweep: the section {KEY} of the configuration names no key to sweep over.")
     made = [Trial(number, settings) for number, settings in enumerate(product(*axes), start=1)]
     if len(made) > MAX_TRAININGS:
         raise ConfigError(f"Cannot sweep: {len(made)} trainings are more than {MAX_TRAININGS}.", "Vary less at a time.")

@@ -72,7 +72,7 @@ class VolumePlan:
         output: Where the output goes.
         target: The grid to restore on.
         axes: Between file axes and network axes.
-        shard_plan: How the target grid is cut.
+        shard_plan: Division of the target grid.
         network: The restorer.
         resources: Of each worker.
         dtype: Of the output on disk.
@@ -227,7 +227,7 @@ def range_warnings(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target
     through, *across = axes.of_file(grid.spacing)
     if card.degradation.is_isotropic and through > THICK * max(across):
         warnings.append(
-            f"slices {through / max(across):.1f} times as thick as their voxels are wide: the model was trained for"
+            f"slices {through / max(across):.1f}x as thick as their voxels are wide: the model was trained for"
             " scans that are alike along all axes"
         )
     return tuple(warnings)

@@ -104,7 +104,7 @@ class UpscaleReport:
     Args:
         volumes: The outcome of each.
         workers: Requested number.
-        plan: How the target grids were cut; None if no volume could be planned.
+        plan: Division of the target grids; None if no volume could be planned.
         peak_rss_mib: Resident memory of the largest worker.
         seconds: From the first shard given out to the last one back.
         voxels_per_second: Voxels kept, over `seconds`.

@@ -70,7 +70,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
     planned = plan_volumes(request)
     numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
     for work in numbers:
-        leaves = [f"{warning}; do not trust the result unseen" for warning in work.plan.warnings]
+        leaves = [f"{warning}; check the result before you use it" for warning in work.plan.warnings]
         lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
         for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *leaves))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
@@ -100,7 +100,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         _record_report(recorder, report)
         for work, number in numbers.items():
             if work.failure is None:
-                _add_missing_page(recorder, number, work)
+                _add_page_if_absent(recorder, number, work)
     address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
 
@@ -151,7 +151,7 @@ def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Ou
     return ""
 
 
-def _add_missing_page(recorder: Recorder, number: int, work: VolumeWork) -> None:
+def _add_page_if_absent(recorder: Recorder, number: int, work: VolumeWork) -> None:
     """Make the QC page of an output whose run was stopped before it had made one."""
     plan = work.plan
     if _has_page(plan) and not _page(plan).exists():

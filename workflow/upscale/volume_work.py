@@ -325,8 +325,8 @@ class _Writer:
     def output(self, sha256: str) -> Output:
         after = before = noise = None
         if self.checks:
-            over_times = np.array([(check.after, check.before, check.noise) for check in self.checks])
-            after, before, noise = np.sqrt(np.mean(over_times**2, axis=0)).tolist()
+            over_timepoints = np.array([(check.after, check.before, check.noise) for check in self.checks])
+            after, before, noise = np.sqrt(np.mean(over_timepoints**2, axis=0)).tolist()
         written = Written(
             sha256=self.digest.hexdigest(),
             consistency=after,
