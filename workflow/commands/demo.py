@@ -23,5 +23,7 @@ def demo(
         from workflow.demo import run_demo, summary
 
         config = load_config("demo", overrides or [])
-        report, evaluation = run_demo(config, volume, out, opened.console)
+        if volume is not None:
+            config = config.model_copy(update={"data": config.data.model_copy(update={"volumes": (volume,)})})
+        report, evaluation = run_demo(config, out, opened.console)
         opened.show(report, *summary(report, evaluation))

@@ -15,15 +15,19 @@ from configs.degradation import Degradation, named_degradation
 from configs.errors import InputError
 from configs.load import flatten
 from configs.schema import Resources
+from tasks.artifacts.manifest import ManifestEntry
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.consistency import residual
+from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import WHOLE, DegradedReference, Score, Scores, Slab, degraded_reference, pad_to
 from tasks.scoring.quality import shard_borders
 from tasks.volume.intensity import normalise
 from tasks.volume.nifti import open_volume, read_volume
+from tasks.volume.scan import Voxels
 from workflow.cluster import cluster
-from workflow.pages.quality import QualityCase, write_quality_page
+from workflow.pages.planes import write_planes
+from workflow.pages.quality import QualityCase, on_finer_grid, write_quality_page
 from workflow.restore.restoration import Restored, plan_restoration, restore_volume
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
@@ -88,7 +92,8 @@ class ScoredVolume:
         network: The restorer.
         restored: Before the correction, with its shards and the time that they took.
         voxels: The corrected volume on the grid of the reference, `(i, j, k)`, in the unit of the file.
-        scores: Of the part that was scored.
+        slab: The part that was scored.
+        scores: Of that part.
     """
 
     degraded: DegradedReference
@@ -96,7 +101,15 @@ class ScoredVolume:
     network: NetworkFile
     restored: Restored
     voxels: NDArray[np.float32]
+    slab: Slab
     scores: VolumeScores
+
+    @property
+    def normalised(self) -> tuple[Voxels, ...]:
+        """The coarse volume, its cubic interpolation, the corrected volume and the truth, as they are drawn."""
+        given = self.degraded
+        volumes = given.coarse.voxels, given.baseline("cubic"), self.voxels, given.reference.voxels
+        return tuple(normalise(volume, given.intensity) for volume in volumes)
 
 
 def network_and_recipe(model: str | None, degradation: str | None) -> tuple[NetworkFile, Degradation]:
@@ -132,18 +145,14 @@ def recorded_evaluation(
         record_network(recorder, network)
         recorder.parameters(flatten(recipe, "degradation"))
 
-        def record_page(scored: ScoredVolume) -> None:
-            number, plan = next(numbers), scored.restored.plan
+        def record(scored: ScoredVolume) -> None:
+            number = next(numbers)
             with tempfile.TemporaryDirectory() as scratch:
-                path = Path(scratch) / f"{number}.html"
-                write_page(path, f"volume {number}", scored)
-                recorder.artifact(path, "quality")
-            recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, number - 1)
+                record_page(recorder, Path(scratch) / f"{number}.html", f"volume {number}", scored, number - 1)
 
         with recorder.phase("evaluation"):
-            evaluation = evaluate(references, network, recipe, resources, mask, console, record_page)
+            evaluation = evaluate(references, network, recipe, resources, mask, console, record)
         record_scores(recorder, evaluation)
-        recorder.describe(description(evaluation))
     return evaluation
 
 
@@ -260,16 +269,25 @@ def score_volume(
         consistency_before=corrected.before,
         warnings=warnings,
     )
-    return ScoredVolume(degraded, recipe, network, restored, voxels, scores)
+    return ScoredVolume(degraded, recipe, network, restored, voxels, slab, scores)
 
 
-def write_page(path: Path, title: str, scored: ScoredVolume) -> None:
-    """Write the QC page of a volume that was scored."""
+def record_picture(recorder: Recorder, path: Path, scored: ScoredVolume) -> ManifestEntry:
+    """Draw and record planes through the foreground of the part that was scored; see `write_planes`."""
+    coarse, cubic, restored, truth = scored.normalised
+    inside = np.zeros(truth.shape, bool)
+    inside[scored.slab] = foreground_mask(truth[scored.slab])
+    # Away from the middle, where the hemispheres meet.
+    places = [int(np.quantile(indices, 0.35)) for indices in np.nonzero(inside)]
+    source = on_finer_grid(coarse, scored.degraded.coarse.grid, scored.degraded.reference.grid)
+    write_planes(path, {"input": source, "cubic": cubic, "restored": restored}, truth, places)
+    return recorder.artifact(path, "pictures")
+
+
+def record_page(recorder: Recorder, path: Path, title: str, scored: ScoredVolume, step: int = 0) -> ManifestEntry:
+    """Write the QC page of a volume that was scored, and record it and the shards."""
     degraded, axes, plan = scored.degraded, scored.degraded.axes, scored.restored.plan
-    before, restored, truth, coarse = (
-        normalise(volume, degraded.intensity)
-        for volume in (degraded.baseline("cubic"), scored.voxels, degraded.reference.voxels, degraded.coarse.voxels)
-    )
+    coarse, before, restored, truth = scored.normalised
     lacks = residual(axes.to_network(pad_to(restored, degraded.padded.shape)), axes.to_network(coarse), scored.recipe)
     measured = {
         f"{measure}, part that was scored": f"{one.restored:.4g} (cubic {one.cubic:.4g}, trilinear {one.trilinear:.4g})"
@@ -288,10 +306,12 @@ def write_page(path: Path, title: str, scored: ScoredVolume) -> None:
         facts={"degradation": scored.recipe.name, "shards": str(len(plan.shards)), **measured},
     )
     write_quality_page(path, case)
+    recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, step)
+    return recorder.artifact(path, "quality")
 
 
-def record_scores(recorder: Recorder, evaluation: Evaluation) -> None:
-    """Record the means as scores of the run, and those of each volume by its number."""
+def record_scores(recorder: Recorder, evaluation: Evaluation, introduction: str = "") -> None:
+    """Record the means as scores of the run, those of each volume by its number, and all in its description."""
     for measure in ("psnr", "ssim", "nmse"):
         means = asdict(getattr(evaluation.overall, measure))
         recorder.metrics({f"{measure}/{name}": value for name, value in means.items()})
@@ -299,6 +319,7 @@ def record_scores(recorder: Recorder, evaluation: Evaluation) -> None:
             scores = asdict(getattr(volume, measure))
             recorder.metrics({f"volumes/{measure}/{name}": value for name, value in scores.items()}, number)
     recorder.metrics({"consistency": evaluation.overall.consistency})
+    recorder.describe(introduction + description(evaluation))
 
 
 def description(evaluation: Evaluation) -> str:
