@@ -86,7 +86,7 @@ def scored(path: Path) -> list[dict[str, Any]]:
     rows = []
     for name, volume in (*phantoms(), *scans()):
         degraded = degraded_reference(volume, recipe)
-        restored = degraded.cropped(degraded.corrected(restore(degraded), recipe).voxels)
+        restored = degraded.cropped(degraded.corrected(restore(degraded)).voxels)
         scores = degraded.scores(restored)
         remarks = card.warnings(recipe.scale, degraded.axes.of_file(volume.grid.spacing))
         rows.append(

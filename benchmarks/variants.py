@@ -90,7 +90,7 @@ def train_and_score(preset: str, overrides: list[str]) -> dict[str, Any]:
         degraded = degraded_reference(reference, config.degradation)
         slab = WHOLE if unseen else held_out_slabs(reference.grid.shape, config.data.held_out)[1]
         restored = restore(degraded)
-        corrected = degraded.corrected(restored, config.degradation).voxels
+        corrected = degraded.corrected(restored).voxels
         for title, volume in (("network", restored), ("corrected", corrected)):
             score = degraded.scores(degraded.cropped(volume), slab).psnr
             row[f"{path.name.split('.')[0]} {title}"] = round(score.restored - score.cubic, 2)

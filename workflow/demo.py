@@ -47,6 +47,7 @@ class DemoReport:
     output_spacing: tuple[float, ...]
     psnr: Score
     ssim: Score
+    gain: float
     training: TrainReport
     inference: InferenceReport
     mlflow: MlflowReport
@@ -87,7 +88,7 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
         training = record_training(job, recorder, console, command="demo")
         network = read_network(training.model)
         with recorder.phase("inference"):
-            scored = evaluation.score_volume(path, degraded, network, recipe, config.resources, console, slab=slab)
+            scored = evaluation.score_volume(path, degraded, network, config.resources, console, slab=slab)
         write_volume(output, scored.voxels, reference.grid, like=reference, dtype="float32")
         console.print("Recording …")
         entries = {
@@ -116,6 +117,7 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
         output_spacing=reference.grid.spacing,
         psnr=scored.scores.psnr,
         ssim=scored.scores.ssim,
+        gain=scored.scores.gain,
         training=training,
         inference=InferenceReport(shards, workers, restored.seconds, pace, restored.plan.overhead),
         mlflow=training.mlflow,

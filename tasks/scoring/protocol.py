@@ -19,16 +19,40 @@ from tasks.volume.nifti import Volume
 
 Slab = tuple[slice, slice, slice]
 WHOLE: Slab = (slice(None), slice(None), slice(None))
+# By the field of `Score`.
+BASELINES = {"corrected": "cubic with correction", "cubic": "cubic", "trilinear": "trilinear"}
 SSIM_MARGIN = 8  # voxels by which the window of SSIM may extend beyond a slab
 
 
 @dataclass(frozen=True)
 class Score:
-    """One measure of a restored volume and of its baselines."""
+    """One measure of a restored volume and of its baselines.
+
+    Args:
+        restored: The restored volume.
+        corrected: Cubic interpolation, made consistent with the coarse volume by the recipe that made it.
+        cubic: Cubic interpolation.
+        trilinear: Trilinear interpolation.
+    """
 
     restored: float
+    corrected: float
     cubic: float
     trilinear: float
+
+    @property
+    def best_baseline(self) -> str:
+        """The baseline with the highest value: a key of `BASELINES`."""
+        return max(BASELINES, key=lambda name: float(getattr(self, name)))
+
+    @property
+    def gain(self) -> float:
+        """Value of the restored volume above that of the best baseline.
+
+        >>> Score(restored=30.5, corrected=30.0, cubic=28.0, trilinear=27.0).gain
+        0.5
+        """
+        return self.restored - float(getattr(self, self.best_baseline))
 
 
 @dataclass(frozen=True)
@@ -48,6 +72,7 @@ class DegradedReference:
         reference: The truth; its voxels are clipped as the protocol says.
         padded: The grid of the reference, continued at the end of each axis to whole blocks of the degradation.
         coarse: The degraded volume, over the field of view of `padded`.
+        recipe: That made the coarse volume.
         axes: Between file axes and network axes.
         intensity: Of the reference, for scoring.
     """
@@ -55,6 +80,7 @@ class DegradedReference:
     reference: Volume
     padded: Grid
     coarse: Volume
+    recipe: Degradation
     axes: NetworkAxes
     intensity: Intensity
 
@@ -65,14 +91,16 @@ class DegradedReference:
 
     def baseline(self, order: Interpolation) -> NDArray[np.float32]:
         """Interpolate the coarse volume onto the grid of the reference, `(i, j, k)`."""
-        return self.cropped(resample(self.coarse.voxels, self.padded.shape, order))
+        return self.cropped(self._interpolated(order))
 
-    def corrected(self, restored: NDArray[np.float32], recipe: Degradation) -> CorrectedVolume:
+    def _interpolated(self, order: Interpolation) -> NDArray[np.float32]:
+        return resample(self.coarse.voxels, self.padded.shape, order)
+
+    def corrected(self, restored: NDArray[np.float32]) -> CorrectedVolume:
         """Make a restored volume consistent with the coarse one; see `tasks.imaging.consistency.correct`.
 
         Args:
             restored: On the padded grid, `(i, j, k)`, in the unit of the file.
-            recipe: That made the coarse volume.
 
         Returns:
             The corrected volume likewise; its errors are in normalised intensity.
@@ -80,7 +108,7 @@ class DegradedReference:
         found = find_intensity(self.coarse.voxels)
         fine, coarse = (self.axes.to_network(normalise(voxels, found)) for voxels in (restored, self.coarse.voxels))
         # The recipe gives the noise, which need not be estimated.
-        done = correct(fine, coarse, recipe, noise=recipe.noise.sigma / (found.high - found.low))
+        done = correct(fine, coarse, self.recipe, noise=self.recipe.noise.sigma / (found.high - found.low))
         return replace(done, voxels=restore(self.axes.to_file(done.voxels), found))
 
     def scores(
@@ -109,9 +137,10 @@ class DegradedReference:
                 "Cannot score: no voxel of the part to score is "
                 + ("over 5 % of the intensity range." if mask is None else "in the mask.")
             )
+        cubic = self._interpolated("cubic")
         estimates = [
-            normalise(volume[window], self.intensity)
-            for volume in (restored, self.baseline("cubic"), self.baseline("linear"))
+            normalise(self.cropped(volume)[window], self.intensity)
+            for volume in (restored, self.corrected(cubic).voxels, cubic, self.baseline("linear"))
         ]
         return Scores(
             *(Score(*(measure(truth, estimate, within) for estimate in estimates)) for measure in (psnr, ssim, nmse))
@@ -143,7 +172,7 @@ def degraded_reference(volume: Volume, recipe: Degradation, seed: int = 0) -> De
     padded = Grid(FileShape(*whole_blocks), volume.grid.affine)
     coarse = axes.to_file(degrade(axes.to_network(pad_to(reference.voxels, padded.shape)), recipe, seed))
     grid = covering_grid(padded, FileShape(*coarse.shape))
-    return DegradedReference(reference, padded, Volume(coarse, grid), axes, intensity)
+    return DegradedReference(reference, padded, Volume(coarse, grid), recipe, axes, intensity)
 
 
 def pad_to(voxels: NDArray[np.float32], shape: FileShape) -> NDArray[np.float32]:

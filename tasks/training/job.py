@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.axes import NetworkShape
+from configs.degradation import Degradation
 from configs.schema import RunConfig
+from tasks.imaging.consistency import correct
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask, psnr
 from tasks.training.blocks import TrainingVolume
@@ -111,13 +113,23 @@ class TrainedModel:
     validation_psnr: float | None = None
 
 
-def interpolation_psnr(volumes: Sequence[ValidationVolume]) -> dict[str, float]:
-    """Score "cubic" and "trilinear" interpolation as validation scores the network: mean over the volumes, in dB."""
-    scores: dict[str, list[float]] = {"cubic": [], "trilinear": []}
+def baseline_psnr(volumes: Sequence[ValidationVolume], recipe: Degradation) -> dict[str, float]:
+    """Score the baselines as validation scores the network: mean over the volumes, in dB.
+
+    Args:
+        volumes: Of the validation.
+        recipe: That made their coarse volumes.
+
+    Returns:
+        By "corrected" (cubic, made consistent with the coarse volume), "cubic" and "trilinear".
+    """
+    scores: dict[str, list[float]] = {"corrected": [], "cubic": [], "trilinear": []}
     for volume in volumes:
-        linear = resample(volume.coarse, NetworkShape(*volume.fine.shape), "linear")
-        for name, estimate in (("cubic", volume.resampled), ("trilinear", linear)):
-            scores[name].append(psnr(volume.fine, estimate, foreground_mask(volume.fine)))
+        shape, mask = NetworkShape(*volume.fine.shape), foreground_mask(volume.fine)
+        cubic, linear = resample(volume.coarse, shape), resample(volume.coarse, shape, "linear")
+        estimates = correct(cubic, volume.coarse, recipe).voxels, cubic, linear
+        for found, estimate in zip(scores.values(), estimates, strict=True):
+            found.append(psnr(volume.fine, estimate, mask))
     return {name: float(np.mean(found)) for name, found in scores.items()}
 
 

@@ -99,8 +99,10 @@ def test_the_report_is_complete(demo):
     assert {"input", "output", "output_shape", "output_spacing", "picture"} <= set(report)
     assert {"tracking_uri", "experiment", "run_id"} <= set(report["mlflow"])
     for measure in ("psnr", "ssim"):
-        assert set(report[measure]) == {"restored", "cubic", "trilinear"}
+        assert set(report[measure]) == {"restored", "corrected", "cubic", "trilinear"}
         assert all(np.isfinite(value) for value in report[measure].values())
+    best = max(report["psnr"][name] for name in ("corrected", "cubic", "trilinear"))
+    assert report["gain"] == pytest.approx(report["psnr"]["restored"] - best)
     assert {"steps", "seconds", "replicas", "device"} <= set(report["training"])
     assert report["training"]["replicas"] == 2
     assert report["training"]["latent_shape"] == [2, 4, 4, 4, 4]
@@ -138,6 +140,7 @@ def test_the_run_is_recorded_whole(demo):
     assert run.data.params["training.steps"] == "6"
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")] == [1, 2, 3, 4, 5, 6]
     assert run.data.metrics["psnr/restored"] == report["psnr"]["restored"]
+    assert run.data.metrics["psnr/gain"] == report["gain"]
     kept = {
         entry.path: {e.path for e in client.list_artifacts(run.info.run_id, entry.path)}
         for entry in client.list_artifacts(run.info.run_id)

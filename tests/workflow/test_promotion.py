@@ -22,8 +22,8 @@ from workflow.tracking.registry import aliased_version
 
 
 def scores(champion, challenger, measure=None):
-    same = {"champion": Score(0.9, 0.8, 0.8), "challenger": Score(0.9, 0.8, 0.8)}
-    found = {"champion": Score(champion, 28, 27), "challenger": Score(challenger, 28, 27)}
+    same = {"champion": Score(0.9, 0.8, 0.8, 0.8), "challenger": Score(0.9, 0.8, 0.8, 0.8)}
+    found = {"champion": Score(champion, 29, 28, 27), "challenger": Score(challenger, 29, 28, 27)}
     return promotion.ReferenceScores(**({"psnr": same, "ssim": same} | {measure or "psnr": found}))
 
 

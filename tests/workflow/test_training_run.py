@@ -90,9 +90,12 @@ def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
     (volume,) = report["volumes"]
     assert Path(volume["reference"]).name == "brain.nii.gz"
     for measure in ("psnr", "ssim", "nmse"):
-        assert set(volume[measure]) == {"restored", "cubic", "trilinear"}
+        assert set(volume[measure]) == {"restored", "corrected", "cubic", "trilinear"}
         assert report["overall"][measure] == pytest.approx(volume[measure])
-    assert volume["psnr"]["restored"] > volume["psnr"]["cubic"] > volume["psnr"]["trilinear"]
+    psnr = volume["psnr"]
+    assert psnr["restored"] > psnr["cubic"] > psnr["trilinear"]
+    assert psnr["corrected"] > psnr["cubic"]
+    assert volume["gain"] == report["overall"]["gain"] == pytest.approx(psnr["restored"] - psnr["corrected"])
     assert volume["consistency"] < 2e-4 < volume["consistency_before"]
     assert volume["warnings"] == []
 
@@ -103,7 +106,12 @@ def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
     (run,) = client.search_runs(experiments, "tags.command = 'evaluate'")
     assert run.data.params["degradation.depth.blur_fwhm"] == str(recipe.depth.blur_fwhm)
     assert run.data.params["model.sha256"] == read_network(folder / "run" / "model.keras").digest
-    assert f"| restored | {report['overall']['psnr']['restored']:.2f} |" in run.data.tags["mlflow.note.content"]
+    assert run.data.metrics["psnr/gain"] == volume["gain"]
+    assert run.data.metrics["psnr/corrected"] == psnr["corrected"]
+    note = run.data.tags["mlflow.note.content"]
+    assert f"{volume['gain']:+.2f} dB PSNR over the best baseline, cubic with correction." in note
+    assert f"| restored | {psnr['restored']:.2f} |" in note
+    assert f"| cubic with correction | {psnr['corrected']:.2f} |" in note
     kept = [entry.path for entry in client.list_artifacts(run.info.run_id)]
     assert sorted(kept) == ["contracts.json", "environment.json", "model_card.md", "quality"]
     (page,) = client.list_artifacts(run.info.run_id, "quality")
@@ -213,7 +221,8 @@ def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, r
     assert all(len(set(found)) == len(found) for found in steps.values())
     assert sorted(steps["train/loss"]) == sorted(steps["train/learning_rate"]) == list(range(1, 201))
     assert sorted(steps["validation/psnr"]) == list(range(5, 201, 5))
-    assert run.data.metrics["validation/psnr_cubic"] > run.data.metrics["validation/psnr_trilinear"] > 0
+    baselines = [run.data.metrics[f"validation/psnr_{name}"] for name in ("corrected", "cubic", "trilinear")]
+    assert baselines == sorted(baselines, reverse=True)
     assert "| restored |" in run.data.tags["mlflow.note.content"]
     assert run.data.params["training.steps"] == "200"
     assert len(run.inputs.dataset_inputs) == 1

@@ -24,7 +24,7 @@ def evaluate(
     memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,
 ) -> None:
-    """Degrade volumes, restore them, and score them next to cubic and trilinear interpolation."""
+    """Degrade volumes, restore them, and score them next to trilinear, cubic and corrected cubic interpolation."""
     with screen(as_json) as opened:
         from workflow.evaluate import evaluation
         from workflow.terminal.options import naming_options

@@ -27,7 +27,8 @@ MEASURES = ("psnr", "ssim")
 COSTS = ("seconds", "loss", "error", "rss", "consistency", "failed")
 SIZE = "model/parameters"
 CURVE = "train/loss"
-BASELINES = {"cubic": "--", "trilinear": ":"}
+# Label and line of each.
+BASELINES = {"corrected": ("cubic with correction", "-."), "cubic": ("cubic", "--"), "trilinear": ("trilinear", ":")}
 MAX_CURVES = 12
 
 
@@ -229,11 +230,11 @@ def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
     for row, place in list(zip(rows, places, strict=True))[:20]:
         axes.annotate(row.run_id[:6], place, fontsize=7, textcoords="offset points", xytext=(4, 4))
     start = metric.removesuffix("restored") if metric.endswith("/restored") else f"{metric}_"
-    for baseline, style in BASELINES.items():
+    for baseline, (label, style) in BASELINES.items():
         values = {round(row.scores[name], 3) for row in rows if (name := start + baseline) in row.scores}
         # On different volumes the baselines differ, and no line stands for all.
         if len(values) == 1:
-            axes.axhline(values.pop(), linestyle=style, color="gray", label=baseline, linewidth=1)
+            axes.axhline(values.pop(), linestyle=style, color="gray", label=label, linewidth=1)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
 

@@ -20,7 +20,7 @@ from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.consistency import residual
 from tasks.scoring.metrics import foreground_mask
-from tasks.scoring.protocol import WHOLE, DegradedReference, Score, Scores, Slab, degraded_reference, pad_to
+from tasks.scoring.protocol import BASELINES, WHOLE, DegradedReference, Score, Scores, Slab, degraded_reference, pad_to
 from tasks.scoring.quality import shard_borders
 from tasks.volume.intensity import normalise
 from tasks.volume.nifti import open_volume, read_volume
@@ -35,7 +35,7 @@ from workflow.tracking.provenance import record_environment, record_network
 from workflow.upscale.plan import range_warnings
 
 EXPERIMENT = "voxlift"
-ESTIMATES = tuple(field.name for field in fields(Score))
+ESTIMATES = {"restored": "restored", **BASELINES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,12 @@ class Overall(Scores):
     """Scores of one volume, or their means over volumes.
 
     Args:
+        gain: PSNR of the restored volume above that of its best baseline, in dB.
         consistency: Root mean square difference between the restored volume, degraded again, and the coarse volume;
             normalised intensity.
     """
 
+    gain: float
     consistency: float
 
 
@@ -88,7 +90,6 @@ class ScoredVolume:
 
     Args:
         degraded: The reference and its coarse volume.
-        recipe: Of the degradation.
         network: The restorer.
         restored: Before the correction, with its shards and the time that they took.
         voxels: The corrected volume on the grid of the reference, `(i, j, k)`, in the unit of the file.
@@ -97,7 +98,6 @@ class ScoredVolume:
     """
 
     degraded: DegradedReference
-    recipe: Degradation
     network: NetworkFile
     restored: Restored
     voxels: NDArray[np.float32]
@@ -184,7 +184,7 @@ def evaluate(
     with cluster():
         for path in references:
             degraded = degraded_reference(read_volume(path), recipe)
-            scored = score_volume(path, degraded, network, recipe, resources, console, mask=inside)
+            scored = score_volume(path, degraded, network, resources, console, mask=inside)
             on_scored(scored)
             volumes.append(scored.scores)
     return evaluation_of(volumes, recipe)
@@ -197,7 +197,9 @@ def evaluation_of(volumes: Sequence[VolumeScores], recipe: Degradation) -> Evalu
         for measure in fields(Scores)
     )
     consistency = float(np.mean([one.consistency for one in volumes]))
-    return Evaluation(recipe.name, tuple(volumes), Overall(psnr, ssim, nmse, consistency=consistency), recipe)
+    return Evaluation(
+        recipe.name, tuple(volumes), Overall(psnr, ssim, nmse, gain=psnr.gain, consistency=consistency), recipe
+    )
 
 
 def _read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
@@ -225,7 +227,6 @@ def score_volume(
     path: Path,
     degraded: DegradedReference,
     network: NetworkFile,
-    recipe: Degradation,
     resources: Resources,
     console: Console,
     *,
@@ -238,7 +239,6 @@ def score_volume(
         path: Of the reference.
         degraded: The reference and its coarse volume.
         network: The restorer.
-        recipe: Of the degradation.
         resources: Workers and what each takes.
         console: For progress and warnings.
         slab: The part of the grid that counts.
@@ -257,19 +257,21 @@ def score_volume(
             resources,
             name=path.name,
             axes=axes,
-            acquisition=recipe,
+            acquisition=degraded.recipe,
             on_progress=lambda progress: advance(f"{progress.workers} workers"),
         )
-    corrected = degraded.corrected(restored.voxels, recipe)
+    corrected = degraded.corrected(restored.voxels)
     voxels = degraded.cropped(corrected.voxels)
-    scores = VolumeScores(
-        **vars(degraded.scores(voxels, slab, mask)),
+    scores = degraded.scores(voxels, slab, mask)
+    volume_scores = VolumeScores(
+        **vars(scores),
+        gain=scores.psnr.gain,
         reference=path,
         consistency=corrected.after,
         consistency_before=corrected.before,
         warnings=warnings,
     )
-    return ScoredVolume(degraded, recipe, network, restored, voxels, slab, scores)
+    return ScoredVolume(degraded, network, restored, voxels, slab, volume_scores)
 
 
 def record_picture(recorder: Recorder, path: Path, scored: ScoredVolume) -> ManifestEntry:
@@ -288,9 +290,11 @@ def record_page(recorder: Recorder, path: Path, title: str, scored: ScoredVolume
     """Write the QC page of a volume that was scored, and record it and the shards."""
     degraded, axes, plan = scored.degraded, scored.degraded.axes, scored.restored.plan
     coarse, before, restored, truth = scored.normalised
-    lacks = residual(axes.to_network(pad_to(restored, degraded.padded.shape)), axes.to_network(coarse), scored.recipe)
+    lacks = residual(axes.to_network(pad_to(restored, degraded.padded.shape)), axes.to_network(coarse), degraded.recipe)
     measured = {
-        f"{measure}, part that was scored": f"{one.restored:.4g} (cubic {one.cubic:.4g}, trilinear {one.trilinear:.4g})"
+        f"{measure}, part that was scored": f"{one.restored:.4g} ("
+        + ", ".join(f"{title} {getattr(one, name):.4g}" for name, title in BASELINES.items())
+        + ")"
         for measure, one in (("PSNR [dB]", scored.scores.psnr), ("SSIM", scored.scores.ssim))
     }
     case = QualityCase(
@@ -303,7 +307,7 @@ def record_page(recorder: Recorder, path: Path, title: str, scored: ScoredVolume
         borders=shard_borders(plan, axes),
         truth=truth,
         consistency=-axes.to_file(lacks),
-        facts={"degradation": scored.recipe.name, "shards": str(len(plan.shards)), **measured},
+        facts={"degradation": degraded.recipe.name, "shards": str(len(plan.shards)), **measured},
     )
     write_quality_page(path, case)
     recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, step)
@@ -318,7 +322,7 @@ def record_scores(recorder: Recorder, evaluation: Evaluation, introduction: str 
         for number, volume in enumerate(evaluation.volumes):
             scores = asdict(getattr(volume, measure))
             recorder.metrics({f"volumes/{measure}/{name}": value for name, value in scores.items()}, number)
-    recorder.metrics({"consistency": evaluation.overall.consistency})
+    recorder.metrics({"psnr/gain": evaluation.overall.gain, "consistency": evaluation.overall.consistency})
     recorder.describe(introduction + description(evaluation))
 
 
@@ -326,11 +330,19 @@ def description(evaluation: Evaluation) -> str:
     """Describe the run in Markdown, for the top of its page."""
     psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
     rows = [
-        f"| {name} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"
-        for name in ESTIMATES
+        f"| {title} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"
+        for name, title in ESTIMATES.items()
     ]
     title = f"Means over {len(evaluation.volumes)} volume(s), degraded by {evaluation.degradation} and restored."
-    return "\n".join([title, "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows])
+    return "\n".join(
+        [title, "", headline(evaluation), "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows]
+    )
+
+
+def headline(evaluation: Evaluation) -> str:
+    """State the gain over the best baseline."""
+    overall = evaluation.overall
+    return f"{overall.gain:+.2f} dB PSNR over the best baseline, {BASELINES[overall.psnr.best_baseline]}."
 
 
 def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corrected") -> list[RenderableType]:
@@ -342,9 +354,9 @@ def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corr
     if len(rows) > 1:
         rows.append(("mean", evaluation.overall))
     for volume, one in rows:
-        for name in ESTIMATES:
+        for name, row in ESTIMATES.items():
             psnr, ssim, nmse = (getattr(score, name) for score in (one.psnr, one.ssim, one.nmse))
             once = (volume, f"{one.consistency:.1e}") if name == "restored" else ("", "")
             figures = (f"{psnr:.2f}", f"{psnr - one.psnr.cubic:+.2f}", f"{ssim:.4f}", f"{nmse:.4f}")
-            table.add_row(once[0], name, *figures, once[1])
-    return [table]
+            table.add_row(once[0], row, *figures, once[1])
+    return [table, headline(evaluation)]

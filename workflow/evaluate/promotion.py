@@ -111,8 +111,8 @@ def promote(
 def decide(scores: Sequence[ReferenceScores]) -> tuple[bool, str]:
     """Decide whether the challenger is no worse than the champion: neither by mean PSNR nor by mean SSIM.
 
-    >>> score = {"champion": Score(30.0, 28, 27), "challenger": Score(30.5, 28, 27)}
-    >>> same = {"champion": Score(0.9, 0.8, 0.8), "challenger": Score(0.9, 0.8, 0.8)}
+    >>> score = {"champion": Score(30.0, 29, 28, 27), "challenger": Score(30.5, 29, 28, 27)}
+    >>> same = {"champion": Score(0.9, 0.8, 0.8, 0.8), "challenger": Score(0.9, 0.8, 0.8, 0.8)}
     >>> decide([ReferenceScores(score, same)])
     (True, 'PSNR 30.50 against 30.00 dB, SSIM 0.9000 against 0.9000, on 1 reference(s)')
     """

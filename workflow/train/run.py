@@ -17,7 +17,7 @@ from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
 from tasks.files.atomic import replacing
-from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, interpolation_psnr
+from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, baseline_psnr
 from tasks.training.start import run_training
 from workflow.cluster import cluster, stream
 from workflow.cluster.resources import training_request
@@ -137,8 +137,8 @@ def record_training(
     if not recorder.holds(ENVIRONMENT):
         recorder.inputs(training_inputs(config))
         record_setup(recorder, config, command)
-    interpolation = interpolation_psnr(job.validation) if job.validation else {}
-    recorder.metrics({f"validation/psnr_{name}": psnr for name, psnr in interpolation.items()})
+    baselines = baseline_psnr(job.validation, config.degradation) if job.validation else {}
+    recorder.metrics({f"validation/psnr_{name}": psnr for name, psnr in baselines.items()})
     trained, loss = _streamed(job, recorder, console, stop)
     stride = config.network.total_stride
     request, contract = training_request(config), ModelContract(total_stride=stride)
@@ -148,7 +148,7 @@ def record_training(
     registered = register_model(where, uri, config.tracking.registered_model).uri if registers else uri
     recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
     recorder.metrics({"model/parameters": trained.parameters})
-    recorder.describe(description(trained, loss, interpolation))
+    recorder.describe(description(trained, loss, baselines))
     cost = read_network(trained.model).cost
     return TrainReport(
         **vars(trained),
@@ -195,20 +195,20 @@ def resumable_run(folder: Path) -> RunAddress | None:
     return address
 
 
-def description(trained: TrainedModel, loss: float, interpolation: Mapping[str, float]) -> str:
+def description(trained: TrainedModel, loss: float, baselines: Mapping[str, float]) -> str:
     """Describe the run in Markdown, for the top of its page in MLflow.
 
     Args:
         trained: Result of the training.
         loss: Of the last step.
-        interpolation: PSNR of "cubic" and "trilinear" on the validation volumes; empty without any.
+        baselines: PSNR by name on the validation volumes; empty without any.
     """
     lines = [
         f"Trained {trained.parameters} weights for {trained.steps} steps, {trained.seconds:.0f} s on {trained.replicas}"
         f" {trained.device} replica(s); loss {loss:.3g}."
     ]
     if trained.validation_psnr is not None:
-        scores = {"restored": trained.validation_psnr, **interpolation}
+        scores = {"restored": trained.validation_psnr, **baselines}
         lines += ["", "| validation | PSNR [dB] | over cubic |", "|---|---:|---:|"]
         lines += [f"| {name} | {psnr:.2f} | {psnr - scores['cubic']:+.2f} |" for name, psnr in scores.items()]
     return "\n".join(lines)
