@@ -107,8 +107,9 @@ class DegradedReference:
         """
         found = find_intensity(self.coarse.voxels)
         fine, coarse = (self.axes.to_network(normalise(voxels, found)) for voxels in (restored, self.coarse.voxels))
-        # The recipe gives the noise, which need not be estimated.
-        done = correct(fine, coarse, self.recipe, noise=self.recipe.noise.sigma / (found.high - found.low))
+        # The noise need not be estimated: the recipe gives it, in the normalised intensity of the reference.
+        noise = self.recipe.noise.sigma * (self.intensity.high - self.intensity.low) / (found.high - found.low)
+        done = correct(fine, coarse, self.recipe, noise=noise)
         return replace(done, voxels=restore(self.axes.to_file(done.voxels), found))
 
     def scores(
@@ -170,7 +171,8 @@ def degraded_reference(volume: Volume, recipe: Degradation, seed: int = 0) -> De
         for size, factor in zip(volume.grid.shape, axes.of_network(recipe.scale), strict=True)
     )
     padded = Grid(FileShape(*whole_blocks), volume.grid.affine)
-    coarse = axes.to_file(degrade(axes.to_network(pad_to(reference.voxels, padded.shape)), recipe, seed))
+    normalised = axes.to_network(normalise(pad_to(reference.voxels, padded.shape), intensity))
+    coarse = restore(axes.to_file(degrade(normalised, recipe, seed)), intensity)
     grid = covering_grid(padded, FileShape(*coarse.shape))
     return DegradedReference(reference, padded, Volume(coarse, grid), recipe, axes, intensity)
 

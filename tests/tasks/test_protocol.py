@@ -74,8 +74,7 @@ def test_baselines_are_interpolation_and_the_closed_form_by_the_true_acquisition
     recipe = named_degradation(name)
     noisy = recipe.model_copy(update={"noise": Noise(sigma=noise)})
     write_volume(tmp_path / "reference.nii", 700 * truth / high, Grid(FileShape(*truth.shape), np.eye(4)))
-    in_unit = noisy.model_copy(update={"noise": Noise(sigma=700 * noise)})
-    degraded = degraded_reference(read_volume(tmp_path / "reference.nii"), in_unit)
+    degraded = degraded_reference(read_volume(tmp_path / "reference.nii"), noisy)
     score = degraded.scores(degraded.reference.voxels).psnr
     # The axes of the network are those of the file, reversed.
     expected = least_norm_baselines(np.float32(truth / high).transpose(), noisy, noise)
