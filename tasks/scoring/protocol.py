@@ -19,7 +19,7 @@ from tasks.volume.nifti import Volume
 
 Slab = tuple[slice, slice, slice]
 WHOLE: Slab = (slice(None), slice(None), slice(None))
-# By the field of `Score`.
+# Titles of fields of `Score`.
 BASELINES = {"corrected": "cubic with correction", "cubic": "cubic", "trilinear": "trilinear"}
 SSIM_MARGIN = 8  # voxels by which the window of SSIM may extend beyond a slab
 
@@ -47,11 +47,7 @@ class Score:
 
     @property
     def gain(self) -> float:
-        """Value of the restored volume above that of the best baseline.
-
-        >>> Score(restored=30.5, corrected=30.0, cubic=28.0, trilinear=27.0).gain
-        0.5
-        """
+        """Value of the restored volume above that of the best baseline."""
         return self.restored - float(getattr(self, self.best_baseline))
 
 
@@ -91,10 +87,7 @@ class DegradedReference:
 
     def baseline(self, order: Interpolation) -> NDArray[np.float32]:
         """Interpolate the coarse volume onto the grid of the reference, `(i, j, k)`."""
-        return self.cropped(self._interpolated(order))
-
-    def _interpolated(self, order: Interpolation) -> NDArray[np.float32]:
-        return resample(self.coarse.voxels, self.padded.shape, order)
+        return self.cropped(resample(self.coarse.voxels, self.padded.shape, order))
 
     def corrected(self, restored: NDArray[np.float32]) -> CorrectedVolume:
         """Make a restored volume consistent with the coarse one; see `tasks.imaging.consistency.correct`.
@@ -138,7 +131,7 @@ class DegradedReference:
                 "Cannot score: no voxel of the part to score is "
                 + ("over 5 % of the intensity range." if mask is None else "in the mask.")
             )
-        cubic = self._interpolated("cubic")
+        cubic = resample(self.coarse.voxels, self.padded.shape)
         estimates = [
             normalise(self.cropped(volume)[window], self.intensity)
             for volume in (restored, self.corrected(cubic).voxels, cubic, self.baseline("linear"))
