@@ -65,17 +65,14 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
         out: Folder for the files; created if it does not exist.
         console: For progress.
 
-    Returns:
-        Scores, timings and files; and the report of `voxlift evaluate`.
-
     Raises:
         InputError: The volume or the tracking store cannot be used.
         ConfigError: The cluster has too few resources.
     """
-    started, folder, recipe = time.perf_counter(), out.resolve(), config.degradation
+    started, folder = time.perf_counter(), out.resolve()
     path = next(iter(config.data.volumes), None) or template_path()
     reference = read_volume(path)
-    degraded = degraded_reference(reference, recipe, config.training.seed)
+    degraded = degraded_reference(reference, config.degradation, config.training.seed)
     _, slab = held_out_slabs(reference.grid.shape, config.data.held_out)
     job = TrainingJob(config, training_volumes(config), folder / MODEL, validation=validation_volumes(config))
     source, output, picture, page = (folder / name for name in FILES)
@@ -100,15 +97,10 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
         }
         recorder.volume(output, "volumes", fine, with_header=config.tracking.record_paths)
         write_contracts(folder, entries, recorder.address.run_id)
-        evaluated = evaluation.evaluation_of([scored.scores], recipe)
-        restored, shards = scored.restored, len(scored.restored.plan.shards)
-        introduction = (
-            f"Degraded a volume of {'x'.join(map(str, reference.grid.shape))} voxels, trained {training.parameters}"
-            f" weights on one part of it for {training.steps} steps, restored the whole in {shards} shards, and scored"
-            " the part that was not used for training.\n\n"
-        )
+        evaluated, shape = evaluation.evaluation_of([scored.scores], degraded.recipe), "x".join(map(str, fine.shape))
+        introduction = f"Degraded a volume of {shape} voxels, trained on one part of it, and scored another.\n\n"
         evaluation.record_scores(recorder, evaluated, introduction)
-    workers, pace = config.resources.workers, restored.voxels_per_second
+    work, plan, workers = scored.restored, scored.restored.plan, config.resources.workers
     report = DemoReport(
         reference=path,
         input=source,
@@ -119,7 +111,7 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
         ssim=scored.scores.ssim,
         gain=scored.scores.gain,
         training=training,
-        inference=InferenceReport(shards, workers, restored.seconds, pace, restored.plan.overhead),
+        inference=InferenceReport(len(plan.shards), workers, work.seconds, work.voxels_per_second, plan.overhead),
         mlflow=training.mlflow,
         model=training.model,
         picture=picture,
