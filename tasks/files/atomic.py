@@ -1,22 +1,34 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, also after a power cut."""
 
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path next to `path` to write to; it replaces `path` on success and is removed on an error.
 
-    The name keeps the suffixes of `path`, because writers choose the format by them.
+    The name keeps the suffixes of `path`, because writers choose the format by them, and is unique across the hosts
+    and containers that share a folder, where process ids are not.
+
+    Args:
+        path: The file.
+        durable: Wait until it is on the disk. Files that carry a checksum need not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    partial = path.with_name(f".{secrets.token_urlsafe(6)}.partial.{path.name}")
     try:
         yield partial
+        # Some file systems store the rename before the content: a power cut between them leaves an empty file.
+        if durable:
+            _synchronise(partial)
         partial.replace(path)
+        if durable:
+            with suppress(OSError):  # some file systems synchronise no folder
+                _synchronise(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
@@ -26,3 +38,11 @@ def sweep(path: Path) -> None:
     for partial in path.parent.glob(".*.partial.*"):
         if partial.name.endswith(f".partial.{path.name}"):
             partial.unlink(missing_ok=True)
+
+
+def _synchronise(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

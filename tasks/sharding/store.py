@@ -45,7 +45,7 @@ class ShardStore:
     def save(self, shard: Shard, voxels: NDArray[np.float32]) -> None:
         """Store a core, `(i, j, k)`."""
         in_file_order = np.ascontiguousarray(voxels.T, dtype=np.float32)
-        with replacing(self._path(shard)) as partial, partial.open("wb") as file:
+        with replacing(self._path(shard), durable=False) as partial, partial.open("wb") as file:
             file.write(in_file_order.data)
             file.write(hashlib.sha256(in_file_order.data).digest())
 
