@@ -1,11 +1,10 @@
 """Tracking store: its client, its experiments, and the message when it cannot be used."""
 
-import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from configs.errors import InputError
 from tasks.files.atomic import replacing
+from tasks.files.lock import alone_in
 from workflow.tracking import mlflow_api
 
 if TYPE_CHECKING:
@@ -140,21 +140,9 @@ def local_folder(uri: str) -> Path | None:
 def _client(uri: str) -> "MlflowClient":
     """Open the store, which makes the tables of a SQLite file that has none."""
     file = sqlite_file(uri)
-    with _alone_in(file.parent) if file else nullcontext():
+    # Processes that make the tables of a SQLite file at once disturb each other.
+    with alone_in(file.parent) if file else nullcontext():
         return mlflow_api.MlflowClient(tracking_uri=uri)
-
-
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock a folder: processes that make the tables of a SQLite file at once disturb each other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder_descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system that knows no locks
-            fcntl.flock(folder_descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder_descriptor)
 
 
 def _refusal(doing: str, uri: str, error: Exception) -> InputError:

@@ -1,0 +1,168 @@
+"""One writer at a time: lock files that name their holder, so that one left by a killed process is recognised."""
+
+import fcntl
+import json
+import os
+import platform
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+
+from configs.errors import InputError, RunError
+
+STAT_START = 19  # field of /proc/PID/stat after the name: ticks between boot and start, which no clock changes
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process, as others on the same storage recognise it.
+
+    Args:
+        host: Name of its machine.
+        machine: Id of the installation, as several machines may have one name; empty where there is none.
+        boot: Id of the time since the machine was started; empty where there is none.
+        container: Id of the space in which `pid` counts; empty where there is none.
+        pid: Of the process.
+        start: When it was started, in a unit of the machine: process ids are used again.
+    """
+
+    host: str
+    machine: str
+    boot: str
+    container: str
+    pid: int
+    start: str
+
+    @classmethod
+    def this(cls) -> "Process":
+        """Return the process that asks."""
+        container = ""
+        with suppress(OSError):
+            container = str(Path("/proc/self/ns/pid").readlink())
+        machine, boot = (_content(path) for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"))
+        return cls(platform.node(), machine, boot, container, os.getpid(), _start(os.getpid()))
+
+    @property
+    def is_gone(self) -> bool:
+        """True if it is known to have ended; of a process of another machine or container nothing is known."""
+        here = Process.this()
+        if (self.host, self.machine) != (here.host, here.machine):
+            return False
+        if self.boot != here.boot:
+            return True
+        return self.container == here.container and _start(self.pid) != self.start
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock that was taken.
+
+    Args:
+        path: Of its file.
+        content: Of the file, different for every lock.
+    """
+
+    path: Path
+    content: str
+
+    def require_held(self) -> None:
+        """Check that nobody else has taken the lock: its holder was killed, and this process works on without it.
+
+        Raises:
+            RunError: Another process holds it, or it was removed.
+        """
+        if _content(self.path) != self.content:
+            raise RunError(f"Cannot write in {self.path.parent.name}: another run has taken it over.")
+
+
+@contextmanager
+def locked(path: Path, name: str) -> Iterator[Lock]:
+    """Hold a lock while the block runs; its file is made, and removed at the end.
+
+    A file of a process of this machine that has ended is replaced. The file is made by one exclusive call, which works
+    on network file systems without a lock service too.
+
+    Args:
+        path: Of the lock file; its folder is made if it is missing.
+        name: What is locked, for messages.
+
+    Raises:
+        InputError: Another process holds the lock, or its file cannot be written.
+    """
+    content = json.dumps({**asdict(Process.this()), "token": secrets.token_hex(8)})
+    try:
+        with alone_in(path.parent):
+            holder = _holder(path)
+            if holder is not None and holder.is_gone:
+                path.unlink(missing_ok=True)
+            with path.open("x") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+    except FileExistsError:
+        raise _taken(path, name) from None
+    except OSError as error:
+        raise InputError(f"Cannot write {name}: {error.strerror}.", "Choose another folder.") from error
+    try:
+        yield Lock(path, content)
+    finally:
+        if _content(path) == content:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes of this machine out of a folder for a moment, by the lock of its operating system."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folder_descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(folder_descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder_descriptor)
+
+
+def _taken(path: Path, name: str) -> InputError:
+    """Say who holds a lock, since when, and what to do about it."""
+    holder, taken = _holder(path), time.time()
+    with suppress(OSError):
+        taken = path.stat().st_mtime
+    who = f"process {holder.pid} on {holder.host}" if holder else "a process whose name cannot be read"
+    age = timedelta(seconds=max(0, round(time.time() - taken)))
+    return InputError(
+        f"Cannot write {name}: another run writes it, {who}, which began {age} ago.",
+        f"Wait for it or end it. If it was killed on another machine, remove {path}.",
+    )
+
+
+def _holder(path: Path) -> Process | None:
+    """Return the process that made a lock file; None where there is none or it names none."""
+    try:
+        known = json.loads(_content(path))
+        return Process(**{name: known[name] for name in Process.__dataclass_fields__})
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _start(pid: int) -> str:
+    """Return when a process was started; "" where there is none of that id."""
+    if fields := _content(f"/proc/{pid}/stat").rpartition(")")[2].split():
+        return "" if fields[0] in "ZX" else fields[STAT_START]  # ended, and not yet waited for
+    try:
+        return f"{psutil.Process(pid).create_time():.0f}"
+    except psutil.Error:
+        return ""
+
+
+def _content(path: str | Path) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
