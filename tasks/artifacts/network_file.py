@@ -6,6 +6,7 @@ import json
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from configs.errors import InputError, ReadError
 from models.network.cost import Cost
@@ -76,6 +77,30 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
         raise _no_model(name, error) from error
     graph = read_graph(architecture)
     return NetworkFile(name, content, Cost(graph, receptive_field(graph)), card)
+
+
+def reproducible(content: bytes) -> bytes:
+    """Return a `.keras` file without what differs between two savings of one network: times and memory addresses.
+
+    Keras numbers objects that layers share by their address. They are numbered in their order instead.
+    """
+    numbers: dict[int, int] = {}
+
+    def renumbered(given: dict[str, Any]) -> dict[str, Any]:
+        if (address := given.get("shared_object_id")) is not None:
+            given["shared_object_id"] = numbers.setdefault(address, len(numbers) + 1)
+        return given
+
+    saved = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(saved, "w") as copy:
+        for name in archive.namelist():
+            data = archive.read(name)
+            if name == "config.json":
+                data = json.dumps(json.loads(data, object_hook=renumbered)).encode()
+            elif name == "metadata.json":
+                data = json.dumps(json.loads(data) | {"date_saved": "1980-01-01@00:00:00"}).encode()
+            copy.writestr(zipfile.ZipInfo(name), data)  # whose date is fixed
+    return saved.getvalue()
 
 
 def _no_model(name: str, error: Exception) -> ReadError:

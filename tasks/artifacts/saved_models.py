@@ -1,10 +1,21 @@
-"""Loading of Keras models from disk, in safe mode only, so that no foreign code runs."""
+"""Keras models on disk: saved reproducibly, and loaded in safe mode only, so that no foreign code runs."""
 
 from pathlib import Path
 
 import keras
 
 from configs.errors import InputError
+from tasks.artifacts.model_card import ModelCard, add_card
+from tasks.artifacts.network_file import reproducible
+from tasks.files.atomic import replacing
+
+
+def save_model(model: keras.Model, card: ModelCard, path: Path) -> None:
+    """Save a model with its card as a `.keras` file; equal models and cards give equal files, byte for byte."""
+    with replacing(path) as partial:
+        model.save(partial)
+        add_card(partial, card)
+        partial.write_bytes(reproducible(partial.read_bytes()))
 
 
 def load_model(path: Path) -> keras.Model:

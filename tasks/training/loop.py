@@ -14,9 +14,8 @@ from configs.errors import InputError
 from configs.schema import RunConfig, Training
 from models.network.losses import PatchDegradations, relative_weight, weighted
 from models.network.phases import with_fast_gradients
-from tasks.artifacts.model_card import add_card, make_card
-from tasks.artifacts.saved_models import load_model
-from tasks.files.atomic import replacing
+from tasks.artifacts.model_card import make_card
+from tasks.artifacts.saved_models import load_model, save_model
 from tasks.imaging.consistency import AxisFactors, axis_factors, axis_matrices
 from tasks.machine.devices import XLA, device_kind, layer_precision, mirrored_strategy
 from tasks.training.blocks import PatchSource, TrainingVolume, run_degradations
@@ -93,9 +92,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
     parameters = int(sum(value.size for value in saved.get_weights()))
     spacings = [size for volume in job.volumes for size in _sharp_spacing(volume, config.data.mixture)]
     card = make_card(config, parameters, taken, len(job.volumes), (min(spacings), max(spacings)) if spacings else None)
-    with replacing(job.model_path) as partial:
-        saved.save(partial)
-        add_card(partial, card)
+    save_model(saved, card, job.model_path)
     yield TrainedModel(
         model=job.model_path,
         parameters=parameters,

@@ -50,8 +50,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path, options):
     again = outcome(train(replace(job, resume=True)))
     assert again[2].resumed_from == 6
     assert again[0] == whole[0]
-    for one, other in zip(weights_of(whole[2]), weights_of(again[2]), strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert again[2].model.read_bytes() == whole[2].model.read_bytes()
     assert [path.name for path in sorted(job.checkpoints.iterdir())] == ["step-00000006.npz", "step-00000009.npz"]
 
 

@@ -8,7 +8,6 @@ import json
 import shutil
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from configs.axes import NetworkShape
 from configs.errors import ContractError, InputError
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
-from tasks.artifacts.network_file import read_network
+from tasks.artifacts.network_file import read_network, reproducible
 from tasks.machine.versions import installed_versions
 from workflow.tracking import mlflow_api, serving
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
@@ -201,10 +200,9 @@ def logged_entry(folder: Path) -> ManifestEntry | None:
         return None
 
 
-def network_of(path: Path) -> set[tuple[str, int]]:
-    """Identity of a network: checksums of architecture, weights and card, not the date in the file."""
-    with zipfile.ZipFile(path) as archive:
-        return {(entry.filename, entry.CRC) for entry in archive.infolist() if entry.filename != "metadata.json"}
+def network_of(path: Path) -> bytes:
+    """Identity of a network: its file, without what differs between two savings of one network by an older version."""
+    return reproducible(path.read_bytes())
 
 
 def write_folder(folder: Path, model_path: Path, entry: ManifestEntry, example: NetworkShape) -> None:
