@@ -1,6 +1,7 @@
 """One writer at a time: lock files that name their holder, so that one left by a killed process is recognised."""
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -8,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,18 +22,16 @@ STAT_START = 19  # field of /proc/PID/stat after the name: ticks between boot an
 
 @dataclass(frozen=True)
 class Process:
-    """A process, as others on the same storage recognise it.
+    """A process, as others recognise it without knowing the name of its machine.
 
     Args:
-        host: Name of its machine.
-        machine: Id of the installation, as several machines may have one name; empty where there is none.
+        machine: Digest of the machine's name and of its installation, as several machines may have one name.
         boot: Id of the time since the machine was started; empty where there is none.
         container: Id of the space in which `pid` counts; empty where there is none.
         pid: Of the process.
         start: When it was started, in a unit of the machine: process ids are used again.
     """
 
-    host: str
     machine: str
     boot: str
     container: str
@@ -42,17 +41,30 @@ class Process:
     @classmethod
     def this(cls) -> "Process":
         """Return the process that asks."""
-        container = ""
+        machine = hashlib.sha256(f"{platform.node()} {_content('/etc/machine-id')}".encode()).hexdigest()[:16]
+        container, boot = "", _content("/proc/sys/kernel/random/boot_id")
         with suppress(OSError):
             container = str(Path("/proc/self/ns/pid").readlink())
-        machine, boot = (_content(path) for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"))
-        return cls(platform.node(), machine, boot, container, os.getpid(), _start(os.getpid()))
+        return cls(machine, boot, container, os.getpid(), _start(os.getpid()))
+
+    @classmethod
+    def of(cls, text: str) -> "Process | None":
+        """Read what `text` gave, whatever else that may hold; None where it names no process."""
+        try:
+            known = json.loads(text)
+            return cls(**{field.name: known[field.name] for field in fields(cls)})
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def text(self, **more: str) -> str:
+        """Return it as text, with more that belongs to it."""
+        return json.dumps({**asdict(self), **more})
 
     @property
     def is_gone(self) -> bool:
         """True if it is known to have ended; of a process of another machine or container nothing is known."""
         here = Process.this()
-        if (self.host, self.machine) != (here.host, here.machine):
+        if self.machine != here.machine:
             return False
         if self.boot != here.boot:
             return True
@@ -89,16 +101,17 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
     on network file systems without a lock service too.
 
     Args:
-        path: Of the lock file; its folder is made if it is missing.
+        path: Of the lock file; its folder is made if it is missing, and removed at the end if it is still empty.
         name: What is locked, for messages.
 
     Raises:
         InputError: Another process holds the lock, or its file cannot be written.
     """
-    content = json.dumps({**asdict(Process.this()), "token": secrets.token_hex(8)})
+    content = Process.this().text(host=platform.node(), token=secrets.token_hex(8))
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         with alone_in(path.parent):
-            holder = _holder(path)
+            holder = Process.of(_content(path))
             if holder is not None and holder.is_gone:
                 path.unlink(missing_ok=True)
             with path.open("x") as file:
@@ -114,6 +127,9 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
     finally:
         if _content(path) == content:
             path.unlink(missing_ok=True)
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # if it is empty
 
 
 @contextmanager
@@ -131,24 +147,17 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _taken(path: Path, name: str) -> InputError:
     """Say who holds a lock, since when, and what to do about it."""
-    holder, taken = _holder(path), time.time()
+    who, taken = "a process that cannot be named", time.time()
     with suppress(OSError):
         taken = path.stat().st_mtime
-    who = f"process {holder.pid} on {holder.host}" if holder else "a process whose name cannot be read"
+    with suppress(ValueError, KeyError, TypeError):
+        known = json.loads(_content(path))
+        who = f"process {known['pid']} on {known['host']}"
     age = timedelta(seconds=max(0, round(time.time() - taken)))
     return InputError(
         f"Cannot write {name}: another run writes it, {who}, which began {age} ago.",
         f"Wait for it or end it. If it was killed on another machine, remove {path}.",
     )
-
-
-def _holder(path: Path) -> Process | None:
-    """Return the process that made a lock file; None where there is none or it names none."""
-    try:
-        known = json.loads(_content(path))
-        return Process(**{name: known[name] for name in Process.__dataclass_fields__})
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _start(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,35 +63,39 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) ->
 
 
 def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
-    """Read the last checkpoint of a folder; None where there is none.
+    """Read the last checkpoint of a folder that is not damaged; None where there is none.
 
     Raises:
-        InputError: It is damaged, or belongs to another configuration.
+        InputError: All are damaged, or it belongs to another configuration.
     """
     for partial in folder.glob(".*.partial.step-*.npz"):  # of a writer that was killed
         partial.unlink(missing_ok=True)
-    files = _files(folder)
-    if not files:
-        return None
-    name = f"{folder.name}/{files[-1].name}"
-    try:
-        with files[-1].open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"Cannot resume from {name}: it is not a checkpoint ({' '.join(str(error).split())}).",
-            "Remove it to go on from the one before.",
-        ) from error
-    if str(arrays["config"]) != _fingerprint(config):
+    damage = ""
+    for path in reversed(_files(folder)):
+        name = f"{folder.name}/{path.name}"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = dict(stored)
+            if str(arrays["config"]) == _fingerprint(config):
+                return _checkpoint(arrays)
+        except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            damage = damage or f"{name} is not a checkpoint ({' '.join(str(error).split())})"
+            continue
         raise InputError(
             f"Cannot resume from {name}: it was written with another configuration or by another version, and the"
             " result would be that of neither.",
             "Give the configuration and the overrides of the first start, or another folder.",
         )
+    if damage:
+        raise InputError(f"Cannot resume: {damage}, nor is any other in that folder.", "Start the training again.")
+    return None
+
+
+def _checkpoint(arrays: dict[str, NDArray[np.generic]]) -> Checkpoint:
     return Checkpoint(
         step=int(arrays["step"]),
         variables=_numbered(arrays, "variable"),
-        losses=arrays["losses"],
+        losses=arrays["losses"].astype(np.float64),
         best=_numbered(arrays, "best"),
         best_psnr=float(arrays["best_psnr"]),
         misses=int(arrays["misses"]),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from configs.axes import NetworkShape
 from configs.degradation import Degradation
 from configs.schema import RunConfig
+from tasks.files.lock import Lock
 from tasks.imaging.consistency import correct
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask, psnr
@@ -43,6 +44,7 @@ class TrainingJob:
         checkpoints: Folder for checkpoints; None writes none.
         resume: Whether to continue from the last checkpoint in that folder, if there is one.
         start_from: A `.keras` file with the initial weights.
+        lock: Of the folder that it writes in; None where no other process knows the folder.
     """
 
     config: RunConfig
@@ -52,6 +54,7 @@ class TrainingJob:
     checkpoints: Path | None = None
     resume: bool = False
     start_from: Path | None = None
+    lock: Lock | None = None
 
 
 @dataclass(frozen=True)

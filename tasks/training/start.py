@@ -10,10 +10,15 @@ Shape = tuple[int, int, int]
 
 
 def run_training(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> Iterator[TrainingRecord]:
-    """Train in this process, as `tasks.training.loop.train`."""
+    """Train in this process, as `tasks.training.loop.train`; RunError once another run has taken its folder over."""
     from tasks.training.loop import train  # noqa: PLC0415 - in the worker alone
 
-    return train(job, should_stop)
+    def asked() -> bool:  # after every step, before a checkpoint: a killed driver may have left this process behind
+        if job.lock is not None:
+            job.lock.require_held()
+        return should_stop()
+
+    return train(job, asked)
 
 
 def training_rehearsal(config: RunConfig) -> Callable[..., Any]:

@@ -110,7 +110,6 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_lost_to_who_works_on(tmp
         ({"start": "1"}, True),  # the process id is used again
         ({"boot": "before the power cut"}, True),
         ({"machine": "other"}, False),
-        ({"host": "elsewhere"}, False),
         ({"container": "pid:[1]", "start": "1"}, False),
         (None, False),
     ],
@@ -127,6 +126,12 @@ def test_only_who_is_known_to_have_ended_loses_a_lock(tmp_path, change, is_stale
         assert not path.exists()
     else:
         refused(path, "which began 2:00:0. ago")
+
+
+def test_a_refused_run_leaves_no_folders(tmp_path):
+    with pytest.raises(ZeroDivisionError), locked(tmp_path / "runs" / "first" / "lock", "it"):
+        raise ZeroDivisionError
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_folder_that_cannot_hold_a_lock_is_refused(tmp_path):

@@ -8,14 +8,16 @@ import keras
 import numpy as np
 import pytest
 
-from configs.errors import InputError
+from configs.errors import InputError, RunError
 from configs.load import load_config
 from tasks.artifacts.network_file import read_network
+from tasks.files.lock import locked
 from tasks.imaging.consistency import correct
-from tasks.training.checkpoints import last_checkpoint
+from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
 from tasks.training.job import TrainingStep
 from tasks.training.loop import train
 from tasks.training.networks import build_network, learning_rate_schedule
+from tasks.training.start import run_training
 from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
 
 ROOT = Path(__file__).parents[2]
@@ -68,16 +70,50 @@ def test_a_training_that_is_told_to_stop_leaves_a_checkpoint_and_no_model(tmp_pa
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_checkpoint_of_another_configuration_or_damaged_is_refused(tmp_path):
-    job = small_job(tmp_path, "training.steps=2", "training.checkpoints.every=2", checkpoints=tmp_path / "checkpoints")
-    outcome(train(job))
-    other = small_job(tmp_path, "training.steps=3", checkpoints=job.checkpoints, resume=True)
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    """A job with a checkpoint after its first and its second step."""
+    job = small_job(tmp_path, "training.steps=2", checkpoints=tmp_path / "checkpoints", resume=True)
+    for step in (1, 2):
+        write_checkpoint(job.checkpoints, Checkpoint(step, [np.ones(3)], np.ones(step)), job.config)
+    return job
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(two_checkpoints):
+    other = small_job(two_checkpoints.checkpoints, "training.steps=3").config
     with pytest.raises(InputError, match="written with another configuration or by another version"):
-        outcome(train(other))
-    place = job.checkpoints / "step-00000002.npz"
-    place.write_bytes(place.read_bytes()[:200])
-    with pytest.raises(InputError, match="it is not a checkpoint"):
+        last_checkpoint(two_checkpoints.checkpoints, other)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "another archive", "no archive"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(two_checkpoints, damage):
+    job = two_checkpoints
+    first, second = (job.checkpoints / f"step-0000000{step}.npz" for step in (1, 2))
+    if damage == "another archive":
+        np.savez(second, other=np.ones(3))
+    else:
+        whole = second.read_bytes()
+        second.write_bytes({"empty": b"", "truncated": whole[:-100], "no archive": b"x" * len(whole)}[damage])
+    found = last_checkpoint(job.checkpoints, job.config)
+    assert found is not None
+    assert found.step == 1
+    first.unlink()
+    with pytest.raises(InputError, match=r"step-00000002\.npz is not a checkpoint .*, nor is any other"):
         last_checkpoint(job.checkpoints, job.config)
+
+
+def test_a_training_whose_folder_was_taken_over_writes_nothing_more(tmp_path):
+    job = small_job(tmp_path, "training.steps=9", "training.checkpoints.every=1", checkpoints=tmp_path / "checkpoints")
+    with locked(tmp_path / "run.lock", "the run") as lock:
+        records = run_training(replace(job, lock=lock))
+        assert all(isinstance(next(records), TrainingStep) for _ in range(3))
+        (tmp_path / "run.lock").write_text("another run")
+        written = sorted(job.checkpoints.iterdir())
+        with pytest.raises(RunError, match="another run has taken it over"):
+            list(records)
+    assert sorted(job.checkpoints.iterdir()) == written
+    assert (tmp_path / "run.lock").read_text() == "another run"
+    assert not job.model_path.exists()
 
 
 def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_path):

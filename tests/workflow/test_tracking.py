@@ -138,6 +138,53 @@ def test_a_resumed_run_logs_no_step_twice(client, tmp_path):
     assert set(json.loads((tmp_path / "contracts.json").read_text())["seals"]) == {"first.txt", "second.txt"}
 
 
+def test_a_run_whose_process_was_killed_is_ended_by_the_next_start(client):
+    script = (
+        "import os\nfrom workflow.tracking import recorded_run\nwith recorded_run('things', 'evaluate') as r:\n"
+        "    print(r.address.run_id, flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    run_id = killed.stdout.strip()
+    elsewhere = client.create_run(client.get_run(run_id).info.experiment_id)  # of a process that nothing is known of
+    assert client.get_run(run_id).info.status == "RUNNING"
+    with tracking.recorded_run("things", "outer") as outer, tracking.recorded_run("things", "inner"):
+        assert client.get_run(run_id).info.status == "KILLED"
+        assert client.get_run(outer.address.run_id).info.status == "RUNNING"
+    assert client.get_run(elsewhere.info.run_id).info.status == "RUNNING"
+    client.set_terminated(elsewhere.info.run_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "before", "after"),
+    [
+        (InputError, "FINISHED", "FINISHED"),
+        (InputError, "FAILED", "FAILED"),
+        (RuntimeError, "FINISHED", "FINISHED"),
+        (KeyboardInterrupt, "FINISHED", "FINISHED"),
+        (KeyboardInterrupt, "FAILED", "KILLED"),
+    ],
+)
+def test_resuming_a_run_that_has_ended_does_not_harm_it(client, error, before, after):
+    with tracking.recorded_run("things", "ended") as recorder:
+        pass
+    run_id = recorder.address.run_id
+    client.set_terminated(run_id, before, end_time=client.get_run(run_id).info.start_time + 1)
+    ended = client.get_run(run_id).info
+    with pytest.raises(error), tracking.recorded_run("things", "ended", run_id):
+        raise error("no")
+    info = client.get_run(run_id).info
+    assert info.status == after
+    assert (info.end_time == ended.end_time) is (before == after)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"run_id": "7"}'])
+def test_an_address_that_names_no_run_is_refused(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match=r"Cannot read run\.json: it does not name the run") as refused:
+        tracking.RunAddress.read(tmp_path / "run.json")
+    assert str(tmp_path / "run.json") in refused.value.remedy
+
+
 def test_a_run_that_was_deleted_gives_way_to_a_new_one(client):
     with tracking.recorded_run("things", "deleted") as first:
         pass

@@ -22,10 +22,13 @@ from configs.degradation import named_degradation
 from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
+from tasks.files.lock import locked
 from tests.tasks.small_training import SMALL
 from tests.workflow.test_demo import ROOT, voxlift
+from workflow.cli import app
 from workflow.evaluate.evaluation import evaluate
 from workflow.tracking.verification import verify
+from workflow.train.run import LOCK
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,47 @@ def test_training_leaves_model_configuration_and_run(trained):
     assert run.data.params["data.volumes"] == "['not-recorded.nii.gz']"
     curve = client.get_metric_history(run.info.run_id, "train/loss")
     assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_finished_training_is_neither_repeated_nor_harmed(trained, reference, monkeypatch):
+    folder, report = trained
+    monkeypatch.chdir(folder)
+    client, run_id = MlflowClient(report["mlflow"]["tracking_uri"]), report["mlflow"]["run_id"]
+
+    def state():
+        return client.get_run(run_id).info, {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("*")}
+
+    before = state()
+    for options, message in {
+        (): "Continue that one with --resume, replace it with --overwrite",
+        ("--resume", "--overwrite"): "not both",
+        ("--resume", "--set", "training.learning_rate=1e-9"): "written with another configuration",
+    }.items():
+        arguments = ("train", "demo", "--out", "run", *settings(reference, "training.steps=6"), *options)
+        with pytest.raises(InputError, match=message):
+            app([*arguments], standalone_mode=False)
+        assert str(state()) == str(before)
+    with locked(folder / "run" / LOCK, "it"), pytest.raises(InputError, match="another run writes it"):
+        app([*arguments], standalone_mode=False)
+    assert str(state()) == str(before)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_finished_training_that_is_resumed_registers_nothing_anew(trained, reference, monkeypatch, capfd):
+    folder, report = trained
+    monkeypatch.chdir(folder)
+    client, run_id = MlflowClient(report["mlflow"]["tracking_uri"]), report["mlflow"]["run_id"]
+    model, run = (folder / "run" / "model.keras").read_bytes(), client.get_run(run_id)
+    options = settings(reference, "training.steps=6")
+    app(["train", "demo", "--out", "run", "--json", "--resume", *options], standalone_mode=False)
+    again = json.loads(capfd.readouterr().out)
+    assert again["mlflow"] == report["mlflow"]
+    assert (folder / "run" / "model.keras").read_bytes() == model
+    after = client.get_run(run_id)
+    assert (after.info.status, after.info.end_time) == ("FINISHED", run.info.end_time)
+    assert len(after.outputs.model_outputs) == 1
+    (registered,) = client.search_registered_models()
+    assert (registered.latest_versions[0].version, registered.aliases) == (1, {"champion": 1})
 
 
 def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
@@ -169,6 +213,12 @@ def lose_power(process):
     process.wait()
 
 
+def orphan(process):
+    """Kill the driver alone, whose worker trains on until Ray ends it."""
+    process.kill()
+    process.wait()
+
+
 def warn(process):
     """Send what a batch system sends before it ends a job."""
     process.terminate()
@@ -182,7 +232,9 @@ def interrupt(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stop", "status"), [(lose_power, "RUNNING"), (warn, "KILLED"), (interrupt, "KILLED")])
+@pytest.mark.parametrize(
+    ("stop", "status"), [(lose_power, "RUNNING"), (orphan, "RUNNING"), (warn, "KILLED"), (interrupt, "KILLED")]
+)
 def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, reference, monkeypatch, stop, status):
     validated = (f"data.validation=[{reference}]", "training.early_stopping={every: 5, patience: 100}")
     rules = settings(reference, "training.steps=200", "training.checkpoints.every=20", *validated)

@@ -15,6 +15,9 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
 ]
 Spacing = Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what an earlier run left in the folder of the outputs.")
+]
 Workers = Annotated[int, typer.Option(min=1, help="Ray workers.")]
 MemoryBudget = Annotated[
     int, typer.Option(min=1, metavar="MIB", help="Memory that a worker may take for a shard, in MiB.")
@@ -26,6 +29,16 @@ def resources_of(workers: int, memory_budget: int, **others: float) -> "Resource
     from configs.schema import Resources  # its models take time to build, which `--help` need not wait for
 
     return Resources.model_validate({"workers": workers, "memory_budget_mib": memory_budget, **others})
+
+
+def require_one_of(*, resume: bool, overwrite: bool) -> None:
+    """Refuse to continue an earlier run and to replace it at once.
+
+    Raises:
+        InputError: Both are wanted.
+    """
+    if resume and overwrite:
+        raise InputError("Cannot both resume a run and overwrite it.", "Give --resume or --overwrite, not both.")
 
 
 def three_numbers(text: str | None, option: str, *, zeros: bool = False) -> Three | None:

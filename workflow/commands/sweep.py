@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.options import Overrides
+from workflow.commands.options import Overrides, Overwrite, require_one_of
 from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
@@ -14,6 +14,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Folder for the trainings; runs/CONFIG by default.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Trainings at a time, if the cluster has room.")] = 2,
     resume: Annotated[bool, typer.Option("--resume", help="Run only the trainings that have not finished.")] = False,
+    overwrite: Overwrite = False,
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -21,8 +22,17 @@ def sweep(
     with screen(as_json) as opened:
         from workflow.train.sweep import run_sweep, summary
 
+        require_one_of(resume=resume, overwrite=overwrite)
         folder = (out or Path("runs") / Path(config).stem).resolve()
-        report = run_sweep(config, overrides or [], folder, parallel=parallel, resume=resume, console=opened.console)
+        report = run_sweep(
+            config,
+            overrides or [],
+            folder,
+            parallel=parallel,
+            resume=resume,
+            overwrite=overwrite,
+            console=opened.console,
+        )
         opened.show(report, *summary(report))
     failed = (child for child in report.children if child.status == "failed")
     exit_on_failures((f"training {one.number} ({', '.join(one.settings)}) failed: {one.error}" for one in failed), 1)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.options import Overrides
+from workflow.commands.options import Overrides, Overwrite, require_one_of
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -20,6 +20,7 @@ def train(
             metavar="MODEL", help="Start from the weights of a .keras file, a folder, or a models:/ or runs:/ URI."
         ),
     ] = None,
+    overwrite: Overwrite = False,
     overrides: Overrides = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -29,10 +30,16 @@ def train(
         from workflow.tracking import resolve_model
         from workflow.train.run import run_train, summary
 
+        require_one_of(resume=resume, overwrite=overwrite)
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
         folder = out or Path("runs") / Path(config).stem
         initial = resolve_model(start_from) if start_from else None
         report = run_train(
-            load_config(config, settings), folder, resume=resume, start_from=initial, console=opened.console
+            load_config(config, settings),
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            start_from=initial,
+            console=opened.console,
         )
         opened.show(report, *summary(report))

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from configs.errors import ContractsError
+from configs.errors import ContractsError, UsageError
 from tasks.artifacts.contracts import Contract, VolumeContract
 from tasks.artifacts.manifest import (
     CONTRACTS_FILE,
@@ -24,6 +24,7 @@ from tasks.artifacts.manifest import (
     manifest_entry,
     read_contracts,
 )
+from tasks.files.lock import Process
 from tasks.volume.nifti import anonymous_copy
 from workflow.tracking import mlflow_api
 from workflow.tracking.inputs import InputVolume, dataset_input
@@ -32,6 +33,7 @@ from workflow.tracking.store import RunAddress, experiment_id, opened_store, tra
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 METRICS_PER_REQUEST = 500
 FLUSH_SECONDS = 5.0
@@ -39,6 +41,7 @@ INPUT_TRIES = 3
 PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
 CONTRACTS_TAG = "voxlift.contracts"
+PROCESS_TAG = "voxlift.process"
 
 
 class Recorder:
@@ -168,8 +171,8 @@ class Recorder:
         """Describe the run in Markdown, at the top of its page."""
         self.tags({NOTE_TAG: markdown})
 
-    def end(self, status: str) -> None:
-        """Send what is waiting, log the contracts of models too, and end the run."""
+    def end(self, status: str, end_time: int | None = None) -> None:
+        """Send what is waiting, log the contracts of models too, and end the run, now or at a time in milliseconds."""
         try:
             self.flush()
             run = self._client.get_run(self.address.run_id)
@@ -180,7 +183,7 @@ class Recorder:
             status = "FAILED"
             raise
         finally:
-            self._client.set_terminated(self.address.run_id, status)
+            self._client.set_terminated(self.address.run_id, status, end_time)
 
     def _log_contracts(self) -> str:
         """Log the manifest; returns its digest."""
@@ -202,7 +205,9 @@ def recorded_run(
 ) -> Iterator[Recorder]:
     """Record what happens inside the block as one run, which ends with it.
 
-    The run ends FINISHED, FAILED after an exception, KILLED after an interrupt, an exit or a SIGTERM.
+    The run ends FINISHED, FAILED after an exception, KILLED after an interrupt, an exit or a SIGTERM. A run that is
+    resumed ends as it had before if it had finished, or if resuming it is refused. Runs of the experiment whose
+    process on this machine was killed are ended as KILLED first.
 
     Args:
         experiment: Name of the experiment; made if it is not there.
@@ -221,12 +226,20 @@ def recorded_run(
     with exit_on_sigterm():
         uri = tracking_uri()
         with opened_store("record", uri) as client:
-            recorder = _resumed(client, uri, experiment, run_id) if run_id else None
-            if recorder is None:
-                started_tags = {**(tags or {}), **({PARENT_TAG: parent} if parent else {})}
-                run = client.create_run(experiment_id(client, uri, experiment), run_name=name, tags=started_tags)
+            own = experiment_id(client, uri, experiment)
+            _end_killed(client, own)
+            known = _known(client, run_id) if run_id else None
+            if known is not None:
+                recorder = _resumed(client, RunAddress(uri, experiment, known.info.run_id), known)
+            else:
+                started = {
+                    **(tags or {}),
+                    PROCESS_TAG: Process.this().text(),
+                    **({PARENT_TAG: parent} if parent else {}),
+                }
+                run = client.create_run(own, run_name=name, tags=started)
                 recorder = Recorder(client, RunAddress(uri, experiment, run.info.run_id))
-        status = "FAILED"
+        status, end_time = "FAILED", None
         try:
             with SystemSampler(recorder.metrics, recorder.next_step(SYSTEM_PREFIX)):
                 yield recorder
@@ -234,21 +247,44 @@ def recorded_run(
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise
+        except UsageError:
+            if known is not None:
+                status, end_time = _ended(known)
+            raise
         finally:
+            if known is not None and _ended(known)[0] == "FINISHED":
+                status, end_time = _ended(known)
             with uninterrupted():
-                recorder.end(status)
+                recorder.end(status, end_time)
 
 
-def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> Recorder | None:
-    """Reopen a run where it stopped; None if it was deleted."""
+def _end_killed(client: "MlflowClient", experiment: str) -> None:
+    """End the runs of an experiment whose process on this machine was killed."""
+    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
+        process = Process.of(run.data.tags.get(PROCESS_TAG, ""))
+        if process is not None and process.is_gone:
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _known(client: "MlflowClient", run_id: str) -> "Run | None":
+    """Find a run that is to be resumed; None if it was deleted."""
     try:
-        run = client.get_run(run_id)
+        run: Run = client.get_run(run_id)
     except mlflow_api.MlflowException as error:
         if error.error_code != mlflow_api.ErrorCode.Name(mlflow_api.RESOURCE_DOES_NOT_EXIST):
             raise
         return None
-    if run.info.lifecycle_stage != mlflow_api.LifecycleStage.ACTIVE:
-        return None
+    return run if run.info.lifecycle_stage == mlflow_api.LifecycleStage.ACTIVE else None
+
+
+def _ended(run: "Run") -> tuple[str, int | None]:
+    """Return how and when a run had ended, before it was resumed."""
+    return ("KILLED" if run.info.status == "RUNNING" else run.info.status), run.info.end_time
+
+
+def _resumed(client: "MlflowClient", address: RunAddress, run: "Run") -> Recorder:
+    """Continue a run where it stopped; one that has finished stays so."""
+    run_id = run.info.run_id
     steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
     with tempfile.TemporaryDirectory() as scratch:
         entries: Mapping[str, ManifestEntry] = {}
@@ -256,8 +292,10 @@ def _resumed(client: "MlflowClient", uri: str, experiment: str, run_id: str) -> 
             client.download_artifacts(run_id, CONTRACTS_FILE, scratch)
             with suppress(ContractsError):
                 entries = read_contracts(Path(scratch)).seals
-    client.update_run(run_id, status="RUNNING")
-    return Recorder(client, RunAddress(uri, experiment, run_id), steps, entries)
+    client.set_tag(run_id, PROCESS_TAG, Process.this().text())
+    if _ended(run)[0] != "FINISHED":
+        client.update_run(run_id, status="RUNNING")
+    return Recorder(client, address, steps, entries)
 
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from configs.errors import InputError
+from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
 from tasks.files.lock import alone_in
 from workflow.tracking import mlflow_api
@@ -39,11 +39,18 @@ class RunAddress:
 
     @classmethod
     def read(cls, path: Path) -> "RunAddress | None":
-        """Read the file that `write` made; None if there is none."""
+        """Read the file that `write` made; None if there is none.
+
+        Raises:
+            ReadError: It names no run.
+        """
         try:
             return cls(**json.loads(path.read_text()))
         except FileNotFoundError:
             return None
+        except (ValueError, TypeError):
+            remedy = f"Remove {path} to record the rest as a new run."
+            raise ReadError(path.name, "it does not name the run of this folder", remedy) from None
 
     def write(self, path: Path) -> None:
         """Write the address to a file, for resuming the run."""

@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,12 +12,14 @@ from threading import Event
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, InputError
 from configs.load import resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
 from tasks.files.atomic import replacing
+from tasks.files.lock import Lock, locked
+from tasks.training.checkpoints import last_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, baseline_psnr
 from tasks.training.start import run_training
 from workflow.cluster import cluster, stream
@@ -25,9 +28,10 @@ from workflow.cluster.shared_storage import require_shared
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import Recorder, RunAddress, logged_model, recorded_run, register_model, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
+from workflow.tracking.recorder import exit_on_sigterm
 from workflow.train.data import training_inputs, training_volumes, validation_volumes
 
-MODEL, CONFIG, ADDRESS, CHECKPOINTS = "model.keras", "config.yaml", "run.json", "checkpoints"
+MODEL, CONFIG, ADDRESS, CHECKPOINTS, LOCK = "model.keras", "config.yaml", "run.json", "checkpoints", "run.lock"
 STOP_SECONDS = 12.0  # for a last checkpoint: batch systems allow 20 to 30 s between their warning and the end
 
 
@@ -65,6 +69,7 @@ def run_train(
     resume: bool,
     start_from: Path | None,
     console: Console,
+    overwrite: bool = False,
     name: str = "train",
     parent: str | None = None,
     registers: bool = True,
@@ -78,6 +83,7 @@ def run_train(
         resume: Continue from the last checkpoint in the folder, in the same MLflow run; start if there is none.
         start_from: A `.keras` file to start the weights from.
         console: For progress.
+        overwrite: Whether an earlier training in the folder may be lost.
         name: Of the MLflow run.
         parent: Id of the run of the sweep that it belongs to.
         registers: Whether the model is registered; a sweep registers its best model at its end.
@@ -85,28 +91,52 @@ def run_train(
 
     Raises:
         KeyboardInterrupt: `stop` was set.
-        InputError: A volume, a checkpoint or the tracking store cannot be used.
+        InputError: A volume, a checkpoint, the folder or the tracking store cannot be used.
         ConfigError: The configuration names no volume where it needs one, or the cluster has no room.
     """
     folder = folder.resolve()
-    started = time.perf_counter()
-    job = TrainingJob(
-        config,
-        training_volumes(config),
-        folder / MODEL,
-        validation=validation_volumes(config),
-        checkpoints=folder / CHECKPOINTS,
-        resume=resume,
-        start_from=start_from,
-    )
-    read_seconds = time.perf_counter() - started
-    address = resumable_run(folder) if resume else None
-    if not resume:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    experiment = address.experiment if address else config.tracking.experiment
-    with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
-        recorder.metrics({"seconds/reading": read_seconds})
-        return record_training(job, recorder, console, registers=registers and not parent, stop=stop)
+    with only_writer(folder, (MODEL, f"{CHECKPOINTS}/step-*.npz"), resume=resume, overwrite=overwrite) as lock:
+        started = time.perf_counter()
+        job = TrainingJob(
+            config,
+            training_volumes(config),
+            folder / MODEL,
+            validation=validation_volumes(config),
+            checkpoints=folder / CHECKPOINTS,
+            resume=resume,
+            start_from=start_from,
+            lock=lock,
+        )
+        read_seconds = time.perf_counter() - started
+        address = resumable_run(folder) if resume else None
+        if resume:
+            last_checkpoint(folder / CHECKPOINTS, config)  # refused here, nothing has been changed
+        experiment = address.experiment if address else config.tracking.experiment
+        with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
+            recorder.metrics({"seconds/reading": read_seconds})
+            return record_training(job, recorder, console, registers=registers and not parent, stop=stop)
+
+
+@contextmanager
+def only_writer(folder: Path, made: Sequence[str], *, resume: bool, overwrite: bool) -> Iterator[Lock]:
+    """Hold the lock of the folder of a run, in which nothing is overwritten unless it may be.
+
+    Args:
+        folder: Of the run.
+        made: Patterns of files by which a folder shows that it holds an earlier run.
+        resume: Whether the earlier run is continued.
+        overwrite: Whether it may be lost.
+
+    Raises:
+        InputError: Another process writes in the folder, or it holds an earlier run.
+    """
+    with exit_on_sigterm(), locked(folder / LOCK, f"the run in {folder.name}") as lock:
+        if not (resume or overwrite) and any(any(folder.glob(pattern)) for pattern in made):
+            raise InputError(
+                f"Cannot start a run in {folder.name}: it holds an earlier one.",
+                "Continue that one with --resume, replace it with --overwrite, or choose another --out.",
+            )
+        yield lock
 
 
 def record_training(
@@ -130,6 +160,9 @@ def record_training(
     """
     config, folder, where = job.config, job.model_path.parent, recorder.address
     require_shared(folder)
+    if not job.resume and job.checkpoints is not None:
+        shutil.rmtree(job.checkpoints, ignore_errors=True)
+        job.model_path.unlink(missing_ok=True)
     where.write(folder / ADDRESS)
     with replacing(folder / CONFIG) as partial:
         partial.write_text(resolved_yaml(config))

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from rich.console import Console, RenderableType
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, ReadError
 from configs.load import flatten, load_sweep
 from configs.schema import RunConfig
 from tasks.files.atomic import replacing
@@ -22,7 +22,7 @@ from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import record_environment, without_paths
 from workflow.tracking.reading import read_curves, read_runs
 from workflow.tracking.registry import model_of_run
-from workflow.train.run import ADDRESS, TrainReport, resumable_run, run_train
+from workflow.train.run import ADDRESS, TrainReport, only_writer, resumable_run, run_train
 
 SWEEP = "sweep.json"
 # Trainings are sorted by the first of these that any of them has recorded.
@@ -77,7 +77,14 @@ class SweepReport:
 
 
 def run_sweep(
-    name: str, overrides: Sequence[str], folder: Path, *, parallel: int, resume: bool, console: Console
+    name: str,
+    overrides: Sequence[str],
+    folder: Path,
+    *,
+    parallel: int,
+    resume: bool,
+    console: Console,
+    overwrite: bool = False,
 ) -> SweepReport:
     """Train every trial of a sweep.
 
@@ -88,68 +95,71 @@ def run_sweep(
         parallel: Trainings at a time; each waits until the cluster has room for it.
         resume: Keep the trainings that have finished, and continue the others.
         console: For progress.
+        overwrite: Whether an earlier sweep in the folder may be lost.
 
     Raises:
         ConfigError: A configuration is wrong, or the sweep to resume varies something else.
-        InputError: The tracking store cannot be used.
+        InputError: The folder or the tracking store cannot be used.
     """
     varied, configured = load_sweep(name)
     trials = all_trials(varied)
     configs = {trial: configured([*overrides, *trial.settings]) for trial in trials}
     names = {trial: _name(trial, config) for trial, config in configs.items()}
     tracking = configs[trials[0]].tracking
-    parent = _parent(folder, trials) if resume else None
-    finished = _finished(folder, trials) if parent else set()
-    stop = Event()
-    with recorded_run(tracking.experiment, f"sweep of {len(trials)}", parent) as recorder, cluster():
-        if parent is None:
-            record_environment(recorder, "sweep")
-            recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(varied)})
-        recorder.address.write(folder / ADDRESS)
-        with replacing(folder / SWEEP) as partial:
-            partial.write_text(json.dumps({"trials": [trial.settings for trial in trials]}))
+    with only_writer(folder, (SWEEP,), resume=resume, overwrite=overwrite):
+        parent = _parent(folder, trials) if resume else None
+        finished = _finished(folder, trials) if parent else set()
+        stop = Event()
+        with recorded_run(tracking.experiment, f"sweep of {len(trials)}", parent) as recorder, cluster():
+            if parent is None:
+                record_environment(recorder, "sweep")
+                recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(varied)})
+            recorder.address.write(folder / ADDRESS)
+            with replacing(folder / SWEEP) as partial:
+                partial.write_text(json.dumps({"trials": [trial.settings for trial in trials]}))
 
-        def trained(trial: Trial) -> TrainReport:
-            return run_train(
-                configs[trial],
-                folder / str(trial.number),
-                resume=resume,
-                start_from=None,
-                console=Console(quiet=True),
-                name=names[trial],
-                parent=recorder.address.run_id,
-                stop=stop,
-            )
+            def trained(trial: Trial) -> TrainReport:
+                return run_train(
+                    configs[trial],
+                    folder / str(trial.number),
+                    resume=resume,
+                    overwrite=overwrite,
+                    start_from=None,
+                    console=Console(quiet=True),
+                    name=names[trial],
+                    parent=recorder.address.run_id,
+                    stop=stop,
+                )
 
-        errors: dict[Trial, str] = {}
-        with ThreadPoolExecutor(parallel) as pool:
-            futures = {pool.submit(trained, trial): trial for trial in trials if trial not in finished}
-            try:
-                for done in as_completed(futures):
-                    trial = futures[done]
-                    if error := done.exception():
-                        errors[trial] = " ".join(str(error).split())[:300] or type(error).__name__
-                    outcome = f"failed, {errors[trial]}" if error else "done"
-                    console.print(f"{names[trial]}: {outcome}", markup=False)
-            except BaseException:
-                # Only this thread receives a signal: it stops the trainings and waits until they have ended.
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-        children = tuple(
-            ChildReport(
-                **vars(trial),
-                status="kept" if trial in finished else "failed" if trial in errors else "done",
-                run_id=_run_id(folder, trial),
-                error=errors.get(trial),
+            errors: dict[Trial, str] = {}
+            with ThreadPoolExecutor(parallel) as pool:
+                futures = {pool.submit(trained, trial): trial for trial in trials if trial not in finished}
+                try:
+                    for done in as_completed(futures):
+                        trial = futures[done]
+                        if error := done.exception():
+                            errors[trial] = " ".join(str(error).split())[:300] or type(error).__name__
+                        outcome = f"failed, {errors[trial]}" if error else "done"
+                        console.print(f"{names[trial]}: {outcome}", markup=False)
+                except BaseException:
+                    # Only this thread receives a signal: it stops the trainings and waits until they have ended.
+                    stop.set()
+                    pool.shutdown(cancel_futures=True)
+                    raise
+            children = tuple(
+                ChildReport(
+                    **vars(trial),
+                    status="kept" if trial in finished else "failed" if trial in errors else "done",
+                    run_id=_run_id(folder, trial),
+                    error=errors.get(trial),
+                )
+                for trial in trials
             )
-            for trial in trials
-        )
-        comparison, files = _compared(children, folder, recorder)
-        if comparison is not None:
-            best = replace(recorder.address, run_id=comparison.rows[0].run_id)
-            register_model(best, model_of_run(best.run_id), tracking.registered_model)
-    return SweepReport(recorder.address.run_id, children, comparison, files)
+            comparison, files = _compared(children, folder, recorder)
+            if comparison is not None:
+                best = replace(recorder.address, run_id=comparison.rows[0].run_id)
+                register_model(best, model_of_run(best.run_id), tracking.registered_model)
+        return SweepReport(recorder.address.run_id, children, comparison, files)
 
 
 def all_trials(varied: Mapping[str, Any]) -> list[Trial]:
@@ -236,9 +246,13 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
     """
     try:
         known = json.loads((folder / SWEEP).read_text())
+        varied = known["trials"]
     except FileNotFoundError:
         return None
-    if known["trials"] != [list(trial.settings) for trial in trials]:
+    except (ValueError, KeyError, TypeError):
+        remedy = "Start the sweep again, in another folder."
+        raise ReadError(f"{folder.name}/{SWEEP}", "it does not name the trainings of a sweep", remedy) from None
+    if varied != [list(trial.settings) for trial in trials]:
         raise ConfigError(
             f"Cannot resume the sweep in {folder.name}: it varied something else.",
             "Use the configuration that it was started with, or another --out.",
