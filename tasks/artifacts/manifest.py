@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tasks.artifacts.contracts import Contract, FileContract, VolumeContract
 from tasks.files.atomic import replacing
 
 CONTRACTS_FILE = "contracts.json"
+PARTS = ".voxlift/*.manifest"
 PLAIN = FileContract()
 
 
@@ -102,15 +104,40 @@ def write_contracts(folder: Path, seals: Mapping[str, ManifestEntry], run_id: st
         partial.write_text(Contracts(run_id=run_id, seals=dict(seals)).text())
 
 
+def note_entries(folder: Path, entries: Mapping[Path, ManifestEntry], run_id: str) -> None:
+    """Note entries of files of a folder in a file of their own: several runs may write into one folder at once."""
+    names = {path.name: entry for path, entry in entries.items()}
+    part = hashlib.sha256(next(iter(names)).encode()).hexdigest()[:32]
+    with replacing(folder / PARTS.replace("*", part)) as partial:
+        partial.write_text(Contracts(run_id=run_id, seals=names).text())
+
+
+def collect_entries(folder: Path, run_id: str) -> None:
+    """Write the `contracts.json` of a folder from all noted entries, those of other runs included, of files that exist.
+
+    Of runs that collect at once, the last to write has seen what all have noted, or sees it now and writes again.
+    """
+    seen: dict[Path, int] = {}
+    while (now := {part: part.stat().st_mtime_ns for part in folder.glob(PARTS)}) != seen:
+        seen, known = now, Contracts()
+        with suppress(ContractsError):
+            known = read_contracts(folder)
+        write_contracts(folder, {name: one for name, one in known.seals.items() if (folder / name).is_file()}, run_id)
+
+
 def read_contracts(folder: Path) -> Contracts:
-    """Read the `contracts.json` of a folder.
+    """Read the `contracts.json` of a folder, and the entries of present files that were noted since.
 
     Raises:
         ContractsError: It does not exist, or holds no contracts.
     """
+    whole, parts = folder / CONTRACTS_FILE, sorted(folder.glob(PARTS))
+    if not parts and not whole.exists():
+        raise ContractsError("it does not exist, so nothing says what the other files should be")
     try:
-        return Contracts.model_validate_json((folder / CONTRACTS_FILE).read_bytes())
-    except FileNotFoundError:
-        raise ContractsError("it does not exist, so nothing says what the other files should be") from None
+        known = Contracts.model_validate_json(whole.read_bytes()) if whole.exists() else Contracts()
+        noted = [Contracts.model_validate_json(part.read_bytes()).seals for part in parts]
     except (OSError, ValidationError):
         raise ContractsError("it was changed: it holds no contracts") from None
+    present = {name: one for part in noted for name, one in part.items() if (folder / name).is_file()}
+    return Contracts(run_id=known.run_id, seals=known.seals | present)

@@ -107,3 +107,13 @@ def test_settings_without_adaptation_are_refused(folder, capfd):
     with pytest.raises(InputError, match=r"Cannot apply --set training\.steps=3"):
         upscale(capfd, folder, "none", "--model", "x", settings=["training.steps=3"])
     assert not (folder / "none").exists()
+
+
+def test_an_adaptation_is_not_replaced_unawares(folder, capfd):
+    made_from = folder / "replaced" / "adapted" / "made-from.json"
+    made_from.parent.mkdir(parents=True)
+    made_from.write_text("other volumes")
+    for options, problem in (([], "there is one already"), (["--resume"], "was made from other volumes")):
+        with pytest.raises(InputError, match=f"{problem}.* --resume .* --overwrite"):
+            upscale(capfd, folder, "replaced", "--adapt", *options, settings=QUICK)
+    assert made_from.read_text() == "other volumes"

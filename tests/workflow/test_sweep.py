@@ -15,10 +15,11 @@ import yaml
 from mlflow import MlflowClient
 from scipy.ndimage import gaussian_filter
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, UsageError
 from configs.load import load_sweep
 from tests.processes import until
 from tests.tasks.small_training import SMALL
+from workflow.cli import app
 from workflow.train.sweep import all_trials
 
 ROOT = Path(__file__).parents[2]
@@ -85,6 +86,27 @@ def prepared(folder, name, varied):
     nibabel.save(image, folder / "here.nii.gz")
     content = {"degradation": "iso2x", "tracking": {"experiment": name, "registered_model": name}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content | {"sweep": varied}, sort_keys=False))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("{}", [], "Continue that one with --resume, replace it with --overwrite"),
+        ("{}", ["--resume", "--overwrite"], "not both"),
+        ("", ["--resume"], r"Cannot read out/sweep\.json: it does not name the trainings"),
+        ('{"trials": [["training.seed=7"]]}', ["--resume"], "it varied something else"),
+    ],
+)
+def test_a_sweep_is_not_replaced_unawares(tmp_path, monkeypatch, content, options, message):
+    prepared(tmp_path, "kept", {"training.seed": [0, 1]})
+    monkeypatch.chdir(tmp_path)
+    known = tmp_path / "out" / "sweep.json"
+    known.parent.mkdir()
+    known.write_text(content)
+    with pytest.raises(UsageError, match=message):
+        app(["sweep", "sweep.yaml", "--out", "out", *options], standalone_mode=False)
+    assert [path.name for path in known.parent.iterdir()] == ["sweep.json"]
+    assert known.read_text() == content
 
 
 @pytest.fixture(scope="module")

@@ -195,6 +195,22 @@ def test_a_run_that_was_deleted_gives_way_to_a_new_one(client):
         assert client.get_run(second.address.run_id).info.status == "FINISHED"
 
 
+def test_the_contracts_of_artifacts_that_belong_together_are_logged_once(client, monkeypatch):
+    logged, log_artifact = [], MlflowClient.log_artifact
+
+    def counted(self, run_id, path, folder=None):
+        logged.append(Path(path).name)
+        log_artifact(self, run_id, path, folder)
+
+    monkeypatch.setattr(MlflowClient, "log_artifact", counted)
+    with tracking.recorded_run("things", "together") as recorder:
+        with recorder.together():
+            recorder.text("1", "first.txt")
+            recorder.text("2", "second.txt")
+        assert logged == ["first.txt", "second.txt", "contracts.json"]
+    assert verify(recorder.address.run_id).artifacts == 2
+
+
 def test_inputs_are_known_by_digest_and_geometry_and_not_by_name(client, tmp_path):
     path = tmp_path / "jane_doe.nii.gz"
     write_volume(path, np.ones((3, 4, 5), np.float32), Grid(FileShape(3, 4, 5), np.diag([1, 1, 2.5, 1])))

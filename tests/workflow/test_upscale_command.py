@@ -12,6 +12,9 @@ from mlflow import MlflowClient
 
 from configs.axes import FileShape
 from configs.errors import InputError, ShapeError
+from configs.schema import Resources
+from tasks.artifacts.network_file import read_network
+from tasks.files.lock import locked
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_slabs, write_volume
 from tests.networks import small_restorer
@@ -20,6 +23,9 @@ from tests.tasks.images import fifteen_storages
 from tests.workflow.light_restorer import LightRestorer
 from workflow.cli import app, main
 from workflow.tracking.verification import verify
+from workflow.upscale.plan import UpscaleRequest
+from workflow.upscale.volume_work import VolumeWork
+from workflow.upscale.volumes import only_writer, plan_volumes
 
 KEYS = {
     *("input", "output", "status", "input_shape", "output_shape", "output_spacing", "scale", "shards"),
@@ -229,3 +235,64 @@ def test_a_blur_that_is_none_is_refused(place, capfd):
     with pytest.raises(InputError, match=r"Cannot use --blur 1,-1,0"):
         upscale(place / "other.nii", "--out", place / "out", "--blur", "1,-1,0")
     capfd.readouterr()
+
+
+def test_finished_outputs_are_not_overwritten_unawares(place, model):
+    finished = place / "out" / "other_sr.nii"
+    finished.parent.mkdir()
+    finished.write_text("hours of work")
+    options = ["--out", place / "out", "--model", model, "--scale", "2,2,2"]
+    for adapt in ([], ["--adapt"]):
+        with pytest.raises(InputError, match=r"Cannot write other_sr\.nii: .* --resume .* --overwrite"):
+            upscale(place / "sub-01_T1w.nii.gz", place / "other.nii", *options, *adapt)
+    with pytest.raises(InputError, match="not both"):
+        upscale(place / "other.nii", *options, "--resume", "--overwrite")
+    assert [path.name for path in (place / "out").iterdir()] == ["other_sr.nii"]
+    assert finished.read_text() == "hours of work"
+
+
+def test_an_output_has_one_writer_and_its_folder_many(place, model):
+    options = ["--out", place / "out", "--model", model, "--scale", "2,2,2"]
+    with locked(place / "out" / ".voxlift" / "other_sr.lock", "it") as lock:
+        with pytest.raises(InputError, match=r"Cannot write other_sr\.nii: another run writes it, process \d+ on "):
+            upscale(place / "other.nii", *options)
+        request = UpscaleRequest(
+            [place / "sub-01_T1w.nii.gz"], place / "out", read_network(model), Resources(), (2, 2, 2)
+        )
+        (work,) = plan_volumes(request)
+        assert isinstance(work, VolumeWork)
+        with only_writer([work]):
+            lock.require_held()
+    assert not (place / "out").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_source_that_goes_bad_after_it_was_checked_fails_alone(place, model, monkeypatch, capfd):
+    def plan_and_lose(request):
+        planned = plan_volumes(request)
+        (place / "other.nii").unlink(missing_ok=True)
+        return planned
+
+    (place / "out").mkdir()
+    (place / "out" / "other_sr.nii").write_text("of an earlier run")
+    options = ["--out", place / "out", "--model", model, "--scale", "2,2,2", "--workers", "1", "--json"]
+    sources, kept = [place / "other.nii", place / "sub-01_T1w.nii.gz"], (place / "other.nii").read_bytes()
+    monkeypatch.setattr("workflow.upscale.run.plan_volumes", plan_and_lose)
+    assert upscale(*sources, *options, "--overwrite") == 1
+    first, second = json.loads(capfd.readouterr().out)["volumes"]
+    assert (first["status"], second["status"]) == ("failed", "done")
+    assert "No such file" in first["error"]
+
+    # Of a finished output, the QC page alone needs the source.
+    monkeypatch.undo()
+    monkeypatch.setattr("workflow.restore.restoration.Restorer", LightRestorer)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
+    (place / "other.nii").write_bytes(kept)
+    assert not upscale(*sources, *options, "--resume")
+    (place / "out" / "other_sr_quality.html").unlink()
+    monkeypatch.setattr("workflow.upscale.run.plan_volumes", plan_and_lose)
+    assert not upscale(*sources, *options, "--resume")
+    printed = capfd.readouterr()
+    assert "other.nii: no QC page: Cannot read other.nii" in " ".join(printed.err.split())
+    assert verify(str(place / "out")).artifacts == 5
+    assert verify(str(place / "out")).damages == ()

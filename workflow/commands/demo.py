@@ -21,9 +21,11 @@ def demo(
     with screen(as_json) as opened:
         from configs.load import load_config
         from workflow.demo import run_demo, summary
+        from workflow.train.run import only_writer
 
         config = load_config("demo", overrides or [])
         if volume is not None:
             config = config.model_copy(update={"data": config.data.model_copy(update={"volumes": (volume,)})})
-        report, evaluation = run_demo(config, out, opened.console)
+        with only_writer(out, (), resume=False, overwrite=True):  # the same command gives the same files
+            report, evaluation = run_demo(config, out, opened.console)
         opened.show(report, *summary(report, evaluation))

@@ -8,7 +8,16 @@ import typer
 
 from configs.errors import InputError
 from tasks.files.selection import expand_inputs
-from workflow.commands.options import MemoryBudget, Spacing, Volumes, Workers, resources_of, three_numbers
+from workflow.commands.options import (
+    MemoryBudget,
+    Overwrite,
+    Spacing,
+    Volumes,
+    Workers,
+    require_one_of,
+    resources_of,
+    three_numbers,
+)
 from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
@@ -56,6 +65,7 @@ def upscale(
     retries: Annotated[int, typer.Option(min=0, help="How often a shard is tried again.")] = 2,
     patience: Annotated[float, typer.Option(min=1, help="Seconds until a silent worker is replaced.")] = 600.0,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    overwrite: Overwrite = False,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first volume that fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,6 +76,7 @@ def upscale(
         from workflow.upscale.report import summary
         from workflow.upscale.run import run_upscaling, saved_network
 
+        require_one_of(resume=resume, overwrite=overwrite)
         if settings and not adapt:
             raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains.", "Give --adapt too.")
         if slice_axis and adapt:
@@ -94,6 +105,7 @@ def upscale(
                 resources=resources,
                 settings=settings or [],
                 resume=resume,
+                overwrite=overwrite,
                 console=opened.console,
             )
         request = UpscaleRequest(
@@ -107,6 +119,7 @@ def upscale(
             dtype=dtype,
             correct=correct,
             resume=resume,
+            overwrite=overwrite,
             fail_fast=fail_fast,
             profile=acquisition,
             blur=three_numbers(blur, "--blur", zeros=True),

@@ -32,8 +32,10 @@ def record_setup(recorder: Recorder, config: RunConfig, command: str) -> None:
     """
     shown = config if config.tracking.record_paths else without_paths(config)
     recorder.parameters(flatten(shown))
-    recorder.text(resolved_yaml(shown), "config.yaml")
-    record_environment(recorder, command, {"degradation": config.degradation.name, "seed": str(config.training.seed)})
+    tags = {"degradation": config.degradation.name, "seed": str(config.training.seed)}
+    with recorder.together():
+        recorder.text(resolved_yaml(shown), "config.yaml")
+        record_environment(recorder, command, tags)
 
 
 def record_environment(recorder: Recorder, command: str, tags: Mapping[str, str] | None = None) -> None:

@@ -66,6 +66,7 @@ class Recorder:
         self._pending: list[tuple[str, float, int, int]] = []
         self._steps = dict(steps or {})
         self._entries = dict(entries or {})
+        self._together = False
         self._lock = threading.RLock()
         self._flushed = time.monotonic()
 
@@ -123,8 +124,19 @@ class Recorder:
         self._client.log_artifact(self.address.run_id, str(path), folder)
         self._entries[f"{folder}/{path.name}" if folder else path.name] = entry
         # Not only at the end: a run that is killed and resumed still has its contracts.
-        self._log_contracts()
+        if not self._together:
+            self._log_contracts()
         return entry
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Log the contracts once, after all artifacts that the block records, instead of after each."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+        self._log_contracts()
 
     def volume(self, path: Path, folder: str, contract: VolumeContract, *, with_header: bool) -> ManifestEntry:
         """Record a volume, with only the geometry of its header unless `with_header`.

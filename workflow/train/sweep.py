@@ -258,7 +258,7 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
             "Use the configuration that it was started with, or another --out.",
         )
     address = resumable_run(folder)
-    return address.run_id if address else known["run_id"]  # earlier versions kept it with the trials
+    return address.run_id if address else known.get("run_id")  # earlier versions kept it with the trials
 
 
 def _finished(folder: Path, trials: Sequence[Trial]) -> set[Trial]:

@@ -13,13 +13,16 @@ from configs.load import load_config, resolved_yaml
 from configs.schema import Resources, RunConfig
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.atomic import replacing
+from tasks.files.lock import locked
 from tasks.imaging.consistency import recipe_at
 from tasks.volume.grid import Three, network_axes, target_grid
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.scan import Scan
 from workflow.cluster import cluster
+from workflow.tracking.recorder import exit_on_sigterm
 from workflow.train.run import MODEL, run_train
 from workflow.upscale.run import saved_network
+from workflow.upscale.volumes import require_new
 
 PRESET = "self4x"
 FOLDER, MADE_FROM = "adapted", "made-from.json"
@@ -37,6 +40,7 @@ def run_adaptation(
     settings: Sequence[str],
     resume: bool,
     console: Console,
+    overwrite: bool = False,
 ) -> Path:
     """Train a network on thick-slice volumes themselves, recorded as a run of its own and not registered.
 
@@ -50,14 +54,17 @@ def run_adaptation(
         settings: Overrides of the preset, each `section.key=value`.
         resume: Continue an interrupted adaptation to the same volumes.
         console: For progress.
+        overwrite: Replace an earlier adaptation.
 
     Returns:
         The `.keras` file.
 
     Raises:
-        InputError: A volume cannot be adapted to, or the model carries no card.
+        InputError: A volume cannot be adapted to, the model carries no card, or there is another adaptation.
         ConfigError: A setting is wrong, or the cluster has no room.
     """
+    if not (resume or overwrite):
+        require_new(sources, out)  # before the training
     initial = None if model is None else saved_network(model)
     inspected = [inspect_volume(source) for source in sources]
     config = adaptation_config([one.scan for one in inspected], initial, scale, spacing, resources, settings)
@@ -69,24 +76,40 @@ def run_adaptation(
             "model": None if initial is None else initial.digest,
         }
     )
-    known = folder / MADE_FROM
-    resume = resume and known.is_file() and known.read_text() == made_from
-    if resume and (folder / MODEL).is_file():
-        return folder / MODEL
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
-    with replacing(known) as partial:
-        partial.write_text(made_from)
-    start_from = None
-    if initial is not None:
-        start_from = folder / "start.keras"
-        with replacing(start_from) as partial:
-            partial.write_bytes(initial.content)
-    with cluster(resources.workers * resources.cpus_per_worker):
-        report = run_train(
-            config, folder, resume=resume, start_from=start_from, console=console, name="adapt", registers=False
-        )
+    with exit_on_sigterm(), locked(folder.with_name(".voxlift") / f"{FOLDER}.lock", f"{out.name}/{FOLDER}"):
+        known = folder / MADE_FROM
+        if folder.exists() and not overwrite:
+            _require_same(known, made_from, resume=resume)
+            if (folder / MODEL).is_file():
+                return folder / MODEL
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+        with replacing(known) as partial:
+            partial.write_text(made_from)
+        start_from = None
+        if initial is not None:
+            start_from = folder / "start.keras"
+            with replacing(start_from) as partial:
+                partial.write_bytes(initial.content)
+        with cluster(resources.workers * resources.cpus_per_worker):
+            report = run_train(
+                config, folder, resume=resume, start_from=start_from, console=console, name="adapt", registers=False
+            )
     return report.model
+
+
+def _require_same(known: Path, made_from: str, *, resume: bool) -> None:
+    """Refuse to replace an adaptation, unless it is the one to resume."""
+    if not resume:
+        problem = "there is one already"
+    elif not known.is_file() or known.read_text() != made_from:
+        problem = "the one that is there was made from other volumes, settings or weights"
+    else:
+        return
+    raise InputError(
+        f"Cannot adapt a network in {known.parents[1].name}/{FOLDER}: {problem}.",
+        "Give --resume to continue or use it, --overwrite to replace it, or another --out.",
+    )
 
 
 def adaptation_config(

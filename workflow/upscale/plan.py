@@ -41,6 +41,7 @@ class UpscaleRequest:
         dtype: Of the outputs on disk; None keeps integers.
         correct: Make outputs consistent with their inputs, as far as the model's card gives the degradation.
         resume: Continue an interrupted run.
+        overwrite: Replace finished outputs of an earlier run.
         fail_fast: Stop at the first volume that fails.
         run_id: Of the MLflow run that records it, for the files next to the outputs.
         profile: Of the acquisition; None for what is assumed by default.
@@ -57,6 +58,7 @@ class UpscaleRequest:
     dtype: str | None = None
     correct: bool = True
     resume: bool = False
+    overwrite: bool = False
     fail_fast: bool = False
     run_id: str | None = None
     profile: Profile | None = None

@@ -5,7 +5,6 @@ No path and nothing from a header is recorded.
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from configs.errors import ContractError, ContractsError
+from configs.errors import ContractError, InputError
 from configs.load import flatten
 from tasks.artifacts.contracts import volume_contract
-from tasks.artifacts.manifest import ManifestEntry, manifest_entry, read_contracts, write_contracts
+from tasks.artifacts.manifest import collect_entries, manifest_entry, note_entries
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
 from tasks.files.outputs import output_paths, sidecar_name, split_name
@@ -35,10 +34,11 @@ from workflow.restore.restoration import Progress
 from workflow.terminal.progress import progress_bar
 from workflow.tracking import Recorder, RunAddress, described_volume, recorded_run, resolve_model, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
+from workflow.tracking.recorder import exit_on_sigterm
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
 from workflow.upscale.report import COLUMNS, UpscaleReport, geometry
 from workflow.upscale.volume_work import Output, VolumeWork
-from workflow.upscale.volumes import plan_volumes, upscale
+from workflow.upscale.volumes import only_writer, plan_volumes, require_new, upscale
 
 EXPERIMENT = "voxlift"
 MAX_PAGE_VOXELS = 1 << 27  # of a QC page, which holds the volume several times: 4 GiB at this size
@@ -67,6 +67,8 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         ConfigError: The cluster has no room for the workers.
         Exception: Why a volume failed, if the request is to fail fast.
     """
+    if not (request.resume or request.overwrite):
+        require_new(request.sources, request.out)
     planned = plan_volumes(request)
     numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
     for work in numbers:
@@ -74,6 +76,19 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
         for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *leaves))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
+    with exit_on_sigterm(), only_writer(list(numbers)):
+        if not (request.resume or request.overwrite):
+            require_new(request.sources, request.out)  # again: what this run has waited for may have been written since
+        return _recorded(request, planned, numbers, console)
+
+
+def _recorded(
+    request: UpscaleRequest,
+    planned: Sequence[VolumeWork | InputError],
+    numbers: Mapping[VolumeWork, int],
+    console: Console,
+) -> UpscaleReport:
+    """Super-resolve planned volumes as a recorded run; the volumes that can be used have numbers."""
     address_file, resources = _address_file(request), request.resources
     earlier = RunAddress.read(address_file) if request.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
@@ -100,7 +115,12 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         _record_report(recorder, report)
         for work, number in numbers.items():
             if work.failure is None:
-                _add_page_if_absent(recorder, number, work)
+                try:
+                    _add_page_if_absent(recorder, number, work)
+                except InputError as error:  # the output is complete
+                    console.print(f"{work.plan.name}: no QC page: {error}", markup=False)
+        if numbers:
+            collect_entries(request.out, address.run_id)
     address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
 
@@ -123,14 +143,15 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
         return
     found = [work.inspected for work in works]
     recorder.inputs([described_volume(one.scan, one.digests, "input", record_paths=False) for one in found])
-    record_network(recorder, request.network)
     recorder.parameters({f"upscale.{name}": value for name, value in _options(request).items()})
     recorder.parameters({**flatten(request.resources, "resources"), "volumes": str(len(request.sources))})
     if request.network.card is not None:
         recipe = request.network.card.degradation
         recorder.parameters(flatten(recipe, "degradation"))
         recorder.tags({"degradation": recipe.name})
-    record_environment(recorder, "upscale")
+    with recorder.together():
+        record_network(recorder, request.network)
+        record_environment(recorder, "upscale")
 
 
 def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Output) -> str:
@@ -143,7 +164,7 @@ def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Ou
     if entry.sha256 != output.sha256:
         raise ContractError(f"{plan.output.name} departs from its contract: it was changed after it was written.")
     sidecar = plan.output.with_name(sidecar_name(plan.output.name))
-    _add_entries(recorder, {plan.output: entry, sidecar: manifest_entry(sidecar)})
+    note_entries(plan.output.parent, {plan.output: entry, sidecar: manifest_entry(sidecar)}, recorder.address.run_id)
     work.conclude(output)  # before the page, without which the output is still of use
     if restored is None:
         return "too large for a QC page"
@@ -155,7 +176,7 @@ def _add_page_if_absent(recorder: Recorder, number: int, work: VolumeWork) -> No
     """Make the QC page of an output whose run was stopped before it had made one."""
     plan = work.plan
     if _has_page(plan) and not _page(plan).exists():
-        voxels = plan.scan.read(0).voxels
+        voxels = next(work.inspected.volumes()).voxels
         coarse = plan.coarse_volume(plan.axes.to_network(voxels), find_intensity(voxels))
         _add_page(recorder, number, work, coarse, read_volume(plan.output).voxels)
 
@@ -184,7 +205,7 @@ def _add_page(
     )
     write_quality_page(page, case)
     recorder.artifact(page, "quality", name=f"{number}.html")
-    _add_entries(recorder, {page: manifest_entry(page)})
+    note_entries(page.parent, {page: manifest_entry(page)}, recorder.address.run_id)
 
 
 def _page(plan: VolumePlan) -> Path:
@@ -226,11 +247,3 @@ def _description(report: UpscaleReport) -> str:
         *(f"| {number} | {' | '.join(one.row(' × '))} |" for number, one in enumerate(report.volumes, start=1)),
     ]
     return "\n".join(lines)
-
-
-def _add_entries(recorder: Recorder, entries: Mapping[Path, ManifestEntry]) -> None:
-    """Add to the manifest of a folder, in which files of earlier runs stay as long as they exist."""
-    folder, known = next(iter(entries)).parent, {}
-    with suppress(ContractsError):
-        known = {name: entry for name, entry in read_contracts(folder).seals.items() if (folder / name).is_file()}
-    write_contracts(folder, known | {path.name: entry for path, entry in entries.items()}, recorder.address.run_id)

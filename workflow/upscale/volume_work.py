@@ -163,8 +163,6 @@ class VolumeWork:
         self.plan, self.inspected = plan, inspected
         self._resume, self._arrivals = resume, Arrivals()
         self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
-        if resume:
-            sweep(plan.output)
         self.written = self._read_record() if resume else None
         self.shards_resumed = plan.shards if self.written is not None else 0
         # Of the thread that reads ahead.
@@ -239,6 +237,7 @@ class VolumeWork:
             AbandonedError: The volume was abandoned.
         """
         plan, found = self.plan, self.inspected.extent
+        sweep(plan.output)
         writer = _Writer(plan, self._arrivals, self._assembly, self.writing)
         extent = (found.lowest, found.highest)
         sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, plan.n_timepoints)

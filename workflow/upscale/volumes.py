@@ -3,12 +3,15 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
+from unicodedata import normalize
 
-from configs.errors import AbandonedError, InputError
-from tasks.files.outputs import check_destination, output_paths, sidecar_name
+from configs.errors import AbandonedError, InputError, ReadError
+from tasks.files.lock import locked
+from tasks.files.outputs import check_destination, output_paths, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.sidecar import write_sidecar
@@ -20,6 +23,36 @@ from workflow.upscale.report import Timings, UpscaleReport, VolumeReport, plan_r
 from workflow.upscale.volume_work import Frame, Output, VolumeWork
 
 OnWritten = Callable[[VolumeWork, Output], object]
+
+
+def require_new(sources: Sequence[Path], out: Path) -> None:
+    """Check that no output of the sources is there already.
+
+    Raises:
+        InputError: One is.
+    """
+    found = [path.name for path in output_paths(sources, out) if path.exists()]
+    if found:
+        others = f" and {len(found) - 1} other(s)" if len(found) > 1 else ""
+        raise InputError(
+            f"Cannot write {found[0]}{others}: an earlier run has written it.",
+            "Give --resume to keep what is finished, --overwrite to replace it, or another --out.",
+        )
+
+
+@contextmanager
+def only_writer(works: Sequence[VolumeWork]) -> Iterator[None]:
+    """Hold a lock for each output, so that several runs may write different outputs into one folder.
+
+    Raises:
+        InputError: Another process writes one of them.
+    """
+    with ExitStack() as locks:
+        for output in (work.plan.output for work in works):
+            stem, _ = split_name(output.name)  # which its sidecar and QC page share
+            name = f"{normalize('NFC', stem).casefold()}.lock"
+            locks.enter_context(locked(output.parent / ".voxlift" / name, output.name))
+        yield
 
 
 def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
@@ -48,7 +81,10 @@ def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
 
 def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     began = time.perf_counter()
-    inspected = inspect_volume(source)
+    try:
+        inspected = inspect_volume(source)
+    except OSError as error:  # it was there a moment ago
+        raise ReadError(source.name, error.strerror or "it is gone", "Check the file.") from error
     plan = plan_volume(request, inspected.scan, output, inspected.extent)
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=time.perf_counter() - began)
     if work.written is None:
