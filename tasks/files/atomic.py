@@ -24,7 +24,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         yield partial
         # Some file systems store the rename before the content: a power cut between them leaves an empty file.
         if durable:
-            _synchronise(partial)
+            with partial.open("ab") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
         if durable:
             with suppress(OSError):  # some file systems synchronise no folder
@@ -40,8 +41,8 @@ def sweep(path: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _synchronise(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _synchronise(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -52,7 +52,7 @@ class Process:
         """Read what `text` gave, whatever else that may hold; None where it names no process."""
         try:
             known = json.loads(text)
-            return cls(**{field.name: known[field.name] for field in fields(cls)})
+            return cls(**{field.name: known[field.name] for field in fields(cls)} | {"pid": int(known["pid"])})
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -166,7 +166,7 @@ def _start(pid: int) -> str:
         return "" if fields[0] in "ZX" else fields[STAT_START]  # ended, and not yet waited for
     try:
         return f"{psutil.Process(pid).create_time():.0f}"
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # no process has such an id
         return ""
 
 

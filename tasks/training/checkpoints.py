@@ -55,7 +55,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) ->
             best_psnr=checkpoint.best_psnr,
             misses=checkpoint.misses,
             validations=np.array(checkpoint.validations),
-            config=_fingerprint(config),
+            config=fingerprint(config),
             **arrays,
         )
     for old in _files(folder)[: -config.training.checkpoints.keep]:
@@ -76,7 +76,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = dict(stored)
-            if str(arrays["config"]) == _fingerprint(config):
+            if str(arrays["config"]) == fingerprint(config):
                 return _checkpoint(arrays)
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             damage = damage or f"{name} is not a checkpoint ({' '.join(str(error).split())})"
@@ -112,6 +112,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.npz") if path.stem.removeprefix("step-").isdecimal())
 
 
-def _fingerprint(config: RunConfig) -> str:
+def fingerprint(config: RunConfig) -> str:
+    """Return a digest of all in a configuration that determines the result of a training."""
     leaves = {key: value for key, value in flatten(config).items() if not key.startswith(FREE)}
     return hashlib.sha256(repr(sorted(leaves.items())).encode()).hexdigest()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def test_a_finished_training_is_neither_repeated_nor_harmed(trained, reference, 
         with pytest.raises(InputError, match=message):
             app([*arguments], standalone_mode=False)
         assert str(state()) == str(before)
+    # As a start that was stopped before its first checkpoint leaves it.
+    started = folder / "started"
+    started.mkdir()
+    shutil.copy(folder / "run" / "config.yaml", started)
+    with pytest.raises(InputError, match="Cannot resume the run in started: it was started with another"):
+        app([*arguments, "--out", "started"], standalone_mode=False)
+    assert [path.name for path in started.iterdir()] == ["config.yaml"]
     with locked(folder / "run" / LOCK, "it"), pytest.raises(InputError, match="another run writes it"):
         app([*arguments], standalone_mode=False)
     assert str(state()) == str(before)

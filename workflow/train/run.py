@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,13 +13,13 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 from configs.errors import ConfigError, InputError
-from configs.load import resolved_yaml
+from configs.load import load_config, resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
 from tasks.files.atomic import replacing
 from tasks.files.lock import Lock, locked
-from tasks.training.checkpoints import last_checkpoint
+from tasks.training.checkpoints import fingerprint, last_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, baseline_psnr
 from tasks.training.start import run_training
 from workflow.cluster import cluster, stream
@@ -110,7 +110,7 @@ def run_train(
         read_seconds = time.perf_counter() - started
         address = resumable_run(folder) if resume else None
         if resume:
-            last_checkpoint(folder / CHECKPOINTS, config)  # refused here, nothing has been changed
+            require_same(folder, config)
         experiment = address.experiment if address else config.tracking.experiment
         with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
             recorder.metrics({"seconds/reading": read_seconds})
@@ -137,6 +137,22 @@ def only_writer(folder: Path, made: Sequence[str], *, resume: bool, overwrite: b
                 "Continue that one with --resume, replace it with --overwrite, or choose another --out.",
             )
         yield lock
+
+
+def require_same(folder: Path, config: RunConfig) -> None:
+    """Refuse to resume a training with another configuration than it was started with.
+
+    Raises:
+        InputError: Its last checkpoint or, where there is none yet, its `config.yaml` is that of another.
+    """
+    if last_checkpoint(folder / CHECKPOINTS, config) is not None or not (folder / CONFIG).is_file():
+        return
+    with suppress(ConfigError):  # of another version: nothing of it goes into the result
+        if fingerprint(load_config(folder / CONFIG)) != fingerprint(config):
+            raise InputError(
+                f"Cannot resume the run in {folder.name}: it was started with another configuration.",
+                "Give that configuration and its overrides, or start again with --overwrite.",
+            )
 
 
 def record_training(
