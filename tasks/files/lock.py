@@ -64,11 +64,9 @@ class Process:
     def is_gone(self) -> bool:
         """True if it is known to have ended; of a process of another machine or container nothing is known."""
         here = Process.this()
-        if self.machine != here.machine:
+        if (self.machine, self.container) != (here.machine, here.container):
             return False
-        if self.boot != here.boot:
-            return True
-        return self.container == here.container and _start(self.pid) != self.start
+        return self.boot != here.boot or _start(self.pid) != self.start
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def _taken(path: Path, name: str) -> InputError:
     age = timedelta(seconds=max(0, round(time.time() - taken)))
     return InputError(
         f"Cannot write {name}: another run writes it, {who}, which began {age} ago.",
-        f"Wait for it or end it. If it was killed on another machine, remove {path}.",
+        f"Wait for it or end it. If it was killed on another machine or in another container, remove {path}.",
     )
 
 

@@ -111,6 +111,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_lost_to_who_works_on(tmp
         ({"boot": "before the power cut"}, True),
         ({"machine": "other"}, False),
         ({"container": "pid:[1]", "start": "1"}, False),
+        ({"container": "pid:[1]", "boot": "of another machine of that name"}, False),
         (None, False),
     ],
 )

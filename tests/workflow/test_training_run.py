@@ -128,6 +128,7 @@ def test_a_finished_training_that_is_resumed_registers_nothing_anew(trained, ref
     assert (folder / "run" / "model.keras").read_bytes() == model
     after = client.get_run(run_id)
     assert (after.info.status, after.info.end_time) == ("FINISHED", run.info.end_time)
+    assert after.data.tags["mlflow.note.content"] == run.data.tags["mlflow.note.content"]
     assert len(after.outputs.model_outputs) == 1
     (registered,) = client.search_registered_models()
     assert (registered.latest_versions[0].version, registered.aliases) == (1, {"champion": 1})

@@ -52,6 +52,7 @@ class Recorder:
         address: Of the run.
         steps: Last step of each metric that an earlier part of the run has logged; none up to it is logged again.
         entries: Manifest entries of the artifacts that it has logged.
+        had_finished: Whether the run had finished before it was resumed.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Recorder:
         address: RunAddress,
         steps: Mapping[str, int] | None = None,
         entries: Mapping[str, ManifestEntry] | None = None,
+        *,
+        had_finished: bool = False,
     ) -> None:
-        self.address = address
+        self.address, self.had_finished = address, had_finished
         self._client = client
         self._pending: list[tuple[str, float, int, int]] = []
         self._steps = dict(steps or {})
@@ -264,7 +267,7 @@ def recorded_run(
                 status, end_time = _ended(known)
             raise
         finally:
-            if known is not None and _ended(known)[0] == "FINISHED":
+            if known is not None and recorder.had_finished:
                 status, end_time = _ended(known)
             with uninterrupted():
                 recorder.end(status, end_time)
@@ -305,9 +308,10 @@ def _resumed(client: "MlflowClient", address: RunAddress, run: "Run") -> Recorde
             with suppress(ContractsError):
                 entries = read_contracts(Path(scratch)).seals
     client.set_tag(run_id, PROCESS_TAG, Process.this().text())
-    if _ended(run)[0] != "FINISHED":
+    had_finished = run.info.status == "FINISHED"
+    if not had_finished:
         client.update_run(run_id, status="RUNNING")
-    return Recorder(client, address, steps, entries)
+    return Recorder(client, address, steps, entries, had_finished=had_finished)
 
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)

@@ -197,7 +197,8 @@ def record_training(
     registered = register_model(where, uri, config.tracking.registered_model).uri if registers else uri
     recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
     recorder.metrics({"model/parameters": trained.parameters})
-    recorder.describe(description(trained, loss, baselines))
+    if not recorder.had_finished:  # what was measured then stands
+        recorder.describe(description(trained, loss, baselines))
     cost = read_network(trained.model).cost
     return TrainReport(
         **vars(trained),
