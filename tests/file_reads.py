@@ -85,8 +85,8 @@ class FileReads:
             return b""
 
     def _counted_open(self, file: Any, mode: str = "r", buffering: int = -1, *more: Any, **named: Any) -> Any:
-        if mode == "ab" and (appended := self._reads_of(file)):  # which reads nothing
-            appended.counted += 1
+        if mode == "r+b" and (synchronised := self._reads_of(file)):  # which reads nothing
+            synchronised.counted += 1
         reads = self._reads_of(file) if mode == "rb" else None
         if reads is None:
             opened = self._open(file, mode, buffering, *more, **named)

@@ -24,7 +24,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         yield partial
         # Some file systems store the rename before the content: a power cut between them leaves an empty file.
         if durable:
-            with partial.open("ab") as file:
+            with partial.open("r+b") as file:
                 os.fsync(file.fileno())
         partial.replace(path)
         if durable:

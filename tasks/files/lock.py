@@ -76,10 +76,12 @@ class Lock:
     Args:
         path: Of its file.
         content: Of the file, different for every lock.
+        killed: The process that held it before and was killed, if one was.
     """
 
     path: Path
     content: str
+    killed: Process | None = None
 
     def require_held(self) -> None:
         """Check that nobody else has taken the lock: its holder was killed, and this process works on without it.
@@ -109,8 +111,8 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         with alone_in(path.parent):
-            holder = Process.of(_content(path))
-            if holder is not None and holder.is_gone:
+            killed = Process.of(_content(path))
+            if killed is not None and killed.is_gone:
                 path.unlink(missing_ok=True)
             with path.open("x") as file:
                 file.write(content)
@@ -121,7 +123,7 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
     except OSError as error:
         raise InputError(f"Cannot write {name}: {error.strerror}.", "Choose another folder.") from error
     try:
-        yield Lock(path, content)
+        yield Lock(path, content, killed)
     finally:
         if _content(path) == content:
             path.unlink(missing_ok=True)

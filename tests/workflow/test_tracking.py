@@ -21,6 +21,7 @@ from models.network.restorer import build_restorer
 from models.stages.stage import Stage
 from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.model_card import add_card, make_card
+from tasks.files.lock import locked
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from workflow.tracking.provenance import record_setup
@@ -152,6 +153,23 @@ def test_a_run_whose_process_was_killed_is_ended_by_the_next_start(client):
         assert client.get_run(outer.address.run_id).info.status == "RUNNING"
     assert client.get_run(elsewhere.info.run_id).info.status == "RUNNING"
     client.set_terminated(elsewhere.info.run_id)
+
+
+def test_a_run_whose_process_was_killed_before_it_noted_the_id_is_resumed(client, tmp_path):
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom tasks.files.lock import locked\n"
+        "from workflow.tracking import recorded_run\n"
+        "with locked(Path(sys.argv[1]), 'it'), recorded_run('things', 'other'), recorded_run('things', 'lost') as r:\n"
+        "    print(r.address.run_id, flush=True)\n    os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run.lock")]
+    run_id = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    with locked(tmp_path / "run.lock", "it") as lock:
+        assert lock.killed is not None
+        with tracking.recorded_run("things", "lost", killed=lock.killed) as recorder:
+            assert recorder.address.run_id == run_id
+            assert client.get_run(run_id).info.status == "RUNNING"
+    assert client.get_run(run_id).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(

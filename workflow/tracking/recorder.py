@@ -215,6 +215,7 @@ def recorded_run(
     name: str,
     run_id: str | None = None,
     *,
+    killed: Process | None = None,
     parent: str | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> Iterator[Recorder]:
@@ -229,6 +230,7 @@ def recorded_run(
         name: Name of the run.
         run_id: A run of that experiment to resume: no step of a metric is logged again. If it was deleted, a new one is
             opened.
+        killed: Without a `run_id`, a process whose run of this name is resumed: it was killed before it noted the id.
         parent: Id of the run whose child this one is.
         tags: Recorded before anything else.
 
@@ -242,8 +244,8 @@ def recorded_run(
         uri = tracking_uri()
         with opened_store("record", uri) as client:
             own = experiment_id(client, uri, experiment)
-            _end_killed(client, own)
-            known = _known(client, run_id) if run_id else None
+            left = {run.info.run_name: run for run, process in _end_killed(client, own) if process == killed}
+            known = _known(client, run_id) if run_id else left.get(name)
             if known is not None:
                 recorder = _resumed(client, RunAddress(uri, experiment, known.info.run_id), known)
             else:
@@ -273,12 +275,14 @@ def recorded_run(
                 recorder.end(status, end_time)
 
 
-def _end_killed(client: "MlflowClient", experiment: str) -> None:
-    """End the runs of an experiment whose process on this machine was killed."""
-    for run in client.search_runs([experiment], "attributes.status = 'RUNNING'"):
-        process = Process.of(run.data.tags.get(PROCESS_TAG, ""))
-        if process is not None and process.is_gone:
-            client.set_terminated(run.info.run_id, "KILLED")
+def _end_killed(client: "MlflowClient", experiment: str) -> list[tuple["Run", Process]]:
+    """End the runs of an experiment whose process on this machine was killed; returns them with their processes."""
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
+    recorded = ((run, Process.of(run.data.tags.get(PROCESS_TAG, ""))) for run in running)
+    left = [(run, process) for run, process in recorded if process is not None and process.is_gone]
+    for run, _ in left:
+        client.set_terminated(run.info.run_id, "KILLED")
+    return left
 
 
 def _known(client: "MlflowClient", run_id: str) -> "Run | None":

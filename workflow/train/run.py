@@ -111,8 +111,9 @@ def run_train(
         address = resumable_run(folder) if resume else None
         if resume:
             require_same(folder, config)
-        experiment = address.experiment if address else config.tracking.experiment
-        with recorded_run(experiment, name, address.run_id if address else None, parent=parent) as recorder, cluster():
+        experiment, run_id = (address.experiment, address.run_id) if address else (config.tracking.experiment, None)
+        killed = lock.killed if resume else None
+        with recorded_run(experiment, name, run_id, killed=killed, parent=parent) as recorder, cluster():
             recorder.metrics({"seconds/reading": read_seconds})
             return record_training(job, recorder, console, registers=registers and not parent, stop=stop)
 

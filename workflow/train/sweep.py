@@ -19,7 +19,7 @@ from tasks.files.atomic import replacing
 from workflow.cluster import cluster
 from workflow.evaluate.comparison import CURVE, Comparison, compare, comparison_table, write_comparison
 from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
-from workflow.tracking.provenance import record_environment, without_paths
+from workflow.tracking.provenance import ENVIRONMENT, record_environment, without_paths
 from workflow.tracking.reading import read_curves, read_runs
 from workflow.tracking.registry import model_of_run
 from workflow.train.run import ADDRESS, TrainReport, only_writer, resumable_run, run_train
@@ -106,12 +106,13 @@ def run_sweep(
     configs = {trial: configured([*overrides, *trial.settings]) for trial in trials}
     names = {trial: _name(trial, config) for trial, config in configs.items()}
     tracking = configs[trials[0]].tracking
-    with only_writer(folder, (SWEEP,), resume=resume, overwrite=overwrite):
+    with only_writer(folder, (SWEEP,), resume=resume, overwrite=overwrite) as lock:
         parent = _parent(folder, trials) if resume else None
         finished = _finished(folder, trials) if parent else set()
         stop = Event()
-        with recorded_run(tracking.experiment, f"sweep of {len(trials)}", parent) as recorder, cluster():
-            if parent is None:
+        title, killed = f"sweep of {len(trials)}", lock.killed if resume else None
+        with recorded_run(tracking.experiment, title, parent, killed=killed) as recorder, cluster():
+            if not recorder.holds(ENVIRONMENT):
                 record_environment(recorder, "sweep")
                 recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(varied)})
             recorder.address.write(folder / ADDRESS)

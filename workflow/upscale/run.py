@@ -19,6 +19,7 @@ from tasks.artifacts.contracts import volume_contract
 from tasks.artifacts.manifest import collect_entries, manifest_entry, note_entries
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
+from tasks.files.lock import Process
 from tasks.files.outputs import output_paths, sidecar_name, split_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
@@ -76,10 +77,10 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
         for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *leaves))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
-    with exit_on_sigterm(), only_writer(list(numbers)):
+    with exit_on_sigterm(), only_writer(list(numbers)) as killed:
         if not (request.resume or request.overwrite):
             require_new(request.sources, request.out)  # again: what this run has waited for may have been written since
-        return _recorded(request, planned, numbers, console)
+        return _recorded(request, planned, numbers, console, killed if request.resume else None)
 
 
 def _recorded(
@@ -87,13 +88,14 @@ def _recorded(
     planned: Sequence[VolumeWork | InputError],
     numbers: Mapping[VolumeWork, int],
     console: Console,
+    killed: Process | None,
 ) -> UpscaleReport:
     """Super-resolve planned volumes as a recorded run; the volumes that can be used have numbers."""
     address_file, resources = _address_file(request), request.resources
     earlier = RunAddress.read(address_file) if request.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
         earlier = None  # a new run, in this store, of the same cores
-    with recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None) as recorder:
+    with recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None, killed=killed) as recorder:
         address = recorder.address
         if numbers:
             address.write(address_file)

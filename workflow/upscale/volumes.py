@@ -10,7 +10,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from configs.errors import AbandonedError, InputError, ReadError
-from tasks.files.lock import locked
+from tasks.files.lock import Process, locked
 from tasks.files.outputs import check_destination, output_paths, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
@@ -41,18 +41,22 @@ def require_new(sources: Sequence[Path], out: Path) -> None:
 
 
 @contextmanager
-def only_writer(works: Sequence[VolumeWork]) -> Iterator[None]:
+def only_writer(works: Sequence[VolumeWork]) -> Iterator[Process | None]:
     """Hold a lock for each output, so that several runs may write different outputs into one folder.
+
+    Yields:
+        A process that held one of them and was killed, if one was.
 
     Raises:
         InputError: Another process writes one of them.
     """
+    killed = None
     with ExitStack() as locks:
         for output in (work.plan.output for work in works):
             stem, _ = split_name(output.name)  # which its sidecar and QC page share
             name = f"{normalize('NFC', stem).casefold()}.lock"
-            locks.enter_context(locked(output.parent / ".voxlift" / name, output.name))
-        yield
+            killed = locks.enter_context(locked(output.parent / ".voxlift" / name, output.name)).killed or killed
+        yield killed
 
 
 def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
