@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from configs.axes import AXES, NetworkShape
 from configs.data import Augmentation, Mixture
-from configs.degradation import Degradation
+from configs.degradation import Degradation, Noise
 from configs.errors import InputError
 from configs.schema import RunConfig
 from tasks.imaging.consistency import consistent_interpolation
@@ -288,7 +288,8 @@ def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmenta
         factor = max(1.0, axis.factor * thicker) if axis.factor > 1 else axis.factor
         blur = axis.blur_fwhm * stretch * factor / axis.factor
         axes[name] = axis.model_copy(update={"factor": factor, "blur_fwhm": blur})
-    noise = recipe.noise.model_copy(update={"sigma": float(np.hypot(recipe.noise.sigma, sigma))})
+    kind = "rician" if how.rician and random.random() < how.rician else recipe.noise.kind
+    noise = Noise(kind=kind, sigma=float(np.hypot(recipe.noise.sigma, sigma)))
     return recipe.model_copy(update={**axes, "noise": noise})
 
 

@@ -204,7 +204,7 @@ class Trainer:
             # The sum over the replicas of these is the mean over the global batch, whatever their number.
             degradation = self._degradations.of_patches(number, damping)
             if self._training.relative:
-                weight *= relative_weight(resampled, fine)
+                weight *= relative_weight(resampled, fine, self._training.relative)
             loss = tf.reduce_sum(weight * self._loss(fine, output, degradation)) / self._training.batch_size
             if self._training.regularisation:
                 kernels = [tf.reduce_sum(tf.square(kernel)) for kernel in self._weights if len(kernel.shape) > 1]

@@ -38,7 +38,7 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_restores(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("training.optimizer=adamw", "training.weigh_patches=true", "training.relative=true")]
+    "options", [(), ("training.optimizer=adamw", "training.weigh_patches=true", "training.relative=0.5")]
 )
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path, options):
     rules = ("training.steps=9", "training.checkpoints={every: 3, keep: 2}", *options)
