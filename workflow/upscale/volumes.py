@@ -7,7 +7,7 @@ from itertools import zip_longest
 from math import prod
 from pathlib import Path
 
-from configs.errors import AbandonedError, InputError
+from configs.errors import AbandonedError, ContractError, InputError
 from tasks.files.outputs import check_destination, output_paths, sidecar_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
@@ -198,4 +198,7 @@ class _Queue:
         except AbandonedError:
             pass
         except Exception as error:  # noqa: BLE001 - any error fails this volume alone
+            if isinstance(error, ContractError):  # nobody is to take the output for a good one
+                for wrong in (work.plan.output, work.plan.output.with_name(sidecar_name(work.plan.output.name))):
+                    wrong.unlink(missing_ok=True)
             work.abandon(error)
