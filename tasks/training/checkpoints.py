@@ -40,6 +40,11 @@ class Checkpoint:
     misses: int = 0
     validations: Sequence[float] = ()
 
+    @property
+    def is_finite(self) -> bool:
+        """True if no loss, weight or other value is NaN or infinite."""
+        return all(np.isfinite(values).all() for values in (self.losses, *self.variables, *self.best))
+
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
     """Write a checkpoint under a temporary name, rename it into place, and remove those that are too old to be kept."""
@@ -65,7 +70,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
     """Read the last checkpoint of a folder; None where there is none.
 
     Raises:
-        InputError: It is damaged, or belongs to another configuration.
+        InputError: It is damaged, not finite, or belongs to another configuration.
     """
     for partial in folder.glob(".*.partial.step-*.npz"):  # of a writer that was killed
         partial.unlink(missing_ok=True)
@@ -87,7 +92,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
             " result would be that of neither.",
             "Give the configuration and the overrides of the first start, or another folder.",
         )
-    return Checkpoint(
+    checkpoint = Checkpoint(
         step=int(arrays["step"]),
         variables=_numbered(arrays, "variable"),
         losses=arrays["losses"],
@@ -96,6 +101,12 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         misses=int(arrays["misses"]),
         validations=arrays["validations"].tolist(),
     )
+    if not checkpoint.is_finite:
+        raise InputError(
+            f"Cannot resume from {name}: some of its values are NaN or infinite.",
+            "Remove it to go on from the one before, or start again with a lower training.learning_rate.",
+        )
+    return checkpoint
 
 
 def _numbered(arrays: dict[str, NDArray[np.generic]], kind: str) -> list[NDArray[np.generic]]:
