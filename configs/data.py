@@ -66,7 +66,8 @@ class Data(Frozen):
         volumes: Files. None means the MNI152 T1 template at 1 mm that nilearn carries.
         mixture: Where patches come from.
         held_out: The part of the volume that is kept for scoring.
-        validation: Files on which early stopping scores the network; never trained on.
+        validation: Files on which early stopping scores the network, and by which a sweep ranks its trainings; never
+            trained on.
     """
 
     volumes: tuple[Path, ...] = ()

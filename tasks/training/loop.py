@@ -141,8 +141,8 @@ def _replayed(checkpoint: Checkpoint, trainer: "Trainer", validator: Validator |
     validations = iter(checkpoint.validations)
     for step, loss in enumerate(checkpoint.losses, start=1):
         yield TrainingStep(step, float(loss), trainer.learning_rate(step - 1))
-        if validator is not None and validator.is_due(step):
-            yield Validation(step, next(validations), validator.exhausted and step == checkpoint.step)
+        if validator is not None and validator.is_due(step) and (psnr := next(validations, None)) is not None:
+            yield Validation(step, psnr, validator.exhausted and step == checkpoint.step)
 
 
 class Trainer:

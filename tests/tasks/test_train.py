@@ -105,6 +105,17 @@ def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_pa
         np.testing.assert_array_equal(one, other)
 
 
+def test_without_early_stopping_the_last_weights_are_scored_and_kept(tmp_path):
+    job = small_job(tmp_path, "training.steps=3")
+    job = replace(job, validation=[validation_volume(job.config)])
+    losses, (validation,), trained = outcome(train(job))
+    assert len(losses) == validation.step == 3
+    assert trained.validation_psnr == validation.psnr
+    plain = outcome(train(small_job(tmp_path, "training.steps=3")))[2]
+    for one, other in zip(weights_of(trained), weights_of(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_training_may_start_from_given_weights(tmp_path):
     first = outcome(train(small_job(tmp_path / "first", "training.steps=3")))[2]
     still = ("training.optimizer=sgd", "training.learning_rate=1e-12", "training.steps=1")
