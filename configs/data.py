@@ -66,7 +66,8 @@ class Data(Frozen):
         volumes: Files. None means the MNI152 T1 template at 1 mm that nilearn carries.
         mixture: Where patches come from.
         held_out: The part of the volume that is kept for scoring.
-        validation: Files on which early stopping scores the network; never trained on.
+        validation: Files on which early stopping scores the network, and by which a sweep ranks its trainings; never
+            trained on.
     """
 
     volumes: tuple[Path, ...] = ()
@@ -89,6 +90,7 @@ class Augmentation(Frozen):
             these: slices of several thicknesses. The losses `consistency` and `null_space` go by the recipe itself.
         noise: Standard deviation of the noise added to the coarse volume is drawn between these, in normalised
             intensity.
+        rician: Share of pieces whose noise is that of a magnitude, as in MR scans, whatever their acquisition says.
         noiseless: Share of pieces to which no noise is added.
         smooth: Largest standard deviation, in voxels, of a Gaussian that smooths half of the pieces: some subjects are
             smoother than others.
@@ -111,6 +113,7 @@ class Augmentation(Frozen):
     blur: tuple[float, float] = (1.0, 1.0)
     factor: tuple[float, float] = (1.0, 1.0)
     noise: tuple[float, float] = (0.0, 0.0)
+    rician: float = Field(0.0, ge=0, le=1)
     noiseless: float = Field(0.0, ge=0, le=1)
     smooth: float = Field(0.0, ge=0)
     texture: tuple[float, float] = (0.0, 0.0)

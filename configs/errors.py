@@ -68,6 +68,10 @@ class RunError(VoxliftError, RuntimeError):
     """A run that failed for another reason than its input."""
 
 
+class NotFiniteError(RunError, ValueError):
+    """A result with NaN or infinities, which the same work would give again; the problem is a clause about it."""
+
+
 class ContractError(VoxliftError, RuntimeError):
     """An artifact violates its contract: the problem names the axis."""
 

@@ -124,8 +124,8 @@ class Training(Frozen):
         losses: What is minimised: a weight for each named error. `null_space` is the squared error that the data
             consistency correction leaves.
         weigh_patches: Whether a patch counts by its share of the foreground; otherwise all count the same.
-        relative: Whether the loss of a patch is measured against the squared error of its input, so that smooth anatomy
-            counts as much as sharp anatomy.
+        relative: Power of the squared error of a patch's input that its loss is divided by: with 0 sharp anatomy counts
+            most, with 1 smooth anatomy counts as much.
         optimizer: Which.
         learning_rate: Peak of the learning rate, reached after the warm-up and left along a cosine.
         warmup_steps: Steps over which the learning rate rises from zero.
@@ -147,7 +147,7 @@ class Training(Frozen):
     patch: PatchShape = NetworkShape(16, 112, 112)
     losses: Losses = Field({"l2": 0.2, "null_space": 0.8})
     weigh_patches: bool = False
-    relative: bool = False
+    relative: float = Field(0.0, ge=0, le=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(40, ge=0)

@@ -133,15 +133,17 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def relative_weight(resampled: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Weigh patches, float32 `(batch,)`, so that a gain in decibels counts the same for smooth and for sharp anatomy.
+def relative_weight(resampled: tf.Tensor, target: tf.Tensor, power: float) -> tf.Tensor:
+    """Weigh patches, float32 `(batch,)`, by a power of the squared error of their inputs.
+
+    With the power 1 a gain in decibels counts the same for smooth and for sharp anatomy.
 
     >>> target = tf.zeros((1, 2, 2, 2, 1))
-    >>> round(float(relative_weight(target + 0.04, target)[0]), 3)
+    >>> round(float(relative_weight(target + 0.04, target, 1.0)[0]), 3)
     0.941
     """
     error = tf.reduce_mean(tf.square(resampled - target), axis=(*SPACE, 4))
-    return TYPICAL_INPUT_ERROR**2 / (error + MIN_INPUT_ERROR**2)
+    return tf.pow(TYPICAL_INPUT_ERROR**2 / (error + MIN_INPUT_ERROR**2), power)
 
 
 def weighted(weights: Mapping[str, float]) -> Loss:

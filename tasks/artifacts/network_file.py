@@ -8,11 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+
 from configs.errors import InputError, ReadError
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from tasks.artifacts.model_card import ModelCard, read_card
+
+
+class NotFiniteWeightsError(ReadError):
+    """A model with weights that are NaN or infinite."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +72,17 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
 
     Raises:
         InputError: They are no Keras model.
+        NotFiniteWeightsError: A weight is NaN or infinite.
         ShapeError: The network cannot be sharded: it has a layer without a finite receptive field.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             architecture = json.loads(archive.read("config.json"))
             card = read_card(archive, name)
+            _require_finite(archive, name)
     except InputError:
         raise
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         raise _no_model(name, error) from error
     graph = read_graph(architecture)
     return NetworkFile(name, content, Cost(graph, receptive_field(graph)), card)
@@ -101,6 +110,22 @@ def reproducible(content: bytes) -> bytes:
                 data = json.dumps(json.loads(data) | {"date_saved": "1980-01-01@00:00:00"}).encode()
             copy.writestr(zipfile.ZipInfo(name), data)  # whose date is fixed
     return saved.getvalue()
+
+
+def _require_finite(archive: zipfile.ZipFile, name: str) -> None:
+    """Check the weights of a model."""
+    content, found = archive.read("model.weights.h5"), []
+    with h5py.File(io.BytesIO(content), "r") as stored:
+        stored.visititems(lambda _, item: found.append(item))
+        weights = [item for item in found if isinstance(item, h5py.Dataset) and item.dtype.kind == "f"]
+        if sum(weight.nbytes for weight in weights) > len(content):
+            raise ValueError("it declares more weights than it holds")
+        bad = sum(weight.size - int(np.count_nonzero(np.isfinite(weight[()]))) for weight in weights)
+    if bad:
+        count = sum(weight.size for weight in weights)
+        raise NotFiniteWeightsError(
+            f"the model {name}", f"{bad} of its {count} weights are NaN or infinite", "Train it again, or use another."
+        )
 
 
 def _no_model(name: str, error: Exception) -> ReadError:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from configs.axes import NetworkShape
 from configs.degradation import Degradation
+from configs.errors import NotFiniteError
 from tasks.imaging.consistency import Correction, interpolation_correction
 from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import Window, resample_window
@@ -79,12 +80,28 @@ class RestoredCore:
         resample_seconds: Time spent resampling.
         network_seconds: Time spent in the network, intensities mapped there and back.
         rss_mib: The largest resident memory that the worker has had, MiB.
+
+    Raises:
+        NotFiniteError: A voxel is NaN or infinite.
     """
 
     voxels: NDArray[np.float32]
     resample_seconds: float
     network_seconds: float
     rss_mib: float
+
+    def __post_init__(self) -> None:
+        require_finite(self.voxels)
+
+
+def require_finite(restored: NDArray[np.float32]) -> None:
+    """Check restored voxels; NotFiniteError if one is NaN or infinite."""
+    bad = restored.size - int(np.count_nonzero(np.isfinite(restored)))
+    if bad:
+        raise NotFiniteError(
+            f"the network made {bad} of {restored.size} voxels NaN or infinite.",
+            "Check the range of the input, or use another model.",
+        )
 
 
 class Restorer:

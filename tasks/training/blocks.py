@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from configs.axes import AXES, NetworkShape
 from configs.data import Augmentation, Mixture
-from configs.degradation import Degradation
+from configs.degradation import Degradation, Noise
 from configs.errors import InputError
 from configs.schema import RunConfig
 from tasks.imaging.consistency import consistent_interpolation
@@ -113,11 +113,16 @@ class BlockSource:
     seed: int
     network_input: Literal["interpolated", "consistent"] = "interpolated"
 
+    def origin(self, random: np.random.Generator) -> tuple[str, int]:
+        """Draw the part of the mixture that a block comes from, and the number of its volume; 0 for synthetic parts."""
+        parts = self.mixture.parts
+        source = str(random.choice(list(parts), p=np.array(list(parts.values())) / sum(parts.values())))
+        return source, int(random.integers(len(self.volumes))) if source in {"volumes", "slices"} else 0
+
     def draw(self, number: int) -> Block:
         """Draw a block."""
         random = np.random.default_rng((self.seed, number))
-        parts = self.mixture.parts
-        source = random.choice(list(parts), p=np.array(list(parts.values())) / sum(parts.values()))
+        source, index = self.origin(random)
         permutes = self.augmentation.reorient
         if source == "shapes":
             fine = draw_shapes(random, self.shape)
@@ -126,7 +131,7 @@ class BlockSource:
             drawn = draw_tissues(random, NetworkShape(*np.array(self.shape)[np.argsort(order)]))
             fine = np.ascontiguousarray(drawn.transpose(order))
         else:
-            volume = self.volumes[int(random.integers(len(self.volumes)))]
+            volume = self.volumes[index]
             if source == "volumes":
                 permutes = permutes or all(recipe.is_isotropic for recipe in self.degradations)
                 order = random.permutation(3) if permutes else np.arange(3)
@@ -288,7 +293,8 @@ def drawn_recipe(random: np.random.Generator, recipe: Degradation, how: Augmenta
         factor = max(1.0, axis.factor * thicker) if axis.factor > 1 else axis.factor
         blur = axis.blur_fwhm * stretch * factor / axis.factor
         axes[name] = axis.model_copy(update={"factor": factor, "blur_fwhm": blur})
-    noise = recipe.noise.model_copy(update={"sigma": float(np.hypot(recipe.noise.sigma, sigma))})
+    kind = "rician" if how.rician and random.random() < how.rician else recipe.noise.kind
+    noise = Noise(kind=kind, sigma=float(np.hypot(recipe.noise.sigma, sigma)))
     return recipe.model_copy(update={**axes, "noise": noise})
 
 
@@ -364,6 +370,11 @@ class PatchSource:
             return np.ascontiguousarray(piece.transpose(0, 2, 1) if swap else piece)[..., np.newaxis]
 
         return Patch(taken(block.resampled), taken(block.fine), share, block.number, block.damping)
+
+    def describe(self, index: int) -> str:
+        """Describe where a patch comes from: its index, and the part of the mixture or the volume."""
+        source, volume = self._source.origin(np.random.default_rng((self._seed, block_number(index))))
+        return f"patch {index} from {source}" + (f" (volume {volume + 1})" if source in {"volumes", "slices"} else "")
 
     def _block(self, number: int) -> Block:
         """The block of that number, drawn once however many threads ask for it."""

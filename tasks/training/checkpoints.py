@@ -41,6 +41,11 @@ class Checkpoint:
     misses: int = 0
     validations: Sequence[float] = ()
 
+    @property
+    def is_finite(self) -> bool:
+        """True if no loss, weight or other value is NaN or infinite."""
+        return all(np.isfinite(values).all() for values in (self.losses, *self.variables, *self.best))
+
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) -> None:
     """Write a checkpoint under a temporary name, rename it into place, and remove those that are too old to be kept."""
@@ -66,7 +71,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
     """Read the last checkpoint of a folder that is not damaged; None where there is none.
 
     Raises:
-        InputError: All are damaged, or it belongs to another configuration.
+        InputError: All are damaged, or it is not finite or belongs to another configuration.
     """
     for partial in folder.glob(".*.partial.step-*.npz"):  # of a writer that was killed
         partial.unlink(missing_ok=True)
@@ -76,16 +81,22 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = dict(stored)
-            if str(arrays["config"]) == fingerprint(config):
-                return _checkpoint(arrays)
+            same, checkpoint = str(arrays["config"]) == fingerprint(config), _checkpoint(arrays)
         except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             damage = damage or f"{name} is not a checkpoint ({' '.join(str(error).split())})"
             continue
-        raise InputError(
-            f"Cannot resume from {name}: it was written with another configuration or by another version, and the"
-            " result would be that of neither.",
-            "Give the configuration and the overrides of the first start, or another folder.",
-        )
+        if not same:
+            raise InputError(
+                f"Cannot resume from {name}: it was written with another configuration or by another version, and the"
+                " result would be that of neither.",
+                "Give the configuration and the overrides of the first start, or another folder.",
+            )
+        if not checkpoint.is_finite:
+            raise InputError(
+                f"Cannot resume from {name}: some of its values are NaN or infinite.",
+                "Remove it to go on from the one before, or start again with a lower training.learning_rate.",
+            )
+        return checkpoint
     if damage:
         raise InputError(f"Cannot resume: {damage}, nor is any other in that folder.", "Start the training again.")
     return None

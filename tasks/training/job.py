@@ -19,7 +19,7 @@ from tasks.training.blocks import TrainingVolume
 
 @dataclass(frozen=True, eq=False)
 class ValidationVolume:
-    """A volume on which early stopping scores the network, normalised, float32 `[depth, height, width]`.
+    """A volume on which training scores the network, normalised, float32 `[depth, height, width]`.
 
     Args:
         coarse: The degraded volume.
@@ -39,7 +39,7 @@ class TrainingJob:
     Args:
         config: The run.
         volumes: Volumes to learn from.
-        validation: Volumes for early stopping.
+        validation: Volumes to score the network on: by early stopping, or at the last step.
         model_path: Path of the `.keras` file to write; it appears when it is complete.
         checkpoints: Folder for checkpoints; None writes none.
         resume: Whether to continue from the last checkpoint in that folder, if there is one.

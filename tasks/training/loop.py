@@ -10,7 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from configs.data import Mixture
-from configs.errors import InputError
+from configs.errors import InputError, NotFiniteError
 from configs.schema import RunConfig, Training
 from models.network.losses import PatchDegradations, relative_weight, weighted
 from models.network.phases import with_fast_gradients
@@ -38,7 +38,8 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
 
     Raises:
         InputError: The devices do not fit the replicas, the checkpoint cannot be gone on from, or the weights to start
-            from are those of another network.
+            from are those of another network or not finite.
+        NotFiniteError: A loss, a weight or a validation is NaN or infinite; the checkpoints before it stay.
     """
     config, training = job.config, job.config.training
     keras.utils.set_random_seed(training.seed)
@@ -57,7 +58,7 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         if validator is not None:
             validator.go_on(checkpoint)
         yield from _replayed(checkpoint, trainer, validator)
-    resumed_from = taken
+    resumed_from = kept = taken
 
     source = PatchSource(job.volumes, config)
     started, waited, stepped = time.perf_counter(), 0.0, 0.0
@@ -68,12 +69,14 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         batch = next(batches)
         given = time.perf_counter()
         losses[taken] = trainer.step(batch)
+        _require_finite_step(losses[taken], taken, trainer, source, kept)
         if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
             waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
         taken += 1
         yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
         if validator is not None and validator.is_due(taken):
             psnr = validator.validate()
+            _require_finite(np.isfinite(psnr), f"the validation after step {taken}: its score is {psnr}", kept)
             stops = validator.exhausted
             yield Validation(taken, psnr, stops)
         every, leaves = training.checkpoints.every, should_stop()
@@ -81,7 +84,9 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
             leaves or (every and (taken % every == 0 or taken == training.steps or stops))
         ):
             state = Checkpoint(taken, trainer.variables(), losses[:taken])
+            _require_finite(state.is_finite, f"the checkpoint after step {taken}: its optimizer is not finite", kept)
             write_checkpoint(job.checkpoints, validator.noted(state) if validator is not None else state, config)
+            kept = taken
         if leaves:
             return
     seconds = time.perf_counter() - started
@@ -111,13 +116,30 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
     )
 
 
+def _require_finite(finite: Any, place: str, kept: int) -> None:  # noqa: ANN401 - a truth value, NumPy's or Python's
+    """Stop training for good unless all is finite; `kept` is the step of the last checkpoint, 0 if there is none."""
+    if not finite:
+        raise NotFiniteError(
+            f"Training stopped at {place}.",
+            "Lower training.learning_rate or training.clip_norm, or leave out the volume, and start again."
+            + (f" The checkpoint after step {kept} is kept." if kept else ""),
+        )
+
+
+def _require_finite_step(loss: float, taken: int, trainer: "Trainer", source: PatchSource, kept: int) -> None:
+    """Stop training for good where the loss of a step is not finite, and name the patches that made it so."""
+    if not np.isfinite(loss):
+        patches = ", ".join(source.describe(index) for index in trainer.bad_patches(taken))
+        _require_finite(False, f"step {taken + 1}: its loss or gradient is NaN or infinite ({patches})", kept)  # noqa: FBT003
+
+
 def _replayed(checkpoint: Checkpoint, trainer: "Trainer", validator: Validator | None) -> Iterator[TrainingRecord]:
     """Replay the steps and validations before a checkpoint."""
     validations = iter(checkpoint.validations)
     for step, loss in enumerate(checkpoint.losses, start=1):
         yield TrainingStep(step, float(loss), trainer.learning_rate(step - 1))
-        if validator is not None and validator.is_due(step):
-            yield Validation(step, next(validations), validator.exhausted and step == checkpoint.step)
+        if validator is not None and validator.is_due(step) and (psnr := next(validations, None)) is not None:
+            yield Validation(step, psnr, validator.exhausted and step == checkpoint.step)
 
 
 class Trainer:
@@ -141,11 +163,23 @@ class Trainer:
         self._averages = [tf.Variable(weight, trainable=False) for weight in self._weights]
         self._loss = weighted(dict(training.losses.items()))
         self._degradations = patch_degradations(config)
-        self._step: Callable[..., tf.Tensor] = tf.function(self._global_step, jit_compile=XLA)
+        self._step: Callable[..., tuple[tf.Tensor, tf.Tensor]] = tf.function(self._global_step, jit_compile=XLA)
+        self._patch_losses: Any = ()
 
     def step(self, batch: Any) -> float:  # noqa: ANN401 - per-replica tensors of TensorFlow's making
-        """Take an optimizer step; returns the loss."""
-        return float(self._step(batch))
+        """Take an optimizer step; returns the loss, NaN if it or a weight after the step is not finite."""
+        loss, self._patch_losses = self._step(batch)
+        return float(loss)
+
+    def bad_patches(self, steps_taken: int) -> list[int]:
+        """Return the patches of the last step whose loss is not finite, by index; all of them where each is.
+
+        Args:
+            steps_taken: Before that step.
+        """
+        finite = np.isfinite(self._patch_losses)
+        first = steps_taken * self._training.batch_size
+        return [first + place for place, is_finite in enumerate(finite) if not is_finite or finite.all()]
 
     def learning_rate(self, steps_taken: int) -> float:
         """The learning rate of the next step."""
@@ -172,6 +206,10 @@ class Trainer:
                 f"Cannot start from {path.name}: its weights are those of another network than the configured one.",
                 "Give the section network that it was trained with, or start without it.",
             )
+        if not all(np.isfinite(value).all() for value in given):
+            raise InputError(
+                f"Cannot start from {path.name}: some of its weights are NaN or infinite.", "Start from another model."
+            )
         for weight, average, value in zip(self._weights, self._averages, given, strict=True):
             weight.assign(value)
             average.assign(value)
@@ -179,10 +217,9 @@ class Trainer:
     def _all(self) -> list[Any]:
         return [*self._weights, *(variable.value for variable in self.optimizer.variables), *self._averages]
 
-    def _global_step(self, batch: tuple[tf.Tensor, ...]) -> tf.Tensor:
-        loss = self._strategy.reduce(
-            tf.distribute.ReduceOp.SUM, self._strategy.run(self._replica_step, args=batch), axis=None
-        )
+    def _global_step(self, batch: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, tf.Tensor]:
+        shares, patch_losses = self._strategy.run(self._replica_step, args=batch)
+        loss = self._strategy.reduce(tf.distribute.ReduceOp.SUM, shares, axis=None)
         # An average of all weights from the start would remember the random ones: it begins short.
         taken = tf.cast(self.optimizer.iterations.value, tf.float32)
         momentum = tf.minimum(self._training.average, (1.0 + taken) / (10.0 + taken))
@@ -190,19 +227,23 @@ class Trainer:
             self._strategy.extended.update(
                 average, lambda old, new: old.assign(momentum * old + (1.0 - momentum) * new), args=(weight,)
             )
-        return loss
+        # With the loss, so that the driver waits for one number: a gradient that is not finite spoils the weights.
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight)) for weight in self._weights])
+        losses = tf.concat(self._strategy.experimental_local_results(patch_losses), axis=0)
+        return tf.where(finite, loss, np.nan), losses
 
     def _replica_step(
         self, resampled: tf.Tensor, fine: tf.Tensor, weight: tf.Tensor, number: tf.Tensor, damping: tf.Tensor
-    ) -> tf.Tensor:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         replicas = self._strategy.num_replicas_in_sync
         with tf.GradientTape() as tape:
             output = tf.cast(self.model(resampled, training=True), tf.float32)
             # The sum over the replicas of these is the mean over the global batch, whatever their number.
             degradation = self._degradations.of_patches(number, damping)
             if self._training.relative:
-                weight *= relative_weight(resampled, fine)
-            loss = tf.reduce_sum(weight * self._loss(fine, output, degradation)) / self._training.batch_size
+                weight *= relative_weight(resampled, fine, self._training.relative)
+            patch_losses = weight * self._loss(fine, output, degradation)
+            loss = tf.reduce_sum(patch_losses) / self._training.batch_size
             if self._training.regularisation:
                 kernels = [tf.reduce_sum(tf.square(kernel)) for kernel in self._weights if len(kernel.shape) > 1]
                 loss += self._training.regularisation * tf.add_n(kernels) / replicas
@@ -213,7 +254,7 @@ class Trainer:
             gradients, _ = tf.clip_by_global_norm(gradients, self._training.clip_norm)
             gradients = [gradient / replicas for gradient in gradients]
         self.optimizer.apply(gradients, self.model.trainable_variables)
-        return loss
+        return loss, patch_losses
 
 
 def patch_degradations(config: RunConfig) -> PatchDegradations:

@@ -1,5 +1,6 @@
-"""Early stopping: the network restores whole volumes now and then, and training ends once it does so no better."""
+"""Validation: the network restores whole volumes at the end, or, for early stopping, now and then until no better."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from configs.schema import EarlyStopping, RunConfig
+from configs.schema import RunConfig
 from tasks.imaging.consistency import correct
 from tasks.machine.devices import XLA
 from tasks.scoring.metrics import foreground_mask, psnr
@@ -40,7 +41,10 @@ class Validator:
     ) -> None:
         self._volumes, self._recipe, self._weights = volumes, config.degradation, weights
         self._stride = config.network.total_stride
-        self._rule = config.training.early_stopping or EarlyStopping()
+        steps, rule = config.training.steps, config.training.early_stopping
+        # Without early stopping at the last step alone; with it at least once.
+        self._every = min(rule.every, steps) if rule else steps
+        self._patience = rule.patience if rule else math.inf
         self._model = build_network(config.network)
         signature = [tf.TensorSpec([1, None, None, None, 1], tf.float32)]
         self._restore = tf.function(lambda volume: self._model(volume, training=False), signature, jit_compile=XLA)
@@ -51,11 +55,11 @@ class Validator:
     @property
     def exhausted(self) -> bool:
         """True if no validation was better for as long as patience lasts."""
-        return self._misses >= self._rule.patience
+        return self._misses >= self._patience
 
     def is_due(self, step: int) -> bool:
         """True if a validation follows this step."""
-        return step % self._rule.every == 0
+        return step % self._every == 0
 
     def validate(self) -> float:
         """Restore the volumes with the weights of this moment; returns the mean PSNR inside the foreground, in dB."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from configs.axes import triple
 from configs.errors import InputError, ReadError
 from tasks.files.compression import ForwardReader
+from tasks.volume.forms import MAX_SHEAR, equal_sizes, shear
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan, Volume, reading
@@ -217,14 +218,18 @@ def _geometry_warnings(grid: Grid, header: Header) -> list[str]:
     found = []
     if header.codes == (0, 0):
         found.append("neither qform nor sform is set: directions and origin are a guess")
-    if header.qform is not None and header.sform is not None:
-        apart = _apart(grid, header.qform)
-        if apart > min(grid.spacing) / 10:
-            found.append(f"qform and sform differ by up to {apart:.3g} mm; the sform is used")
-    skew = shear(grid)
-    if skew > 0.1:
-        found.append(f"the axes are sheared by {skew:.1f} degrees: no qform can hold that, only the sform does")
-    if not np.allclose(header.zooms, grid.spacing, rtol=0.01):
+    skew, other = shear(grid), header.qform if header.sform is not None else None
+    if skew > MAX_SHEAR:
+        found.append(f"the axes are sheared by {skew:.2g} degrees: no qform can hold that, only the sform does")
+    if other is not None and not equal_sizes(grid, other):
+        sizes = tuple(np.linalg.norm(other[:3, :3], axis=0).tolist())
+        found.append(
+            f"the qform has voxels of {_mm(sizes, 6)} and the sform of {_mm(grid.spacing, 6)}; the sform is used, and"
+            " becomes the qform of outputs too"
+        )
+    elif other is not None and (apart := _apart(grid, other)) > min(grid.spacing) / 10:
+        found.append(f"qform and sform differ by up to {apart:.3g} mm; the sform is used")
+    elif other is None and not np.allclose(header.zooms, grid.spacing, rtol=0.01):
         found.append(
             f"the header's spacing {_mm(header.zooms)} is not the affine's {_mm(grid.spacing)}; the affine is used"
         )
@@ -249,18 +254,6 @@ def _voxel_warnings(header: Header, extent: Extent) -> list[str]:
     return found
 
 
-def shear(grid: Grid) -> float:
-    """Return by how many degrees the angle between two axes differs from a right one, at most.
-
-    >>> from configs.axes import FileShape
-    >>> round(shear(Grid(FileShape(2, 2, 2), np.array([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]]))))
-    45
-    """
-    axes = grid.affine[:3, :3] / grid.spacing
-    cosines = np.abs(axes.T @ axes)[np.triu_indices(3, 1)]
-    return float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
-
-
 def _apart(grid: Grid, other: NDArray[np.float64]) -> float:
     """Return how far the corners of the field of view are apart under another affine, mm."""
     try:
@@ -269,5 +262,5 @@ def _apart(grid: Grid, other: NDArray[np.float64]) -> float:
         return float("inf")
 
 
-def _mm(lengths: tuple[float, ...]) -> str:
-    return "x".join(f"{length:.4g}" for length in lengths) + " mm"
+def _mm(lengths: tuple[float, ...], digits: int = 4) -> str:
+    return "x".join(f"{length:.{digits}g}" for length in lengths) + " mm"

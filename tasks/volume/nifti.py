@@ -24,6 +24,7 @@ from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
 from tasks.files.compression import ForwardReader, check_packing, open_to_write
 from tasks.volume.encoding import Encoding, choose_encoding
+from tasks.volume.forms import written_qform
 from tasks.volume.grid import Grid, GridError, covering_transform
 from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
 
@@ -93,6 +94,7 @@ def open_volume(path: Path) -> Scan:
         zooms = [*zooms[-3:], *zooms[:-3]] if time_first else zooms
         qform, qcode = _form(image.header, "qform", in_mm, warnings)
         sform, scode = _form(image.header, "sform", in_mm, warnings)
+        proxy = _data_after_header(image, warnings)
         try:
             grid = Grid(shape, in_mm @ image.affine)
         except GridError as error:
@@ -103,7 +105,6 @@ def open_volume(path: Path) -> Scan:
         if not data.is_file():
             reason = f"its voxels should be in {data.name}, and that is not there"
             raise ReadError(path.name, reason, "Put it next to the header.")
-        proxy = image.dataobj
         data_bytes = proxy.offset + math.prod(sizes) * proxy.dtype.itemsize if isinstance(proxy, ArrayProxy) else 0
     header = Header(
         format=FORMATS.get(type(image).__name__, type(image).__name__.removesuffix("Image")),
@@ -120,7 +121,7 @@ def open_volume(path: Path) -> Scan:
         warnings=tuple(warnings),
         native=image.header,
     )
-    return Scan(path, grid, header, data, data_bytes, image.dataobj, time_first)
+    return Scan(path, grid, header, data, data_bytes, proxy, time_first)
 
 
 @contextmanager
@@ -228,11 +229,24 @@ def _nifti_header(grid: Grid, like: Volume | Scan | None, n_timepoints: int, enc
     # The two forms may say different things (scanner and atlas): each goes to the new grid by the same step.
     if like is not None and qform is not None:
         qform = qform @ covering_transform(like.grid.shape, grid.shape)
-    header.set_qform(grid.affine if qform is None else qform, codes[0])
+    header.set_qform(*written_qform(grid, qform, codes))
     header.set_sform(grid.affine, codes[1])
     header.set_slope_inter(encoding.slope, encoding.inter)
     header["vox_offset"] = header.single_vox_offset + header.extensions.get_sizeondisk()
     return header
+
+
+def _data_after_header(image: SpatialImage, warnings: list[str]) -> Any:  # noqa: ANN401 - nibabel has no types
+    """Return the source of the voxels; in a single-file NIfTI whose data offset is 0 they follow the header.
+
+    The standard takes an offset below 352 (544 in NIfTI-2) for that; nibabel would read the header as voxels.
+    """
+    proxy = image.dataobj
+    if isinstance(image, nibabel.Nifti1Image) and proxy.offset < image.header.single_vox_offset:
+        proxy = copy(proxy)
+        proxy._offset = image.header.single_vox_offset
+        warnings.append(f"its data offset is {image.dataobj.offset}; the voxels are read from byte {proxy.offset} on")
+    return proxy
 
 
 def _refuse_vectors(path: Path, image: SpatialImage, n_timepoints: int) -> None:

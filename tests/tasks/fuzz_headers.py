@@ -16,10 +16,13 @@ import numpy as np
 
 from benchmarks.memory import peak_mib
 from configs.errors import InputError
+from tasks.artifacts.contracts import volume_contract
+from tasks.volume.encoding import stored_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.nifti import open_volume, write_slabs
 from tests.tasks.images import affine, ramp, save
 
+NOT_FINITE = "it has voxels that are NaN or infinite"
 EXTREMES = [
     b"\0",
     b"\xff",
@@ -72,7 +75,10 @@ def main(count: int, seed: int) -> None:
                 scan = open_volume(path)
                 slabs = (slab for time in range(scan.header.n_timepoints) for slab in scan.slabs(time))
                 write_slabs(Path(folder) / "copy.nii", slabs, scan.grid, scan, n_timepoints=scan.header.n_timepoints)
-                open_volume(Path(folder) / "copy.nii").read()
+                contract = volume_contract(scan.grid, stored_name(scan.header.dtype, None), scan.header.n_timepoints)
+                violations = set(contract.read_back(Path(folder) / "copy.nii").violations)
+                if violations - {NOT_FINITE}:
+                    raise AssertionError(f"the copy departs from its contract: {violations}")
                 passed += 1
             except InputError as error:
                 refused += 1

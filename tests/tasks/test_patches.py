@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.axes import NetworkShape
+from configs.degradation import named_degradation
 from configs.errors import ConfigError, InputError
 from configs.load import load_config
 from tasks.artifacts.model_card import make_card
@@ -148,7 +149,17 @@ def test_degradations_are_drawn_from_their_range():
     assert max(blurs) <= 4
     assert np.ptp(blurs) > 1
     assert all(0.01 <= one.noise.sigma <= 0.02 for one in drawn)
+    assert {one.noise.kind for one in drawn} == {"gaussian"}
     assert drawn_recipe(random, recipe, run().augmentation) == recipe
+
+
+def test_a_share_of_the_noise_is_that_of_a_magnitude():
+    how, random = (
+        run("augmentation.noise=[0.01, 0.02]", "augmentation.rician=0.5").augmentation,
+        np.random.default_rng(0),
+    )
+    kinds = [drawn_recipe(random, named_degradation("box2x"), how).noise.kind for _ in range(50)]
+    assert 10 < kinds.count("rician") < 40
 
 
 def test_slices_of_several_thicknesses_are_drawn():
@@ -220,6 +231,18 @@ def test_a_mistaken_acquisition_is_one_of_those_that_are_assumed():
     assert {source.draw(64 * turn).number for turn in range(24)} == {1, 2, 3}
     with pytest.raises(ConfigError, match="assumed must name some of acquisitions, received box2x"):
         run("augmentation.acquisitions=[kspace2x]", "augmentation.assumed=[box2x]")
+
+
+@pytest.mark.parametrize("reorient", [False, True])
+def test_the_slice_axis_may_be_any_axis_of_the_anatomy(reorient):
+    """A volume that varies along one axis: where it is found in the blocks."""
+    config = run(f"augmentation.reorient={reorient}", "training.patch=[16, 16, 16]", degradation="thick4x")
+    source = PatchSource([staircase(0)], config)
+    varies = {
+        int(np.argmax([np.ptp(source.draw(64 * turn).fine, axis=axis).max() for axis in range(3)]))
+        for turn in range(16)
+    }
+    assert varies == ({0, 1, 2} if reorient else {0})
 
 
 def test_texture_is_noise_of_the_fine_volume():

@@ -7,12 +7,15 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from configs.errors import InputError, RunError
+from configs.errors import InputError, NotFiniteError, RunError
 from configs.load import load_config
+from models.network.losses import LOSSES
 from tasks.artifacts.network_file import read_network
 from tasks.files.lock import locked
 from tasks.imaging.consistency import correct
+from tasks.training.blocks import PatchSource
 from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
 from tasks.training.job import TrainingStep
 from tasks.training.loop import train
@@ -40,7 +43,7 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_restores(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("training.optimizer=adamw", "training.weigh_patches=true", "training.relative=true")]
+    "options", [(), ("training.optimizer=adamw", "training.weigh_patches=true", "training.relative=0.5")]
 )
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path, options):
     rules = ("training.steps=9", "training.checkpoints={every: 3, keep: 2}", *options)
@@ -137,6 +140,17 @@ def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_pa
         np.testing.assert_array_equal(one, other)
 
 
+def test_without_early_stopping_the_last_weights_are_scored_and_kept(tmp_path):
+    job = small_job(tmp_path, "training.steps=3")
+    job = replace(job, validation=[validation_volume(job.config)])
+    losses, (validation,), trained = outcome(train(job))
+    assert len(losses) == validation.step == 3
+    assert trained.validation_psnr == validation.psnr
+    plain = outcome(train(small_job(tmp_path, "training.steps=3")))[2]
+    for one, other in zip(weights_of(trained), weights_of(plain), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_training_may_start_from_given_weights(tmp_path):
     first = outcome(train(small_job(tmp_path / "first", "training.steps=3")))[2]
     still = ("training.optimizer=sgd", "training.learning_rate=1e-12", "training.steps=1")
@@ -197,6 +211,8 @@ REPLICAS = """
 import sys
 from pathlib import Path
 import numpy as np
+from configs.errors import NotFiniteError
+from tasks.training.blocks import PatchSource
 from tasks.training.loop import train
 from tests.tasks.small_training import outcome, small_job, weights_of
 
@@ -208,7 +224,16 @@ for replicas in (2, 1):
     losses, _, trained = outcome(train(job))
     assert trained.replicas == replicas
     results[replicas] = losses, weights_of(trained)
-start = small_job(Path(sys.argv[1]), *rules).config.network
+
+def draw(self, number, drawn=PatchSource.draw):
+    patch = drawn(self, number)
+    return patch._replace(share=np.float32("nan")) if number == 6 else patch
+
+PatchSource.draw = draw
+try:
+    outcome(train(small_job(Path(sys.argv[1]), *rules, "training.replicas=2")))
+except NotFiniteError as error:
+    assert "step 2: its loss or gradient is NaN or infinite (patch 6 from volumes (volume 1))" in str(error), error
 print(max(np.abs(a - b).max() for a, b in zip(results[1][1], results[2][1], strict=True)),
       max(abs(results[1][0][step] - results[2][0][step]) for step in range(1, 21)),
       results[1][0][1] - results[1][0][20])
@@ -246,3 +271,67 @@ def test_a_mixture_of_acquisitions_trains_one_network(tmp_path):
     untrained, _, _ = outcome(train(later))
     losses, _, _ = outcome(train(replace(later, start_from=trained.model)))
     assert sum(losses.values()) < sum(untrained.values())
+
+
+def poisoned(index):
+    """Make one patch of a run hold a value that is not finite, as no file that is read can."""
+    drawn = PatchSource.draw
+
+    def draw(self, number):
+        patch = drawn(self, number)
+        return patch._replace(fine=np.full_like(patch.fine, np.nan)) if number == index else patch
+
+    return draw
+
+
+def test_training_stops_at_the_first_loss_that_is_not_finite(tmp_path, monkeypatch):
+    rules = ("training.steps=9", "training.checkpoints.every=3", "data.mixture={volumes: 1, shapes: 1}")
+    job = small_job(tmp_path, *rules, checkpoints=tmp_path / "checkpoints")
+    monkeypatch.setattr(PatchSource, "draw", poisoned(9))
+    with pytest.raises(NotFiniteError) as stopped:
+        list(train(job))
+    source = PatchSource(job.volumes, job.config).describe(9)
+    assert source in {"patch 9 from shapes", "patch 9 from volumes (volume 1)"}
+    assert stopped.value.problem == f"Training stopped at step 5: its loss or gradient is NaN or infinite ({source})."
+    assert "The checkpoint after step 3 is kept." in stopped.value.remedy
+    assert not job.model_path.exists()
+    kept = last_checkpoint(job.checkpoints, job.config)
+    assert kept is not None
+    assert (kept.step, kept.is_finite) == (3, True)
+
+    monkeypatch.undo()
+    again = outcome(train(replace(job, resume=True)))
+    assert again[2].resumed_from == 3
+
+
+def test_a_gradient_that_is_not_finite_stops_the_step_that_it_spoils(tmp_path, monkeypatch):
+    """The loss of the step is finite; its gradient at an error of 0 is not."""
+    monkeypatch.setitem(LOSSES, "l1", lambda _, output, __: tf.reduce_mean(tf.sqrt(output - output), (1, 2, 3, 4)))
+    job = small_job(tmp_path, "training.steps=3", "training.losses={l1: 1.0}")
+    with pytest.raises(NotFiniteError, match=r"Training stopped at step 1: .* \(patch 0 from volumes .*, patch 1 from"):
+        list(train(job))
+
+
+def test_a_validation_that_is_not_finite_stops_the_training(tmp_path):
+    job = small_job(tmp_path, "training.steps=4", "training.early_stopping={every: 2, patience: 3}")
+    held = validation_volume(job.config)
+    bad = replace(held, fine=np.where(held.fine > 0.5, np.float32(np.inf), held.fine))
+    with pytest.raises(NotFiniteError, match="Training stopped at the validation after step 2: its score is -inf"):
+        list(train(replace(job, validation=[held, bad])))
+
+
+def test_a_checkpoint_and_weights_that_are_not_finite_are_refused(tmp_path):
+    job = small_job(tmp_path, "training.steps=2", "training.checkpoints.every=1", checkpoints=tmp_path / "checkpoints")
+    trained = outcome(train(job))[2]
+    good = last_checkpoint(job.checkpoints, job.config)
+    assert good is not None
+    spoiled = [value if value.dtype.kind == "i" else np.full_like(value, np.inf) for value in good.variables]
+    write_checkpoint(job.checkpoints, replace(good, variables=spoiled), job.config)
+    with pytest.raises(InputError, match=r"step-00000002\.npz: some of its values are NaN or infinite"):
+        outcome(train(replace(job, resume=True)))
+
+    model = keras.saving.load_model(trained.model, compile=False)
+    model.set_weights([np.full_like(value, np.nan) for value in model.get_weights()])
+    model.save(tmp_path / "bad.keras")
+    with pytest.raises(InputError, match=r"Cannot start from bad\.keras: some of its weights are NaN or infinite"):
+        outcome(train(small_job(tmp_path, start_from=tmp_path / "bad.keras")))

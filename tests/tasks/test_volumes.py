@@ -1,6 +1,8 @@
 """Volumes: whole or not at all, equal bytes, and one subject in fifteen storages."""
 
+import bz2
 import gzip
+import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +18,7 @@ from configs.errors import InputError
 from tasks.imaging.resample import resample
 from tasks.training.template import template_path
 from tasks.volume.grid import Grid, covering_grid, network_axes, scaled_grid, slice_axis
+from tasks.volume.inspection import inspect_volume
 from tasks.volume.nifti import open_volume, read_volume, write_slabs, write_volume
 from tests.tasks.images import affine, data_folder, fifteen_storages, ramp, save
 
@@ -157,3 +160,23 @@ def test_the_slice_axis_of_a_thick_scan_is_the_thick_one(tmp_path):
 def test_the_time_step_is_told_with_its_unit_by_every_format(name, step, unit):
     header = open_volume(Path(str(data_path)) / name).header
     assert (header.time_step, header.units[1]) == (step, unit)
+
+
+@pytest.mark.parametrize(("name", "pack"), [("a.nii", bytes), ("a.nii.gz", gzip.compress), ("a.nii.bz2", bz2.compress)])
+@pytest.mark.parametrize(
+    ("kind", "field", "start"), [(nibabel.Nifti1Image, (108, "<f"), 352), (nibabel.Nifti2Image, (168, "<q"), 544)]
+)
+def test_a_data_offset_of_zero_means_after_the_header(name, pack, kind, field, start, tmp_path):
+    voxels = np.random.default_rng(0).integers(0, 900, (9, 8, 7)).astype("i2")
+    raw = bytearray(save(tmp_path / "whole.nii", voxels, affine(), kind=kind, dtype="i2").read_bytes())
+    assert struct.unpack_from(field[1], raw, field[0])[0] == start
+    struct.pack_into(field[1], raw, field[0], 0)
+    (tmp_path / name).write_bytes(pack(bytes(raw)))
+    found = inspect_volume(tmp_path / name)
+    np.testing.assert_array_equal(next(found.volumes()).voxels, voxels)
+    np.testing.assert_array_equal(open_volume(tmp_path / name).slab(2, 5), voxels[:, :, 2:5])
+    assert (found.extent.lowest, found.extent.highest) == (voxels.min(), voxels.max())
+    assert any(f"its data offset is 0; the voxels are read from byte {start} on" in one for one in found.warnings)
+    (tmp_path / "cut.nii").write_bytes(raw[:-2])
+    with pytest.raises(InputError, match=r"its header declares \d+ bytes"):
+        inspect_volume(tmp_path / "cut.nii")

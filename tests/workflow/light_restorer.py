@@ -1,11 +1,13 @@
 """A stand-in for the restorer of a worker, without TensorFlow: a network that changes nothing and loads in no time."""
 
+import numpy as np
+
 from tasks.imaging.resample import resample_window
 from tasks.sharding.restore import RestoredCore
 
 
 class LightRestorer:
-    """Resamples, and fails on bright volumes."""
+    """Resamples, fails on bright volumes, and makes dark ones NaN in part."""
 
     def __init__(self, name, content, threads):
         assert (name, threads) == ("small.keras", 1)
@@ -17,4 +19,6 @@ class LightRestorer:
         if volume.voxels.max() > 1e6:
             raise RuntimeError("too bright")
         window = resample_window(volume.voxels, volume.target_shape, shard.read)
+        if volume.voxels.min() < -1e6:  # as a network does that overflows
+            window[shard.crop][0, 0, 0] = np.nan
         return RestoredCore(window[shard.crop], 0.1, 0.2, 100.0)

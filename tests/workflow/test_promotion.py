@@ -1,4 +1,4 @@
-"""Registered models: aliases, and a challenger that has to be no worse than the champion."""
+"""Registered models: aliases, and a challenger that has to be better than the champion."""
 
 import keras
 import numpy as np
@@ -11,14 +11,18 @@ import workflow.evaluate.promotion as promotion
 import workflow.tracking as tracking
 from configs.axes import NetworkShape
 from configs.degradation import named_degradation
-from configs.errors import InputError
+from configs.errors import ContractError, InputError
+from configs.load import load_config
 from configs.schema import Resources
 from models.network.restorer import build_restorer
 from models.stages.stage import Stage
+from tasks.artifacts.model_card import add_card, make_card
 from tasks.scoring.protocol import Score
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
 from workflow.tracking.registry import aliased_version
+
+NAN, INFINITE = float("nan"), float("inf")
 
 
 def scores(champion, challenger, measure=None):
@@ -31,20 +35,28 @@ def scores(champion, challenger, measure=None):
     ("given", "promoted"),
     [
         ([scores(30, 30.2)], True),
-        ([scores(30, 30)], True),
+        ([scores(30, 30)], False),
+        ([scores(30, 30.004)], False),
+        ([scores(0.92, 0.921, "ssim")], True),
         ([scores(30, 29.9)], False),
         ([scores(30, 31), scores(30, 29.2)], True),
         ([scores(30, 31), scores(30, 28.8)], False),
         ([scores(0.92, 0.91, "ssim")], False),
+        ([scores(30, 40), scores(30, NAN)], False),
+        ([scores(30, INFINITE)], False),
+        ([scores(30, 40, "psnr"), scores(0.9, NAN, "ssim")], False),
+        ([scores(NAN, 1)], True),
+        ([scores(INFINITE, 30)], True),
+        ([scores(NAN, NAN)], False),
     ],
 )
-def test_the_challenger_has_to_be_no_worse(given, promoted):
+def test_the_challenger_has_to_be_better_and_finite(given, promoted):
     decision, reason = promotion.decide(given)
     assert decision is promoted
     assert f"on {len(given)} reference(s)" in reason
 
 
-def trained(folder, detail):
+def trained(folder, detail, name="heads", degradation=None):
     """A restorer that adds noise of a strength: the weights of its last layer."""
     keras.utils.set_random_seed(0)
     network = build_restorer((Stage(2, (4, 4, 4), (2, 2, 2)), Stage(1, (3, 4, 4), (1, 2, 2))), latent_filters=2)
@@ -52,34 +64,44 @@ def trained(folder, detail):
     last.set_weights([np.full(weights.shape, detail, np.float32) for weights in last.get_weights()])
     path = folder / f"{detail}.keras"
     network.save(path)
+    if degradation is not None:
+        add_card(path, make_card(load_config("demo", [f"degradation={degradation}"]), 0, 0, 0, None))
     with tracking.recorded_run("trained", f"{detail}") as recorder:
         (uri,) = tracking.logged_model(recorder.address, path, [NetworkShape(2, 4, 4)])
-        return path, tracking.register_model(recorder.address, uri, "heads")
+        return path, tracking.register_model(recorder.address, uri, name)
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    path = tmp_path_factory.mktemp("reference") / "reference.nii.gz"
-    blobs = gaussian_filter(np.random.default_rng(0).normal(size=(24, 32, 28)), 2) > 0
-    write_volume(path, (blobs * 90 + 10).astype(np.float32), Grid(blobs.shape, np.eye(4)))
-    return path
+def references(tmp_path_factory):
+    folder, blobs = (
+        tmp_path_factory.mktemp("references"),
+        gaussian_filter(np.random.default_rng(0).normal(size=(24, 32, 28)), 2),
+    )
+    for number, level in enumerate((0, 0.01, 0.02)):
+        voxels = (blobs > level) * 90 + 10
+        write_volume(folder / f"{number}.nii.gz", voxels.astype(np.float32), Grid(blobs.shape, np.eye(4)))
+    return sorted(folder.iterdir())
+
+
+def promote(references, name="heads", degradation=None, **options):
+    resources = Resources(workers=1)
+    return promotion.promote(name, references, degradation, resources, "promotions", Console(quiet=True), **options)
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_alias_moves_only_to_what_is_no_worse(store, tmp_path, reference):
-    def promote():
-        recipe, resources = named_degradation("iso2x"), Resources(workers=1)
-        return promotion.promote("heads", [reference], recipe, resources, "promotions", Console(quiet=True))
-
+def test_the_alias_moves_only_to_what_is_better(store, tmp_path, references):
     client = MlflowClient(tracking.tracking_uri())
     first, champion = trained(tmp_path, 0.1)
     assert (champion.version, champion.alias) == ("1", "champion")
     with pytest.raises(InputError, match="Cannot find the challenger of heads"):
-        promote()
+        promote(references)
 
     _, challenger = trained(tmp_path, 0.5)
     assert (challenger.version, challenger.alias) == ("2", "challenger")
-    done = promote()
+    for few in (references[:2], [references[0]] * 3):
+        with pytest.raises(InputError, match=r"3 different references are needed, received .* with --min-references"):
+            promote(few)
+    done = promote(references[:1], min_references=1)
     (found,) = done.scores
     assert not done.promoted
     assert found.psnr["challenger"].restored < found.psnr["champion"].restored
@@ -94,7 +116,7 @@ def test_the_alias_moves_only_to_what_is_no_worse(store, tmp_path, reference):
     assert len(run.inputs.dataset_inputs) == 1
 
     better, _ = trained(tmp_path, 0.0)
-    done = promote()
+    done = promote(references[:1], min_references=1)
     assert done.promoted
     assert aliased_version("heads", "champion").version == "3"
     assert tracking.resolve_model("models:/heads@champion").read_bytes() == better.read_bytes()
@@ -103,3 +125,27 @@ def test_the_alias_moves_only_to_what_is_no_worse(store, tmp_path, reference):
     assert client.get_model_version("heads", "3").tags["promotion"] == "promoted"
     with pytest.raises(InputError, match="Cannot find the challenger"):
         aliased_version("heads", "challenger")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_champion_that_is_not_finite_does_not_stay(store, tmp_path, references, monkeypatch):
+    with monkeypatch.context() as patched:  # as a version that checked nothing has registered it
+        patched.setattr("tasks.artifacts.network_file._require_finite", lambda *_: None)
+        _, champion = trained(tmp_path, NAN, "spoiled")
+    assert champion.alias == "champion"
+    with pytest.raises(ContractError, match="weights are NaN or infinite"):
+        trained(tmp_path, INFINITE, "spoiled")
+    _, challenger = trained(tmp_path, 0.1, "spoiled")
+    assert challenger.alias == "challenger"
+    done = promote(references[:1], "spoiled", min_references=1)
+    assert done.promoted
+    assert done.reason.endswith("the scores of the champion are not finite")
+    assert aliased_version("spoiled", "champion").version == challenger.version
+
+
+def test_models_of_other_degradations_are_not_compared(store, tmp_path, references):
+    trained(tmp_path, 0.1, "mixed", "thick4x")
+    trained(tmp_path, 0.2, "mixed", "iso2x")
+    for degradation in (None, named_degradation("thick4x"), named_degradation("iso2x"), named_degradation("box2x")):
+        with pytest.raises(InputError, match="do not compare the models of mixed, one of which was trained for"):
+            promote(references, "mixed", degradation)

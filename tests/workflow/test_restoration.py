@@ -10,9 +10,11 @@ import pytest
 
 from configs.axes import FileShape
 from configs.degradation import named_degradation
-from configs.errors import InputError
+from configs.errors import ContractError, InputError, NotFiniteError
 from configs.load import load_config
 from configs.schema import Resources
+from tasks.artifacts.contracts import ModelContract
+from tasks.artifacts.manifest import manifest_entry
 from tasks.artifacts.model_card import add_card, make_card
 from tasks.artifacts.network_file import read_network
 from tasks.imaging.consistency import interpolation_correction
@@ -114,6 +116,17 @@ def test_every_shard_of_a_consistent_input_is_that_of_the_whole(volume, tmp_path
     np.testing.assert_allclose(restored, whole, atol=1e-5)
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_network_that_overflows_fails_the_volume(volume, tmp_path):
+    inputs = keras.Input((None, None, None, 1))
+    large = [keras.layers.Conv3D(1, 1, kernel_initializer=keras.initializers.Constant(3e38)) for _ in range(2)]
+    keras.Model(inputs, large[1](large[0](inputs))).save(tmp_path / "large.keras")
+    with pytest.raises(
+        NotFiniteError, match=r"Cannot restore head: the network made \d+ of \d+ voxels NaN or infinite"
+    ):
+        restored(volume, read_network(tmp_path / "large.keras"))
+
+
 def test_a_budget_below_the_smallest_shard_is_refused_before_anything_starts(saved, volume):
     with pytest.raises(InputError, match=r"Cannot shard head\.nii\.gz: the memory budget of 3 MiB holds no shard"):
         plan_of(volume, read_network(saved[1]), 3)
@@ -123,6 +136,18 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
     (tmp_path / "model.keras").write_text("hello")
     with pytest.raises(InputError, match=r"Cannot read the model model\.keras: it is not a Keras model"):
         read_network(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_model_with_weights_that_are_not_finite_is_refused(value, tmp_path):
+    model = small_restorer()
+    last = [layer for layer in model.layers if layer.weights][-1]
+    last.set_weights([np.full_like(last.get_weights()[0], value), *last.get_weights()[1:]])
+    model.save(tmp_path / "bad.keras")
+    with pytest.raises(InputError, match=r"Cannot read the model bad\.keras: 3 of its \d+ weights are NaN or infinite"):
+        read_network(tmp_path / "bad.keras")
+    with pytest.raises(ContractError, match="weights are NaN or infinite"):
+        manifest_entry(tmp_path / "bad.keras", ModelContract())
 
 
 def test_the_driver_loads_no_tensorflow(saved):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from mlflow import MlflowClient
+from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
 from configs.errors import ConfigError, UsageError
@@ -20,7 +21,7 @@ from configs.load import load_sweep
 from tests.processes import until
 from tests.tasks.small_training import SMALL
 from workflow.cli import app
-from workflow.train.sweep import all_trials
+from workflow.train.sweep import all_trials, run_sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,8 +59,26 @@ def test_a_configuration_without_a_sweep_is_refused():
         all_trials({"a": list(range(30)), "b": list(range(30))})
 
 
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"sweep": {"training.seed": [0, 1]}}, "no validation volume is named"),
+        ({"sweep": {"degradation": ["iso2x", "box2x"]}, "data": {"held_out": {}}}, "by different degradations"),
+        ({"sweep": {"data.validation": [["a.nii"], ["b.nii"]]}}, "on different volumes"),
+        ({"sweep": {"data.held_out": [{"axis": 0}, {"axis": 1}]}}, "on different volumes"),
+    ],
+)
+def test_trainings_that_cannot_be_ranked_are_refused_before_any_work(content, part, tmp_path):
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"degradation": "iso2x"} | content))
+    with pytest.raises(ConfigError, match=f"Cannot rank the trainings of a sweep: .*{part}"):
+        run_sweep(
+            str(tmp_path / "sweep.yaml"), [], tmp_path / "out", parallel=1, resume=False, console=Console(quiet=True)
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def command(steps, *more):
-    rules = (*SMALL, f"training.steps={steps}", "data.held_out=null", "resources.workers=1")
+    rules = (*SMALL, f"training.steps={steps}", "data.validation=[here.nii.gz]", "resources.workers=1")
     words = [word for rule in rules for word in ("--set", rule)]
     return [sys.executable, "-m", "workflow", "sweep", "sweep.yaml", "--out", "out", "--json", *words, *more]
 
@@ -104,7 +123,7 @@ def test_a_sweep_is_not_replaced_unawares(tmp_path, monkeypatch, content, option
     known.parent.mkdir()
     known.write_text(content)
     with pytest.raises(UsageError, match=message):
-        app(["sweep", "sweep.yaml", "--out", "out", *options], standalone_mode=False)
+        app(["sweep", "sweep.yaml", "--out", "out", "--set", "data.held_out={}", *options], standalone_mode=False)
     assert [path.name for path in known.parent.iterdir()] == ["sweep.json"]
     assert known.read_text() == content
 
@@ -153,6 +172,9 @@ def test_a_failure_affects_one_training_and_resuming_runs_the_others(swept, stor
     # The first start has registered its best already: if it is still the best, it stays what it is.
     registered = {version.run_id for version in client.search_model_versions("name = 'swept'")}
     assert parent.data.tags["best"] in registered
+    scores = {child.info.run_id: child.data.metrics["validation/psnr_best"] for child in children}
+    assert scores[parent.data.tags["best"]] == max(scores.values())  # equal files, equal scores: the first of them
+    assert after["comparison"]["sorted_by"] == "validation/psnr_best"
 
 
 @pytest.mark.slow

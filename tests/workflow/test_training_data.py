@@ -9,8 +9,8 @@ from configs.load import load_config
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.volume.grid import Grid
-from tasks.volume.nifti import write_volume
-from workflow.train.data import training_inputs, training_volumes, validation_volumes
+from tasks.volume.nifti import read_volume, write_volume
+from workflow.train.data import ranking_volumes, training_inputs, training_volumes, validation_volumes
 
 STOPS = "training.early_stopping={every: 2, patience: 1}"
 
@@ -41,6 +41,28 @@ def test_validation_is_read_for_early_stopping_alone_and_never_trained_on(scan):
     assert [given.role for given in training_inputs(stopping)] == ["validation"]
     with pytest.raises(ConfigError, match="Cannot stop early: no validation volume is named"):
         validation_volumes(load_config("iso2x", [STOPS]))
+
+
+def test_a_sweep_scores_on_held_out_parts_where_no_volume_is_named(scan):
+    rules = [f"data.volumes=[{scan}]", "data.held_out={axis: 1, start: 0.5, stop: 1, gap: 3}"]
+    config = load_config("iso2x", rules)
+    (part,) = ranking_volumes(config)
+    fine = read_volume(scan).voxels[::-1, 18:].transpose(0, 2, 1)  # as the network has it, before padding
+    assert part.fine.shape == (22, 38, 18)
+    np.testing.assert_allclose(part.fine[1:, :, :17] > 0.5, fine > 500)
+    (named,) = ranking_volumes(load_config("iso2x", [*rules, f"data.validation=[{scan}]"]))
+    assert named.fine.shape == (22, 38, 36)
+    noisy = "degradation={name: noisy, noise: {kind: gaussian, sigma: 0.05}}"
+    one, other = (ranking_volumes(load_config("iso2x", [*rules, noisy, f"training.seed={seed}"])) for seed in (0, 1))
+    np.testing.assert_array_equal(one[0].coarse, other[0].coarse)
+
+
+@pytest.mark.parametrize("rules", [(), ("data.held_out={}", "data.mixture={volumes: 0, shapes: 1}")])
+def test_a_sweep_that_has_nothing_to_score_on_is_refused(rules):
+    with pytest.raises(ConfigError, match=r"Cannot rank the trainings of a sweep.*--set data\.held_out='\{\}'"):
+        ranking_volumes(load_config("iso2x", rules))
+    with pytest.raises(ConfigError, match="Cannot rank the trainings of a sweep"):
+        ranking_volumes(load_config("self4x", ["data.volumes=[scan.nii]", "data.held_out={}"]))
 
 
 def test_slices_keep_their_axis_and_no_part_is_held_back(scan):

@@ -1,5 +1,6 @@
 """Many volumes through one queue: failures kept apart, an interrupted run resumed, nothing computed twice."""
 
+import hashlib
 import json
 import shutil
 import signal
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from configs.axes import FileShape
-from configs.errors import ConfigError, InputError
+from configs.errors import ConfigError, ContractError, InputError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tasks.imaging.resample import resample, resample_window
@@ -165,6 +166,39 @@ def test_one_volume_fails_alone(network, tmp_path):
     assert text.startswith("Cannot read text.nii.gz")
     assert flat.startswith("Cannot use flat.nii: it is an empty image, every voxel is 7")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == [".voxlift", "small_sr.json", "small_sr.nii"]
+
+
+def test_a_core_with_nan_fails_its_volume_and_leaves_no_output(network, tmp_path):
+    voxels = np.linspace(-2e6, 1, 8000, dtype=np.float32).reshape(20, 20, 20)
+    write_volume(tmp_path / "dark.nii", voxels, grid(20), dtype="int32")  # in which a NaN would be a 0
+    sources = [tmp_path / "dark.nii", bright_and_bad(tmp_path)[-1]]
+    dark, small = run(request(network, tmp_path / "out", *sources)).volumes
+    assert (dark.status, small.status) == ("failed", "done")
+    assert dark.error.startswith("Cannot super-resolve dark.nii: the network made 1 of 64000 voxels NaN or infinite.")
+    assert [path.name for path in (tmp_path / "out").glob("dark*")] == []
+    with pytest.raises(VolumeError, match=r"Cannot super-resolve dark\.nii: the network made"):
+        run(request(network, tmp_path / "out", sources[0], fail_fast=True))
+
+
+def test_a_stored_core_with_nan_fails_its_volume_on_resuming(network, scan, tmp_path):
+    out = tmp_path / "out"
+    interrupted(request(network, out, scan), after=2)
+    content = bytearray(cores(out)[0].read_bytes()[:-32])
+    content[:4] = np.float32(np.inf).tobytes()
+    cores(out)[0].write_bytes(bytes(content) + hashlib.sha256(content).digest())
+    (volume,) = run(request(network, out, scan, resume=True)).failed
+    assert "voxels NaN or infinite" in str(volume.error)
+    assert not list(out.glob("scan*"))
+
+
+def test_an_output_that_violates_its_contract_does_not_stay(network, scan, tmp_path):
+    def violated(*_):
+        raise ContractError("scan_sr.nii departs from its contract.")
+
+    upscale_request = request(network, tmp_path / "out", scan)
+    (volume,) = upscale(upscale_request, plan_volumes(upscale_request), on_written=violated).failed
+    assert "departs from its contract" in str(volume.error)
+    assert not list((tmp_path / "out").glob("scan*"))
 
 
 def test_fail_fast_stops_at_the_first_failure(network, tmp_path):

@@ -14,20 +14,25 @@ def promote(
     references: Annotated[
         list[str], typer.Argument(help="Fine volumes that neither model was trained on: files, folders, globs, lists.")
     ],
-    degradation: Annotated[str, typer.Option(help="Degradation that makes the coarse volumes.")] = "iso2x",
+    degradation: Annotated[
+        str | None, typer.Option(help="Degradation that makes the coarse volumes; the champion's own by default.")
+    ] = None,
+    min_references: Annotated[int, typer.Option(min=1, help="Promote nothing on fewer different references.")] = 3,
     experiment: Annotated[str, typer.Option(help="MLflow experiment that records the comparison.")] = "voxlift",
     workers: Workers = 2,
     memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare challenger and champion on the same references; the challenger is champion if it is no worse."""
+    """Compare challenger and champion on the same references; the challenger is champion if it is better."""
     with screen(as_json) as opened:
         from configs.degradation import named_degradation
         from workflow.evaluate import promotion
         from workflow.terminal.options import naming_options
 
         resources = resources_of(workers, memory_budget)
-        recipe = named_degradation(degradation)
+        recipe = named_degradation(degradation) if degradation is not None else None
         with naming_options():
-            done = promotion.promote(name, expand_inputs(references), recipe, resources, experiment, opened.console)
+            done = promotion.promote(
+                name, expand_inputs(references), recipe, resources, experiment, opened.console, min_references
+            )
         opened.show(done, *promotion.promotion_table(done))

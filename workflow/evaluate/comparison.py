@@ -132,9 +132,9 @@ def _metric(sort: str, metrics: set[str]) -> str:
 
 
 def _rank(run: RunRecord, metric: str) -> tuple[bool, float]:
-    """Sort the best run first, and runs without a value last."""
+    """Sort the best run first, and runs without a finite value last."""
     value = run.metrics.get(metric, math.nan)
-    return math.isnan(value), value if any(cost in metric for cost in COSTS) else -value
+    return not math.isfinite(value), value if any(cost in metric for cost in COSTS) else -value
 
 
 def _remarks(runs: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -229,7 +229,7 @@ def _draw_quality(axes: "Axes", comparison: Comparison) -> None:
     axes.scatter(*zip(*places, strict=True), zorder=3)
     for row, place in list(zip(rows, places, strict=True))[:20]:
         axes.annotate(row.run_id[:6], place, fontsize=7, textcoords="offset points", xytext=(4, 4))
-    start = metric.removesuffix("restored") if metric.endswith("/restored") else f"{metric}_"
+    start = metric.removesuffix("restored") if metric.endswith("/restored") else f"{metric.removesuffix('_best')}_"
     for baseline, (label, style) in BASELINES.items():
         values = {round(row.scores[name], 3) for row in rows if (name := start + baseline) in row.scores}
         # On different volumes the baselines differ, and no line stands for all.

@@ -22,6 +22,7 @@ from tasks.imaging.consistency import residual
 from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import BASELINES, WHOLE, DegradedReference, Score, Scores, Slab, degraded_reference, pad_to
 from tasks.scoring.quality import shard_borders
+from tasks.sharding.restore import require_finite
 from tasks.volume.intensity import normalise
 from tasks.volume.nifti import open_volume, read_volume
 from tasks.volume.scan import Voxels
@@ -262,6 +263,7 @@ def score_volume(
         )
     corrected = degraded.corrected(restored.voxels)
     voxels = degraded.cropped(corrected.voxels)
+    require_finite(voxels)
     scores = degraded.scores(voxels, slab, mask)
     volume_scores = VolumeScores(
         **vars(scores),

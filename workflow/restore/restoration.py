@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.degradation import Degradation
+from configs.errors import NotFiniteError
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.sharding.plan import ShardPlan, plan_shards
@@ -140,6 +141,7 @@ def restore_volume(
         InputError: The budget holds no shard, or the model cannot be loaded.
         ConfigError: The cluster has no room for the workers.
         WorkerError: A shard failed on every try.
+        NotFiniteError: A restored voxel is NaN or infinite.
     """
     axes = axes or network_axes(volume.grid)
     plan = plan_restoration(volume, target, network, resources.memory_budget_mib, axes=axes, name=name)
@@ -154,6 +156,8 @@ def restore_volume(
     with restorers(network, resources, len(plan.shards)) as pool:
         shared = share(coarse)
         for outcome in pool.work(Job(shard, (shared, shard)) for shard in plan.shards):
+            if isinstance(outcome.error, NotFiniteError):
+                raise NotFiniteError(f"Cannot restore {name}: {outcome.error.problem}", outcome.error.remedy)
             if outcome.error is not None:
                 raise outcome.error
             canvas[tuple(slice(*side) for side in outcome.key.core)] = outcome.value.voxels

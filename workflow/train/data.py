@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.axes import NetworkShape
+from configs.axes import FileShape, NetworkShape
+from configs.data import HeldOut
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 from tasks.imaging.consistency import consistent_interpolation
@@ -107,16 +108,51 @@ def validation_volumes(config: RunConfig) -> list[ValidationVolume]:
     """
     require_named(config)
     paths = config.data.validation if config.training.early_stopping is not None else ()
-    return [validation_volume(config, path) for path in paths]
+    return [validation_volume(config, path, seed=config.training.seed) for path in paths]
 
 
-def validation_volume(config: RunConfig, path: Path) -> ValidationVolume:
-    """Read and degrade one validation volume.
+def ranking_parts(config: RunConfig) -> list[tuple[Path, HeldOut | None]]:
+    """List what a training of a sweep is scored on: validation volumes, or the held-out parts of training volumes.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    data = config.data
+    if data.validation:
+        return [(path, None) for path in data.validation]
+    if data.held_out is None or data.mixture.slices or not training_paths(config):
+        raise ConfigError(
+            "Cannot rank the trainings of a sweep: no validation volume is named, and no part of the training volumes"
+            " is held out.",
+            "Name some with --set data.validation='[volume.nii.gz]', or, where fine volumes train, hold a part out with"
+            " --set data.held_out='{}'.",
+        )
+    return [(path, data.held_out) for path in training_paths(config)]
+
+
+def ranking_volumes(config: RunConfig) -> list[ValidationVolume]:
+    """Read and degrade what a training of a sweep is scored on, in the same way for every seed.
+
+    Raises:
+        ConfigError: There is nothing to score it on.
+        InputError: A volume cannot be used.
+    """
+    require_named(config)
+    return [validation_volume(config, path, held_out) for path, held_out in ranking_parts(config)]
+
+
+def validation_volume(
+    config: RunConfig, path: Path, held_out: HeldOut | None = None, *, seed: int = 0
+) -> ValidationVolume:
+    """Read and degrade one validation volume, or the held-out part of one.
 
     Raises:
         InputError: It cannot be used.
     """
-    degraded = degraded_reference(read_volume(path), config.degradation, config.training.seed)
+    volume = read_volume(path)
+    part = volume.voxels[held_out_slabs(volume.grid.shape, held_out)[1]]
+    volume = Volume(part, Grid(FileShape(*part.shape), volume.grid.affine))
+    degraded = degraded_reference(volume, config.degradation, seed)
     found = find_intensity(degraded.coarse.voxels)
     fine, coarse = (
         degraded.axes.to_network(normalise(volume, found, clip=CLIP))

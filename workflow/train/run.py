@@ -29,9 +29,10 @@ from workflow.terminal.progress import progress_bar
 from workflow.tracking import Recorder, RunAddress, logged_model, recorded_run, register_model, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.tracking.recorder import exit_on_sigterm
-from workflow.train.data import training_inputs, training_volumes, validation_volumes
+from workflow.train.data import ranking_volumes, training_inputs, training_volumes, validation_volumes
 
 MODEL, CONFIG, ADDRESS, CHECKPOINTS, LOCK = "model.keras", "config.yaml", "run.json", "checkpoints", "run.lock"
+SCORE = "validation/psnr_best"  # of the weights that are saved
 STOP_SECONDS = 12.0  # for a last checkpoint: batch systems allow 20 to 30 s between their warning and the end
 
 
@@ -101,7 +102,7 @@ def run_train(
             config,
             training_volumes(config),
             folder / MODEL,
-            validation=validation_volumes(config),
+            validation=ranking_volumes(config) if parent else validation_volumes(config),
             checkpoints=folder / CHECKPOINTS,
             resume=resume,
             start_from=start_from,
@@ -198,6 +199,8 @@ def record_training(
     registered = register_model(where, uri, config.tracking.registered_model).uri if registers else uri
     recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
     recorder.metrics({"model/parameters": trained.parameters})
+    if trained.validation_psnr is not None:
+        recorder.metrics({SCORE: trained.validation_psnr})
     if not recorder.had_finished:  # what was measured then stands
         recorder.describe(description(trained, loss, baselines))
     cost = read_network(trained.model).cost

@@ -1,6 +1,7 @@
 """Sweep: trainings as Ray tasks, a parent run with a child run for each, and their comparison at the end."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -17,16 +18,15 @@ from configs.load import flatten, load_sweep
 from configs.schema import RunConfig
 from tasks.files.atomic import replacing
 from workflow.cluster import cluster
-from workflow.evaluate.comparison import CURVE, Comparison, compare, comparison_table, write_comparison
+from workflow.evaluate.comparison import CURVE, Comparison, Row, compare, comparison_table, write_comparison
 from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, without_paths
 from workflow.tracking.reading import read_curves, read_runs
 from workflow.tracking.registry import model_of_run
-from workflow.train.run import ADDRESS, TrainReport, only_writer, resumable_run, run_train
+from workflow.train.data import ranking_parts
+from workflow.train.run import ADDRESS, SCORE, TrainReport, only_writer, resumable_run, run_train
 
 SWEEP = "sweep.json"
-# Trainings are sorted by the first of these that any of them has recorded.
-MEASURES = ("validation/psnr", CURVE)
 KEY = "sweep"
 MAX_TRAININGS = 500
 
@@ -98,13 +98,15 @@ def run_sweep(
         overwrite: Whether an earlier sweep in the folder may be lost.
 
     Raises:
-        ConfigError: A configuration is wrong, or the sweep to resume varies something else.
+        ConfigError: A configuration is wrong, its trainings cannot be ranked, or the sweep to resume varies something
+            else.
         InputError: The folder or the tracking store cannot be used.
     """
     varied, configured = load_sweep(name)
     trials = all_trials(varied)
     configs = {trial: configured([*overrides, *trial.settings]) for trial in trials}
     names = {trial: _name(trial, config) for trial, config in configs.items()}
+    _require_comparable(list(configs.values()))
     tracking = configs[trials[0]].tracking
     with only_writer(folder, (SWEEP,), resume=resume, overwrite=overwrite) as lock:
         parent = _parent(folder, trials) if resume else None
@@ -157,8 +159,8 @@ def run_sweep(
                 for trial in trials
             )
             comparison, files = _compared(children, folder, recorder)
-            if comparison is not None:
-                best = replace(recorder.address, run_id=comparison.rows[0].run_id)
+            if comparison is not None and (first := _best(comparison)) is not None:
+                best = replace(recorder.address, run_id=first.run_id)
                 register_model(best, model_of_run(best.run_id), tracking.registered_model)
         return SweepReport(recorder.address.run_id, children, comparison, files)
 
@@ -223,20 +225,40 @@ def _compared(
     if not done:
         return None, ()
     runs = read_runs(run_ids=done)
-    measure = next((name for name in MEASURES if any(name in run.metrics for run in runs)), None)
-    comparison = compare(runs, measure)
+    # Without a score are trainings that an earlier version has finished.
+    comparison = compare(runs, SCORE if any(SCORE in run.metrics for run in runs) else None)
     files = write_comparison(folder, comparison, read_curves(done, CURVE))
     for file in files:
         recorder.artifact(file, "comparison")
-    best = comparison.rows[0]
-    settings = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
-    recorder.tags({"best": best.run_id})
+    best = _best(comparison)
+    verdict = "None has a score to be ranked by."
+    if best is not None:
+        settings = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
+        recorder.tags({"best": best.run_id})
+        verdict = f"Best by {SCORE}: **{best.name}** ({settings})."
     failed = [child for child in children if child.status == "failed"]
     recorder.describe(
-        f"{len(done)} of {len(children)} trainings finished. Best by {measure}: **{best.name}** ({settings})."
+        f"{len(done)} of {len(children)} trainings finished. {verdict}"
         + "".join(f"\n\n- training {child.number} failed" for child in failed)
     )
     return comparison, tuple(files)
+
+
+def _best(comparison: Comparison) -> Row | None:
+    """Return the training with the best score; None if none has a finite one."""
+    first = comparison.rows[0]
+    return first if math.isfinite(first.metrics.get(SCORE, math.nan)) else None
+
+
+def _require_comparable(configs: Sequence[RunConfig]) -> None:
+    """Check that the trainings of a sweep will be scored alike; ConfigError if not."""
+    first, *others = [(ranking_parts(config), config.degradation) for config in configs]
+    if any(other != first for other in others):
+        raise ConfigError(
+            "Cannot rank the trainings of a sweep: they would be scored on different volumes or by different"
+            " degradations.",
+            "Name the same data.validation for all, and sweep one degradation at a time.",
+        )
 
 
 def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:

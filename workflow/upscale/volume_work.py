@@ -28,7 +28,7 @@ from tasks.files.atomic import replacing, sweep
 from tasks.imaging.consistency import Correction
 from tasks.sharding.assemble import Assembly, Consistency
 from tasks.sharding.plan import Shard
-from tasks.sharding.restore import CoarseVolume, RestoredCore
+from tasks.sharding.restore import CoarseVolume, RestoredCore, require_finite
 from tasks.sharding.store import ShardStore
 from tasks.volume.inspection import InspectedVolume
 from tasks.volume.intensity import Intensity, find_intensity
@@ -298,6 +298,7 @@ class _Writer:
                     if correction is not None:
                         np.add(slab, assembly.correction_planes(correction, start, stop), out=slab)
                     start = stop
+                    require_finite(slab)
                     self.digest.update(slab.T.data)
                     yield slab
             if not self.plan.corrects:

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from unicodedata import normalize
 
-from configs.errors import AbandonedError, InputError, ReadError
+from configs.errors import AbandonedError, ContractError, InputError, ReadError
 from tasks.files.lock import Process, locked
 from tasks.files.outputs import check_destination, output_paths, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
@@ -238,4 +238,7 @@ class _Queue:
         except AbandonedError:
             pass
         except Exception as error:  # noqa: BLE001 - any error fails this volume alone
+            if isinstance(error, ContractError):  # nobody is to take the output for a good one
+                for wrong in (work.plan.output, work.plan.output.with_name(sidecar_name(work.plan.output.name))):
+                    wrong.unlink(missing_ok=True)
             work.abandon(error)
