@@ -20,7 +20,8 @@ def upscale(
         typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; by default the weights that ship."),
     ] = None,
     scale: Annotated[
-        str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
+        str | None,
+        typer.Option(help="N or I,J,K: target voxels per voxel, in the file's axes; the model's own by default."),
     ] = None,
     spacing: Spacing = None,
     slice_axis: Annotated[
