@@ -65,18 +65,28 @@ def sidecar_name(output: str) -> str:
     return split_name(output)[0] + ".json"
 
 
-def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the path of each source's restored volume.
+def page_name(output: str) -> str:
+    """Name the QC page next to an output.
+
+    >>> page_name("scan_sr.nii.gz")
+    'scan_sr_quality.html'
+    """
+    return f"{split_name(output)[0]}_quality.html"
+
+
+def output_paths(sources: Sequence[Path], folder: Path | None) -> list[Path]:
+    """Return the path of each source's restored volume: in the folder, or next to the source where it is None.
 
     Raises:
         InputError: Two sources would be written to one file, or one source would be overwritten.
     """
-    outputs = [folder / output_name(source.name) for source in sources]
+    outputs = [(folder or source.parent) / output_name(source.name) for source in sources]
     inputs = {source.resolve() for source in sources}
-    claims: dict[str, list[Path]] = defaultdict(list)
+    claims: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
         # By the sidecar, which .nii and .nii.gz share; some file systems ignore case and the composition of letters.
-        claims[normalize("NFC", sidecar_name(output.name)).casefold()].append(source)
+        name = normalize("NFC", sidecar_name(output.name)).casefold()
+        claims[output.parent.resolve(), name].append(source)
         if output.resolve() in inputs:
             raise InputError(
                 f"Cannot write {output.name}: it would overwrite an input.", "Choose another output folder."
@@ -90,6 +100,12 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
                 "Rename them or upscale them into separate folders.",
             )
     return outputs
+
+
+def without_outputs(sources: Sequence[Path]) -> list[Path]:
+    """Leave out the sources that are outputs of the others, next to which outputs are written."""
+    outputs = {(source.parent / output_name(source.name)).resolve() for source in sources}
+    return [source for source in sources if source.resolve() not in outputs]
 
 
 def check_destination(output: Path, size: int) -> None:

@@ -91,6 +91,29 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_without_out_each_output_lies_next_to_its_input_and_the_end_says_where(place, model, voxlift):
+    (place / "elsewhere").mkdir()
+    (place / "other.nii").rename(place / "elsewhere" / "my scan.nii")
+    inputs = [str(place / "sub-01_T1w.nii.gz"), str(place / "elsewhere")]
+    command = ["upscale", *inputs, "--model", str(model), "--scale", "2", "--workers", "1"]
+    status, out, err = voxlift(*command)
+    assert status == 0, err
+    lines = out.splitlines()
+    for name, quoted in {"sub-01_rec-voxlift_T1w.nii.gz": "{}", "elsewhere/my scan_sr.nii": "'{}'"}.items():
+        output = place / name
+        page = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii") + "_quality.html")
+        assert output.is_file()
+        assert (output.parent / ".voxlift").is_dir()
+        assert "  " + quoted.format(output) in lines
+        assert "  xdg-open " + quoted.format(page) in lines
+        assert page.is_file()
+    assert f"  mlflow ui --backend-store-uri sqlite:///{place}/mlflow.db --host 127.0.0.1 --port 5000" in lines
+    # Outputs that lie next to inputs are not inputs of the next call on their folder.
+    (again,) = json.loads(voxlift(*command[:1], *inputs[1:], *command[3:], "--json")[1])["volumes"]
+    assert again["input"].endswith("my scan.nii")
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_output_that_violates_its_contract_fails(place, model, monkeypatch, capfd):
     def shifted(path, slabs, grid, *more):
         return write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)

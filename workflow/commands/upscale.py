@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from configs.errors import InputError
+from tasks.files.outputs import without_outputs
 from tasks.files.selection import expand_inputs
 from workflow.commands.options import MemoryBudget, Spacing, Volumes, Workers, resources_of, three_numbers
 from workflow.terminal.console import JsonOption, exit_on_failures, screen
@@ -14,7 +15,9 @@ from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 def upscale(
     volumes: Volumes,
-    out: Annotated[Path, typer.Option(help="Folder for the outputs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outputs; by default each is written next to its input.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; by default the weights that ship."),
@@ -75,6 +78,8 @@ def upscale(
                 "Leave one of the two out.",
             )
         sources = expand_inputs(volumes)
+        if out is None:
+            sources = without_outputs(sources)
         resources = resources_of(
             workers,
             memory_budget,
@@ -88,7 +93,7 @@ def upscale(
         if adapt:
             adapted = run_adaptation(
                 sources,
-                out,
+                out or sources[0].parent,
                 model=model,
                 scale=by_scale,
                 spacing=by_spacing,

@@ -13,6 +13,7 @@ from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
+from tasks.files.outputs import output_paths
 from tasks.imaging.acquisition import Acquisition, Profile, default_acquisition
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
@@ -32,7 +33,7 @@ class UpscaleRequest:
 
     Args:
         sources: Volumes.
-        out: Folder for the outputs.
+        out: Folder for the outputs; None writes each next to its source.
         network: The restorer.
         resources: Workers, what each takes, the memory budget.
         scale: Target voxels per voxel along (i, j, k); without it and a spacing, that of the model's card.
@@ -48,7 +49,7 @@ class UpscaleRequest:
     """
 
     sources: Sequence[Path]
-    out: Path
+    out: Path | None
     network: NetworkFile
     resources: Resources
     scale: Three | None = None
@@ -61,6 +62,11 @@ class UpscaleRequest:
     run_id: str | None = None
     profile: Profile | None = None
     blur: Three | None = None
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The output of each source; InputError if two would be one, or one a source."""
+        return output_paths(self.sources, self.out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +178,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Exten
                 " was trained for.",
                 "Give --scale I,J,K or --spacing I,J,K.",
             )
-        scale = axes.of_network(card.degradation.scale)
+        scale = default_scale(scan.grid, axes, card)
     target = target_grid(scan.grid, scale, request.spacing)
     budget = request.resources.memory_budget_mib
     resident = prod(scan.grid.shape) * 4 * (2 if request.network.needs_acquisition else 1)
@@ -204,6 +210,28 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Exten
     )
 
 
+def default_scale(grid: Grid, axes: NetworkAxes, card: ModelCard) -> Three:
+    """Choose the target voxels per voxel along (i, j, k) of a scan where neither a scale nor a spacing is given.
+
+    Thick slices become as thin as their voxels are wide, if the model was trained to refine them alone by so much.
+    Anything else gets the scale that the model was trained for first.
+
+    Args:
+        grid: Of the scan.
+        axes: Its network axes.
+        card: Of the model.
+    """
+    through = (slice_ratio(grid, axes), 1.0, 1.0)
+    thick = through[0] > THICK and card.covers(through)
+    return axes.of_network(through if thick else card.degradation.scale)
+
+
+def slice_ratio(grid: Grid, axes: NetworkAxes) -> float:
+    """Return the spacing of the slices over that of the voxels within them; above `THICK` they are thick."""
+    through, *across = axes.of_file(grid.spacing)
+    return through / max(across)
+
+
 def _acquisition(
     request: UpscaleRequest, trained: Degradation, axes: NetworkAxes, extent: Extent | None
 ) -> Acquisition | None:
@@ -224,10 +252,9 @@ def range_warnings(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target
         fine / coarse for fine, coarse in zip(axes.of_file(target.shape), axes.of_file(grid.shape), strict=True)
     )
     warnings = card.warnings((depth, height, width), axes.of_file(target.spacing))
-    through, *across = axes.of_file(grid.spacing)
-    if card.degradation.is_isotropic and through > THICK * max(across):
+    if card.degradation.is_isotropic and (ratio := slice_ratio(grid, axes)) > THICK:
         warnings.append(
-            f"slices {through / max(across):.1f}x as thick as their voxels are wide: the model was trained for"
+            f"slices {ratio:.1f}x as thick as their voxels are wide: the model was trained for"
             " scans that are alike along all axes"
         )
     return tuple(warnings)

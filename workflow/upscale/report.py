@@ -1,5 +1,6 @@
 """Report of `voxlift upscale`: the outcome of each volume, speed and memory of the workers, and both as a table."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
@@ -10,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from configs.axes import NetworkShape
+from tasks.files.outputs import page_name
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import Three, axis_codes
 from tasks.volume.sidecar import Sidecar
@@ -17,6 +19,7 @@ from workflow.tracking import RunAddress
 from workflow.upscale.plan import VolumePlan
 from workflow.upscale.volume_work import Output, VolumeWork, Written
 
+MAX_SHOWN = 20  # outputs and pages whose paths are printed
 COLUMNS = ("status", "voxels", "mm", "shards", "seconds", "consistency")
 
 
@@ -211,9 +214,22 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
         f" {report.peak_rss_mib:.0f} MiB. Seconds: reading {spent.reading:.1f}, resampling {spent.resampling:.1f},"
         f" network {spent.network:.1f}, writing {spent.writing:.1f}.",
     ]
+    lines += _places(report)
     if report.adapted_model is not None:
         lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")
     return lines
+
+
+def _places(report: UpscaleReport) -> list[RenderableType]:
+    """Say where outputs, QC pages and the MLflow run are, with the commands that open them."""
+    outputs = [volume.output.absolute() for volume in report.volumes if volume.output is not None]
+    pages = [page for output in outputs if (page := output.with_name(page_name(output.name))).is_file()]
+    lines: list[RenderableType] = []
+    for title, paths, command in (("Outputs", outputs, ""), ("QC pages", pages, "xdg-open ")):
+        shown = [f"  {command}{shlex.quote(str(path))}" for path in paths[:MAX_SHOWN]]
+        more = [f"  and {len(paths) - MAX_SHOWN} more"] if len(paths) > MAX_SHOWN else []
+        lines += ["\n".join([f"{title}:", *shown, *more])] if shown else []
+    return [*lines, *([report.mlflow.instructions] if report.mlflow is not None else [])]
 
 
 def _by(values: tuple[float, ...] | None, separator: str = "x") -> str:

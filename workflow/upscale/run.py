@@ -20,7 +20,7 @@ from tasks.artifacts.contracts import volume_contract
 from tasks.artifacts.manifest import ManifestEntry, manifest_entry, read_contracts, write_contracts
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
-from tasks.files.outputs import output_paths, sidecar_name, split_name
+from tasks.files.outputs import page_name, sidecar_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.quality import shard_borders
@@ -107,9 +107,11 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
 
 def _address_file(request: UpscaleRequest) -> Path:
     """File that names the run of a request until it is done, so that `--resume` continues that run."""
-    outputs = [path.name for path in output_paths(request.sources, request.out)]
-    key = content_key({"outputs": outputs, "model": request.network.digest, **_options(request)})
-    return request.out / ".voxlift" / f"{key}.run.json"
+    outputs = request.outputs
+    key = content_key(
+        {"outputs": [path.name for path in outputs], "model": request.network.digest, **_options(request)}
+    )
+    return outputs[0].parent / ".voxlift" / f"{key}.run.json"
 
 
 def _options(request: UpscaleRequest) -> dict[str, str]:
@@ -188,7 +190,7 @@ def _add_page(
 
 
 def _page(plan: VolumePlan) -> Path:
-    return plan.output.with_name(f"{split_name(plan.output.name)[0]}_quality.html")
+    return plan.output.with_name(page_name(plan.output.name))
 
 
 def _has_page(plan: VolumePlan) -> bool:

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 
 from configs.errors import AbandonedError, ContractError, InputError
-from tasks.files.outputs import check_destination, output_paths, sidecar_name
+from tasks.files.outputs import check_destination, sidecar_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.sidecar import write_sidecar
@@ -35,7 +35,7 @@ def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
     if request.dtype is not None:
         writable_name(request.dtype)
     planned: list[VolumeWork | InputError] = []
-    for source, output in zip(request.sources, output_paths(request.sources, request.out), strict=True):
+    for source, output in zip(request.sources, request.outputs, strict=True):
         try:
             with naming_options():
                 planned.append(_planned(request, source, output))
