@@ -17,6 +17,7 @@ SUFFIXES = (
 # The two files of a pair are one volume, which is named by the second.
 PAIRS = {".img": ".hdr", ".brik": ".head", ".rec": ".par"}
 MAX_NAME_BYTES = 230  # file systems allow 255, and a partial file has a longer name
+TIME_POINT = re.compile(r"(.+)\[(\d+)\]")
 BIDS = re.compile(r"sub-[a-zA-Z0-9+]+(_[a-zA-Z]+-[a-zA-Z0-9+]+)*_[a-zA-Z0-9]+")
 # Entities of a BIDS name that stand before rec, in the order of the BIDS schema.
 BEFORE_REC = ("sub", "tpl", "cohort", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain")
@@ -32,6 +33,16 @@ def split_name(name: str) -> tuple[str, str]:
     return name.removesuffix(name[len(name) - len(suffix) :]) if suffix else name, suffix
 
 
+def time_point(path: Path) -> tuple[Path, int | None]:
+    """Split the path of a time point into that of its file and its number, from 0; None for a path without one.
+
+    >>> time_point(Path("series.nii.gz[3]"))
+    (PosixPath('series.nii.gz'), 3)
+    """
+    found = TIME_POINT.fullmatch(path.name)
+    return (path, None) if found is None or path.exists() else (path.with_name(found[1]), int(found[2]))
+
+
 def output_name(source: str) -> str:
     """Name the restored volume of a source: BIDS names get `rec-voxlift`, others `_sr`; always NIfTI.
 
@@ -39,10 +50,12 @@ def output_name(source: str) -> str:
 
     >>> output_name("sub-01_T1w.nii.gz"), output_name("sub-01_acq-lo_run-2_T2w.nii")
     ('sub-01_rec-voxlift_T1w.nii.gz', 'sub-01_acq-lo_rec-voxlift_run-2_T2w.nii')
-    >>> output_name("sub-01_rec-norm_T1w.nii"), output_name("scan.mgz")
-    ('sub-01_rec-normvoxlift_T1w.nii', 'scan_sr.nii.gz')
+    >>> output_name("sub-01_rec-norm_T1w.nii"), output_name("scan.mgz"), output_name("series.nii[3]")
+    ('sub-01_rec-normvoxlift_T1w.nii', 'scan_sr.nii.gz', 'series-3_sr.nii')
     """
-    stem, suffix = split_name(source)
+    file, number = time_point(Path(source))
+    stem, suffix = split_name(file.name)
+    stem = stem if number is None else f"{stem}-{number}"
     ending = ".nii" if suffix in (".nii", ".img", ".hdr") else ".nii.gz"
     if not BIDS.fullmatch(stem):
         return f"{stem}_sr{ending}"

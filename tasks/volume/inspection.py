@@ -165,6 +165,7 @@ def inspect_volume(path: Path) -> InspectedVolume:
             with reading(path), ForwardReader(path) as reader:
                 reader.finish()
         raise
+    path = scan.path
     with read_forward(scan) as (forward, reader):
         try:
             if scan.data_bytes > (reader.limit if reader.compressed else reader.stored_size):

@@ -24,7 +24,7 @@ from tasks.scoring.protocol import BASELINES, WHOLE, DegradedReference, Score, S
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.restore import require_finite
 from tasks.volume.intensity import normalise
-from tasks.volume.nifti import open_volume, read_volume
+from tasks.volume.nifti import open_single_volume, open_volume, read_volume
 from tasks.volume.scan import Voxels
 from workflow.cluster import cluster
 from workflow.pages.planes import write_planes
@@ -180,7 +180,7 @@ def evaluate(
     Raises:
         InputError: A volume or the mask cannot be used.
     """
-    inside = None if mask is None else _read_mask(mask, references)
+    inside = None if mask is None else read_mask(mask, references)
     volumes = []
     with cluster():
         for path in references:
@@ -203,9 +203,10 @@ def evaluation_of(volumes: Sequence[VolumeScores], recipe: Degradation) -> Evalu
     )
 
 
-def _read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
+def read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
     """Read a mask, which must have the grid of every reference."""
-    read = read_volume(mask)
+    scan = open_single_volume(mask)
+    read = scan.read(finite=False)
     for path in references:
         grid = open_volume(path).grid
         if grid.shape != read.grid.shape:
@@ -221,7 +222,8 @@ def _read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
                 " the reference.",
                 "Give a mask on the reference's grid, in its axis order and directions.",
             )
-    return np.asarray(read.voxels != 0)
+    # A voxel that is not a number marks nothing.
+    return np.asarray(np.isfinite(read.voxels) & (read.voxels != 0))
 
 
 def score_volume(

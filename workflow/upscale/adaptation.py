@@ -122,7 +122,7 @@ def adaptation_config(
     return load_config(
         PRESET,
         [
-            f"data.volumes={json.dumps([str(scan.path.resolve()) for scan in scans])}",
+            f"data.volumes={json.dumps([_first_volume(scan) for scan in scans])}",
             f"degradation={recipes[0].model_dump_json()}",
             f"resources={resources.model_dump_json()}",
             "tracking.experiment=voxlift",
@@ -130,6 +130,11 @@ def adaptation_config(
             *settings,
         ],
     )
+
+
+def _first_volume(scan: Scan) -> str:
+    """The path of a volume, or of the first time point of a series."""
+    return str(scan.path.resolve()) + ("[0]" if scan.header.n_timepoints > 1 else "")
 
 
 def _recipe_across(scan: Scan, recipe: Degradation, scale: Three | None, spacing: Three | None) -> Degradation:
