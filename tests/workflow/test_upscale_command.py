@@ -187,6 +187,9 @@ def test_if_no_volume_can_be_used_each_is_named_and_the_status_is_2(place, model
     assert status == 2
     assert "voxlift: Cannot use flat.nii: " in err
     assert "voxlift: Cannot read text.nii: " in err
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("voxlift").experiment_id])
+    assert run.info.status == "FAILED"
     assert not (place / "out").exists()
 
 

@@ -59,6 +59,7 @@ class Recorder:
         entries: Mapping[str, ManifestEntry] | None = None,
     ) -> None:
         self.address = address
+        self.failed = False  # set by work that ends without an exception and has nothing to show for it
         self._client = client
         self._pending: list[tuple[str, float, int, int]] = []
         self._steps = dict(steps or {})
@@ -202,7 +203,8 @@ def recorded_run(
 ) -> Iterator[Recorder]:
     """Record what happens inside the block as one run, which ends with it.
 
-    The run ends FINISHED, FAILED after an exception, KILLED after an interrupt, an exit or a SIGTERM.
+    The run ends FINISHED, FAILED after an exception or if its recorder is marked as `failed`, KILLED after an
+    interrupt, an exit or a SIGTERM.
 
     Args:
         experiment: Name of the experiment; made if it is not there.
@@ -230,7 +232,7 @@ def recorded_run(
         try:
             with SystemSampler(recorder.metrics, recorder.next_step(SYSTEM_PREFIX)):
                 yield recorder
-            status = "FINISHED"
+            status = "FAILED" if recorder.failed else "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise

@@ -98,6 +98,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
 
             report = upscale(replace(request, run_id=address.run_id), planned, show, record)
         _record_report(recorder, report)
+        recorder.failed = len(report.failed) == len(report.volumes)
         for work, number in numbers.items():
             if work.failure is None:
                 _add_page_if_absent(recorder, number, work)
