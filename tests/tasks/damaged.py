@@ -167,6 +167,8 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "an infinite intercept": (lambda f: patched(f, (112, "<ff", 1, np.inf)), "scan.nii"),
     "an extension without end": (lambda f: patched(f, (348, "<4B", 1, 0, 0, 0), (108, "<f", 1e6)), "scan.nii"),
     "a scale of zero": (lambda f: [str(good(f)), "--scale", "2,0,2"], "one or three positive numbers"),
+    "a scale of next to nothing": (lambda f: [str(good(f)), "--scale", "1e-9"], "larger than the field of view"),
+    "a spacing beyond the volume": (lambda f: [str(good(f)), "--spacing", "1,1,500"], "larger than the field of view"),
     "a scale beyond all files": (lambda f: [str(good(f)), "--scale", "1,1e308,1"], "no axis may hold more"),
     "a spacing beyond all files": (lambda f: [str(good(f)), "--spacing", "1e-9,1,1"], "no axis may hold more"),
     "a scale of two numbers": (lambda f: [str(good(f)), "--scale", "2,2"], "one or three positive numbers"),

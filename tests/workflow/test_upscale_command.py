@@ -152,6 +152,12 @@ def test_what_cannot_be_done_is_refused(place, model):
         upscale(place / "other.nii", *aim)
     with pytest.raises(InputError, match="are mutually exclusive"):
         upscale(place / "other.nii", *aim, "--scale", "2,2,2", "--spacing", "1,1,1")
+    with pytest.raises(
+        InputError, match=r"coarser than its 9x10x11 along j; .*Use --scale 2,1,2 or --spacing 0\.5,1,0\.5"
+    ):
+        upscale(place / "other.nii", *aim, "--scale", "2,0.5,2")
+    with pytest.raises(InputError, match=r"coarser than its 9x10x11 along i and k"):
+        upscale(place / "other.nii", *aim, "--spacing", "1.5,1,1.2")
     with pytest.raises(InputError, match=r"Cannot read text\.nii"):
         upscale(place / "text.nii", *aim, "--scale", "2,2,2")
     with pytest.raises(InputError, match=r"holds 0 \.keras files"):

@@ -180,6 +180,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Exten
             )
         scale = default_scale(scan.grid, axes, card)
     target = target_grid(scan.grid, scale, request.spacing)
+    _require_finer(scan, target)
     budget = request.resources.memory_budget_mib
     resident = prod(scan.grid.shape) * 4 * (2 if request.network.needs_acquisition else 1)
     plan = plan_shards(
@@ -208,6 +209,23 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Exten
         warnings,
         acquisition,
     )
+
+
+def _require_finer(scan: Scan, target: Grid) -> None:
+    """Refuse a target grid that is coarser than the scan along an axis."""
+    have, wanted = scan.grid.shape, target.shape
+    coarser = [axis for axis in range(3) if wanted[axis] < have[axis]]
+    if coarser:
+        names = " and ".join("ijk"[axis] for axis in coarser)
+        scale = ",".join(f"{max(1.0, fine / size):.4g}" for fine, size in zip(wanted, have, strict=True))
+        spacing = ",".join(
+            f"{min(fine, given):.4g}" for fine, given in zip(target.spacing, scan.grid.spacing, strict=True)
+        )
+        raise InputError(
+            f"Cannot super-resolve {scan.path.name}: the target grid of {'x'.join(map(str, wanted))} voxels is coarser"
+            f" than its {'x'.join(map(str, have))} along {names}; voxlift refines an axis or leaves it as it is.",
+            f"Use --scale {scale} or --spacing {spacing}.",
+        )
 
 
 def default_scale(grid: Grid, axes: NetworkAxes, card: ModelCard) -> Three:
