@@ -16,6 +16,7 @@ from configs.axes import FileShape, NetworkShape, Triple, triple
 from configs.errors import InputError
 
 T = TypeVar("T")
+Value = TypeVar("Value", bound=np.generic)
 Three = tuple[float, float, float]
 Shape = TypeVar("Shape", FileShape, NetworkShape)
 
@@ -224,11 +225,11 @@ class NetworkAxes:
     order: Triple
     flipped: tuple[bool, bool, bool]
 
-    def to_network(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_network(self, voxels: NDArray[Value]) -> NDArray[Value]:
         """View `[i, j, k]` voxels as `[depth, height, width]`."""
         return voxels.transpose(self.order)[self._directions()]
 
-    def to_file(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_file(self, voxels: NDArray[Value]) -> NDArray[Value]:
         """View `[depth, height, width]` voxels as `[i, j, k]`."""
         return voxels[self._directions()].transpose(np.argsort(self.order))
 

@@ -149,6 +149,7 @@ def open_volume(path: Path) -> Scan:
         codes=(qcode, scode),
         warnings=tuple(warnings),
         native=image.header,
+        intent=int(image.header["intent_code"]) if isinstance(image.header, nibabel.Nifti1Header) else 0,
     )
     return Scan(path, grid, header, data, data_bytes, proxy, time_first, first=chosen or 0)
 

@@ -42,6 +42,7 @@ class Header:
         codes: Of qform and sform; (1, 1) for formats that have none.
         warnings: What the reader found odd and fixed.
         native: The reader's own header; opaque.
+        intent: Code of the NIfTI intent; 0 for formats that have none.
     """
 
     format: str
@@ -57,6 +58,7 @@ class Header:
     codes: tuple[int, int]
     warnings: tuple[str, ...]
     native: Any = field(repr=False)
+    intent: int = 0
 
 
 @dataclass(frozen=True, eq=False)

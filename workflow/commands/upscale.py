@@ -34,6 +34,10 @@ def upscale(
     dtype: Annotated[
         str | None, typer.Option(help="Data type of the outputs; by default that of an integer input.")
     ] = None,
+    kind: Annotated[
+        Literal["image", "labels"] | None,
+        typer.Option("--as", help="What the volumes are; by default what header, name and values say of each."),
+    ] = None,
     acquisition: Annotated[
         Literal["kspace", "box", "gaussian"] | None,
         typer.Option(help="What gave the scan its voxels: k-space truncation (MR), a mean (CT), or a slice profile."),
@@ -111,6 +115,7 @@ def upscale(
             spacing=by_spacing,
             slice_axis="ijk".index(slice_axis) if slice_axis else None,
             dtype=dtype,
+            kind=kind,
             correct=correct,
             resume=resume,
             fail_fast=fail_fast,

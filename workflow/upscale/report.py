@@ -7,8 +7,9 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from configs.axes import NetworkShape
 from tasks.files.outputs import page_name
@@ -171,9 +172,10 @@ def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
     """Make the sidecar of a written output."""
     plan = work.plan
     intensities = tuple((found.low, found.high) for found in output.intensities)
+    done = "resampled" if plan.labels else "super-resolved"
     return Sidecar(
         sources=(plan.name,),
-        resolution=f"super-resolved {'x'.join(f'{factor:.4g}' for factor in plan.scale)}",
+        resolution=f"{done} {'x'.join(f'{factor:.4g}' for factor in plan.scale)}",
         model_digest=plan.network.digest,
         mlflow_run=run_id,
         scale=plan.scale,
@@ -185,6 +187,7 @@ def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
         consistency=output.written.consistency,
         warnings=work.warnings,
         acquisition=_acquisition(plan),
+        outside_range=output.written.outside,
     )
 
 
@@ -199,12 +202,14 @@ def geometry(plan: VolumePlan) -> str:
         f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[plan.axes.order[0]]},"
         f" becomes {_by(target.shape)} at {_by(target.spacing)} mm"
         + (f"; acquisition: {plan.acquisition}" if plan.acquisition else "")
+        + (f"; {plan.label_note}" if plan.labels else "")
     )
 
 
 def summary(report: UpscaleReport) -> list[RenderableType]:
     """Show the outcome of each volume, the speed and the memory."""
-    table = Table("volume", *COLUMNS)
+    # The name takes what the other columns leave of the width.
+    table = Table("volume", *(Column(name, no_wrap=True) for name in COLUMNS), box=SIMPLE_HEAD, pad_edge=False)
     for volume in report.volumes:
         table.add_row((volume.output or volume.input).name, *volume.row())
     spent = report.timings

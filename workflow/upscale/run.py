@@ -27,8 +27,8 @@ from tasks.scoring.quality import shard_borders
 from tasks.sharding.restore import CoarseVolume
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
-from tasks.volume.intensity import find_intensity, normalise
-from tasks.volume.nifti import read_volume
+from tasks.volume.intensity import Intensity, normalise
+from tasks.volume.nifti import open_volume
 from workflow.cluster import cluster
 from workflow.pages.quality import QualityCase, write_quality_page
 from workflow.restore.restoration import Progress
@@ -128,6 +128,7 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
     recorder.inputs([described_volume(one.scan, one.digests, "input", record_paths=False) for one in found])
     record_network(recorder, request.network)
     recorder.parameters({f"upscale.{name}": value for name, value in _options(request).items()})
+    recorder.parameters({"upscale.kind": request.kind} if request.kind else {})
     recorder.parameters({**flatten(request.resources, "resources"), "volumes": str(len(request.sources))})
     if request.network.card is not None:
         recipe = request.network.card.degradation
@@ -149,7 +150,7 @@ def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Ou
     _add_entries(recorder, {plan.output: entry, sidecar: manifest_entry(sidecar)})
     work.conclude(output)  # before the page, without which the output is still of use
     if restored is None:
-        return "too large for a QC page"
+        return "no QC page is made of a label map" if plan.labels else "too large for a QC page"
     _add_page(recorder, number, work, output.first, restored)
     return ""
 
@@ -158,9 +159,8 @@ def _add_page_if_absent(recorder: Recorder, number: int, work: VolumeWork) -> No
     """Make the QC page of an output whose run was stopped before it had made one."""
     plan = work.plan
     if _has_page(plan) and not _page(plan).exists():
-        voxels = plan.scan.read(0).voxels
-        coarse = plan.coarse_volume(plan.axes.to_network(voxels), find_intensity(voxels))
-        _add_page(recorder, number, work, coarse, read_volume(plan.output).voxels)
+        coarse = plan.coarse_volume(plan.scan.read(0, finite=False).voxels, Intensity(0.0, 1.0))
+        _add_page(recorder, number, work, coarse, open_volume(plan.output).read(0, finite=False).voxels)
 
 
 def _add_page(
@@ -168,6 +168,11 @@ def _add_page(
 ) -> None:
     """Make, record and contract the QC page of a volume, from the first time point of its input and of its output."""
     plan, axes, page = work.plan, work.plan.axes, _page(work.plan)
+    interpolated = resample(axes.to_file(coarse.voxels), plan.target.shape)
+    if coarse.level:
+        voxels = voxels - np.float32(coarse.level)
+    for _, mask in plan.padding_in_file(coarse):
+        voxels[mask] = interpolated[mask]
     source, restored = (normalise(volume, coarse.intensity) for volume in (coarse.voxels, voxels))
     consistency = None
     if plan.recipe is not None:
@@ -177,7 +182,7 @@ def _add_page(
         title=f"volume {number}",
         input_grid=plan.scan.grid,
         grid=plan.target,
-        before=normalise(resample(axes.to_file(coarse.voxels), plan.target.shape), coarse.intensity),
+        before=normalise(interpolated, coarse.intensity),
         restored=restored,
         strides=axes.file_shape(plan.network.cost.field.strides),
         borders=shard_borders(plan.shard_plan, axes),
@@ -195,7 +200,7 @@ def _page(plan: VolumePlan) -> Path:
 
 
 def _has_page(plan: VolumePlan) -> bool:
-    return prod(plan.target.shape) <= MAX_PAGE_VOXELS
+    return not plan.labels and prod(plan.target.shape) <= MAX_PAGE_VOXELS
 
 
 def _record_report(recorder: Recorder, report: UpscaleReport) -> None:

@@ -49,7 +49,7 @@ def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
 def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     began = time.perf_counter()
     inspected = inspect_volume(source)
-    plan = plan_volume(request, inspected.scan, output, inspected.extent)
+    plan = plan_volume(request, inspected.scan, output, inspected.extent, inspected.labels)
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=time.perf_counter() - began)
     if work.written is None:
         # The cores of all time points wait on disk as float32 until the output is written.
