@@ -1,10 +1,15 @@
 """The command line itself: help, version, what it lists, and how it writes to a terminal."""
 
 import json
+import re
+from functools import partial
 from importlib.metadata import version
+from io import StringIO
+from queue import Queue
 
 import pytest
 import yaml
+from rich.console import Console
 from rich.table import Table
 
 from configs.load import preset_names
@@ -12,6 +17,7 @@ from configs.schema import RunConfig
 from workflow.cli import COMMANDS
 from workflow.commands.options import three_numbers
 from workflow.terminal.console import screen
+from workflow.terminal.progress import progress_bar, resumable, waiting
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -69,4 +75,37 @@ def test_a_preset_in_place_of_a_model_is_recognised(voxlift, tmp_path, monkeypat
     assert err == (
         "voxlift: Cannot load the model iso2x: it is a preset, a configuration from which a model is trained."
         " Train it with `voxlift train iso2x`, then name the folder runs/iso2x.\n"
+    )
+
+
+def test_what_is_waited_for_is_named_at_once_and_again_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr("workflow.terminal.progress.LINE_SECONDS", 0.001)
+    printed: Queue[str] = Queue()
+
+    class Log(StringIO):
+        def write(self, text):
+            printed.put(text)
+            return len(text)
+
+    def line():
+        return next(text for text in iter(partial(printed.get, timeout=60), "") if text.strip())
+
+    console = Console(file=Log(), width=200)
+    with waiting(console, "Starting Ray"):
+        assert line() == "Starting Ray …\n"
+        assert re.fullmatch(r"Starting Ray … \d+ s\n", line())
+    while not printed.empty():
+        printed.get()
+    with progress_bar(console, "Restoring", 7, "loading") as advance:
+        assert re.fullmatch(r"Restoring: 0 of 7, loading \d+ s\n", line())
+        advance("2 workers")
+        assert any(line().startswith("Restoring: 1 of 7, 2 workers") for _ in range(100_000))
+
+
+def test_work_that_is_stopped_names_the_command_that_resumes_it(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["/bin/voxlift", "upscale", "my scan.nii", "--resume"])
+    with pytest.raises(KeyboardInterrupt), resumable(Console(width=20), lambda: "3 shard(s) are saved."):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == (
+        "Stopped. 3 shard(s) are saved. Resume with:\n  voxlift upscale 'my scan.nii' --resume\n"
     )

@@ -69,10 +69,13 @@ def upscale(
 ) -> None:
     """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
-        from workflow.upscale.adaptation import run_adaptation
-        from workflow.upscale.plan import UpscaleRequest
-        from workflow.upscale.report import summary
-        from workflow.upscale.run import run_upscaling, saved_network
+        from workflow.terminal.progress import resumable, waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from workflow.upscale.adaptation import FOLDER, run_adaptation
+            from workflow.upscale.plan import UpscaleRequest
+            from workflow.upscale.report import summary
+            from workflow.upscale.run import run_upscaling, saved_network
 
         if settings and not adapt:
             raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains.", "Give --adapt too.")
@@ -95,17 +98,19 @@ def upscale(
         by_scale, by_spacing = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
         adapted = None
         if adapt:
-            adapted = run_adaptation(
-                sources,
-                out or sources[0].parent,
-                model=model,
-                scale=by_scale,
-                spacing=by_spacing,
-                resources=resources,
-                settings=settings or [],
-                resume=resume,
-                console=opened.console,
-            )
+            folder = out or sources[0].parent
+            with resumable(opened.console, lambda: f"The checkpoints are in {(folder / FOLDER).resolve()}."):
+                adapted = run_adaptation(
+                    sources,
+                    folder,
+                    model=model,
+                    scale=by_scale,
+                    spacing=by_spacing,
+                    resources=resources,
+                    settings=settings or [],
+                    resume=resume,
+                    console=opened.console,
+                )
         request = UpscaleRequest(
             sources=sources,
             out=out,

@@ -32,7 +32,7 @@ from tasks.volume.nifti import open_volume
 from workflow.cluster import cluster
 from workflow.pages.quality import QualityCase, write_quality_page
 from workflow.restore.restoration import Progress
-from workflow.terminal.progress import progress_bar
+from workflow.terminal.progress import entering, progress_bar, resumable, waiting
 from workflow.tracking import Recorder, RunAddress, described_volume, recorded_run, resolve_model, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
@@ -67,7 +67,9 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         ConfigError: The cluster has no room for the workers.
         Exception: Why a volume failed, if the request is to fail fast.
     """
-    planned = plan_volumes(request)
+    count = len(request.sources)
+    with waiting(console, f"Reading {count} volume{'s' if count > 1 else ''}"):
+        planned = plan_volumes(request)
     numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
     for work in numbers:
         leaves = [f"{warning}; check the result before you use it" for warning in work.plan.warnings]
@@ -78,14 +80,20 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
     earlier = RunAddress.read(address_file) if request.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
         earlier = None  # a new run, in this store, of the same cores
-    with recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None) as recorder:
+    run = recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None)
+    with (
+        resumable(console, lambda: _saved(list(numbers))),
+        entering(console, "Opening the tracking store", run) as recorder,
+    ):
         address = recorder.address
         if numbers:
             address.write(address_file)
-        _record_request(recorder, request, list(numbers))
+        with waiting(console, "Recording inputs and environment"):
+            _record_request(recorder, request, list(numbers))
+        shards, loading = sum(work.plan.shards for work in numbers), "waiting for the workers to load TensorFlow"
         with (
-            cluster(resources.workers * resources.cpus_per_worker),
-            progress_bar(console, "Restoring", sum(work.plan.shards for work in numbers)) as advance,
+            entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)),
+            progress_bar(console, "Restoring", shards, loading) as advance,
         ):
 
             def show(progress: Progress) -> None:
@@ -104,6 +112,14 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
                 _add_page_if_absent(recorder, number, work)
     address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
+
+
+def _saved(works: Sequence[VolumeWork]) -> str:
+    """Say what of the volumes is saved."""
+    unfinished = [work for work in works if work.written is None]
+    shards = sum(work.tally.shards + work.shards_resumed for work in unfinished)
+    finished = f"{len(works) - len(unfinished)} of {len(works)} volume(s) are finished"
+    return finished + (f", and {shards} shard(s) of the others are saved." if unfinished else ".")
 
 
 def _address_file(request: UpscaleRequest) -> Path:
