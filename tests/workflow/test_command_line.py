@@ -57,7 +57,7 @@ def test_one_number_counts_for_all_axes():
 
 def test_a_narrow_terminal_cuts_no_name(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
-    name, path = "sub-01_ses-baseline_acq-highres_run-02_rec-voxlift_T1w.nii.gz", "/data/" + "long/" * 30
+    name, path = "sub-01_ses-baseline_acq-highres_run-02_rec-voxlift_T1w.nii.gz", "/data/[red]/" + "long/" * 30
     table = Table("volume", "status", "a column", "another column", "a third column")
     table.add_row(name, "done", "181x217x181", "0.5x0.5x0.5", "12 (3 resumed)")
     with screen(False) as opened:

@@ -43,7 +43,8 @@ class Screen:
                 for column in renderable.columns if isinstance(renderable, Table) else ():
                     column.overflow = "fold"
                 # The terminal wraps lines: a path or a command with a line break in it cannot be copied.
-                self.console.print(renderable, soft_wrap=isinstance(renderable, str))
+                plain = isinstance(renderable, str)
+                self.console.print(renderable, soft_wrap=plain, markup=not plain)
             return
         from pydantic_core import to_json  # noqa: PLC0415 - only for --json
 

@@ -10,6 +10,7 @@ from typing import Literal
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Column, Table
+from rich.text import Text
 
 from configs.axes import NetworkShape
 from tasks.files.outputs import page_name
@@ -211,7 +212,7 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
     # The name takes what the other columns leave of the width.
     table = Table("volume", *(Column(name, no_wrap=True) for name in COLUMNS), box=SIMPLE_HEAD, pad_edge=False)
     for volume in report.volumes:
-        table.add_row((volume.output or volume.input).name, *volume.row())
+        table.add_row(Text((volume.output or volume.input).name), *volume.row())
     spent = report.timings
     lines: list[RenderableType] = [
         table,
@@ -219,6 +220,7 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
         f" {report.peak_rss_mib:.0f} MiB. Seconds: reading {spent.reading:.1f}, resampling {spent.resampling:.1f},"
         f" network {spent.network:.1f}, writing {spent.writing:.1f}.",
     ]
+    lines += [f"{volume.input.name}: {volume.range_warning}." for volume in report.volumes if volume.range_warning]
     lines += _places(report)
     if report.adapted_model is not None:
         lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")

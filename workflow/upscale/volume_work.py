@@ -78,6 +78,16 @@ class Written:
     noise: float | None = None
     outside: float | None = None
 
+    @property
+    def range_warning(self) -> str:
+        """The warning about voxels outside the input's range; empty where they are few."""
+        if self.outside is None or self.outside <= MAX_OUTSIDE_SHARE:
+            return ""
+        return (
+            f"{self.outside:.2%} of the voxels are outside the input's range by more than {LEEWAY:.0%} of it: look for"
+            " ringing at sharp edges"
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Output:
@@ -190,17 +200,9 @@ class VolumeWork:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings of inspecting the input, of planning it, and of the values of the output, once it is written."""
-        outside = self.written.outside if self.written is not None else None
-        leaves = (
-            ()
-            if outside is None or outside <= MAX_OUTSIDE_SHARE
-            else (
-                f"{outside:.2%} of the voxels are outside the input's range by more than {LEEWAY:.0%} of it: look for"
-                " ringing at sharp edges",
-            )
-        )
+        leaves = self.written.range_warning if self.written is not None else ""
         labels = (self.plan.label_note,) if self.plan.labels else ()
-        return (*self.inspected.warnings, *self.plan.warnings, *labels, *leaves)
+        return (*self.inspected.warnings, *self.plan.warnings, *labels, *([leaves] if leaves else []))
 
     @property
     def error(self) -> Exception | None:
@@ -335,7 +337,8 @@ class _Writer:
         if low >= 0:
             np.maximum(slab, 0, out=slab)
         leeway = LEEWAY * (high - low)
-        self.outside += int(np.count_nonzero((slab < low - leeway) | (slab > high + leeway)))
+        if leeway:
+            self.outside += int(np.count_nonzero((slab < low - leeway) | (slab > high + leeway)))
 
     def _solve(self, number: int, assembly: Assembly, coarse: CoarseVolume) -> Correction | None:
         """Compare a time point with its input and solve its correction, in the unit of the file."""
