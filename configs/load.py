@@ -22,7 +22,7 @@ def preset_names() -> list[str]:
 
 
 def preset_descriptions() -> dict[str, str]:
-    """Return the first sentence of each preset's leading comment, by the name of the preset."""
+    """Return the description of each preset, which opens its file, by the name of the preset."""
     described = {}
     for name in preset_names():
         lines = files("configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()

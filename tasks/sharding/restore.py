@@ -33,7 +33,7 @@ class CoarseVolume:
         correction: What makes the interpolated volume consistent with this one, in the unit of the file; None for a
             network that takes it as it is.
         labels: Whether it is a label map, which is resampled by label instead of being restored.
-        level: What was taken off all voxels and is added to the output.
+        level: Subtracted from all voxels, and added to the output.
         limits: Lowest and highest voxel of the file, padding left out.
         padding: What was filled and stays as it is.
     """

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 
-LEVEL_CONTRAST = 0.2  # ratio of contrast to level below which the level is taken off
+LEVEL_CONTRAST = 0.2  # ratio of contrast to level below which the level is subtracted
 CLIP = 1.5  # of the training and scoring protocol, in normalised intensity
 
 

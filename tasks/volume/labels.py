@@ -22,7 +22,7 @@ MIN_ROUGHNESS = 0.5  # of a histogram: 2 where every other count is 0, near 0 wh
 class ValueCounts:
     """Counts of whole-numbered voxels and of equal neighbours along i, for as long as they may be labels.
 
-    Of a large volume some planes are enough: counting all voxels would take as long as reading them.
+    In a large volume some planes are enough: counting all voxels would take as long as reading them.
     """
 
     may_be_labels: bool = True
@@ -55,7 +55,7 @@ class ValueCounts:
 
     @property
     def are_labels(self) -> bool:
-        """Whether the values are those of a label map: few, in regions of equal voxels, without a smooth histogram."""
+        """True for the values of a label map: few, in regions of equal voxels, without a smooth histogram."""
         if not self.may_be_labels or len(self.voxels) < 2:
             return False
         background = max(self.voxels, key=self.voxels.__getitem__)

@@ -1,4 +1,4 @@
-"""What a person sees of work that goes on: what is waited for, progress bars with time left, and lines in a log."""
+"""Output while work goes on: what is being waited for, progress bars with time left, and lines in a log."""
 
 import shlex
 import sys
@@ -93,7 +93,7 @@ def resumable(console: Console, saved: Callable[[], str]) -> Iterator[None]:
 
     Args:
         console: Receives it.
-        saved: Says what was saved, in a sentence.
+        saved: Describes what was saved.
     """
     try:
         yield

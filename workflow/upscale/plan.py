@@ -146,7 +146,7 @@ class VolumePlan:
         return f"a label map ({self.labels}), resampled by label without the network; --as image restores it"
 
     def coarse_volume(self, voxels: NDArray[np.float32], intensity: Intensity) -> CoarseVolume:
-        """Prepare a time point for the workers: fill its padding, take its level off, and find its intensity.
+        """Prepare a time point for the workers: fill its padding, subtract its level, and find its intensity.
 
         Args:
             voxels: `(i, j, k)`, as the file has them.
