@@ -30,7 +30,7 @@ from workflow.cluster import cluster
 from workflow.pages.planes import write_planes
 from workflow.pages.quality import QualityCase, on_finer_grid, write_quality_page
 from workflow.restore.restoration import Restored, plan_restoration, restore_volume
-from workflow.terminal.progress import progress_bar
+from workflow.terminal.progress import entering, progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
 from workflow.upscale.plan import range_warnings
@@ -140,7 +140,8 @@ def recorded_evaluation(
     """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
     numbers = count(1)
     inputs = [input_volume(path, "reference", record_paths=False) for path in references]
-    with recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}) as recorder:
+    run = recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name})
+    with entering(console, "Opening the tracking store", run) as recorder:
         record_environment(recorder, "evaluate")
         recorder.inputs(inputs)
         record_network(recorder, network)
@@ -182,7 +183,7 @@ def evaluate(
     """
     inside = None if mask is None else read_mask(mask, references)
     volumes = []
-    with cluster():
+    with entering(console, "Starting Ray", cluster()):
         for path in references:
             degraded = degraded_reference(read_volume(path), recipe)
             scored = score_volume(path, degraded, network, resources, console, mask=inside)
