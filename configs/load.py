@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,16 @@ def preset_names() -> list[str]:
     """Return the names of the presets, which are the YAML files next to this module."""
     names = (entry.name for entry in files("configs").iterdir())
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def preset_descriptions() -> dict[str, str]:
+    """Return the description of each preset, which opens its file, by the name of the preset."""
+    described = {}
+    for name in preset_names():
+        lines = files("configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("# "), lines))
+        described[name] = comment.partition(". ")[0].rstrip(".")
+    return described
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

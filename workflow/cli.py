@@ -2,7 +2,8 @@
 
 import sys
 from importlib import import_module
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -11,8 +12,9 @@ from configs.errors import VoxliftError
 
 COMMANDS = (
     *("compare", "demo", "doctor", "dry-run", "evaluate", "inspect"),
-    *("promote", "shapes", "sweep", "train", "upscale", "verify"),
+    *("presets", "promote", "schema", "shapes", "sweep", "train", "upscale", "verify"),
 )
+HELP = {"help_option_names": ["-h", "--help"]}
 
 
 class LazyGroup(TyperGroup):
@@ -34,7 +36,7 @@ def _loaded(name: str) -> Any:  # noqa: ANN401 - a command of typer's own click
     """Make the command of `workflow/commands/NAME.py`, the function that is called like its module."""
     function = name.replace("-", "_")
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    single.command(name)(getattr(import_module(f"workflow.commands.{function}"), function))
+    single.command(name, context_settings=HELP)(getattr(import_module(f"workflow.commands.{function}"), function))
     return typer.main.get_command(single)
 
 
@@ -42,14 +44,27 @@ app = typer.Typer(
     cls=LazyGroup,
     name="voxlift",
     no_args_is_help=True,
+    context_settings=HELP,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    """Print the version and exit, if it is wanted."""
+    if wanted:
+        typer.echo(f"voxlift {version('voxlift')}")
+        raise typer.Exit
+
+
 @app.callback()
-def voxlift() -> None:
+def voxlift(
+    _version: Annotated[  # noqa: FBT002 - as typer's options are
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
     """Volumetric super-resolution of medical images, on one laptop or a cluster."""
 
 

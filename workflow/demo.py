@@ -123,15 +123,11 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
 
 def summary(report: DemoReport, evaluated: evaluation.Evaluation) -> list[RenderableType]:
     """Show the scores, the training and the files, and how to open the run in MLflow."""
-    files, work, address = Table.grid(padding=(0, 2)), report.inference, report.mlflow.tracking_uri
+    files, work = Table.grid(padding=(0, 2)), report.inference
     files.add_row("restored", f"{work.shards} shards on {work.workers} workers in {work.seconds:.1f} s")
     files.add_row("in all", f"{report.seconds:.0f} s")
     for name in ("input", "output", "picture", "quality_page"):
         files.add_row(name.replace("quality_", "QC "), str(getattr(report, name)))
     files.add_row("registered", report.mlflow.registered)
-    look = f"Look at the run: {address}"
-    if not address.startswith("http"):
-        server = f".venv/bin/mlflow ui --backend-store-uri {address} --host 127.0.0.1 --port 5000"
-        look = f"Look at the run:  {server}\n  then open http://127.0.0.1:5000"
     scores = evaluation.summary(evaluated, "Held-out part, inside the foreground, degraded by {}")
-    return [*scores, *training_summary(report.training), files, look]
+    return [*scores, *training_summary(report.training), files, report.mlflow.instructions]

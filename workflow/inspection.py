@@ -53,6 +53,7 @@ class Inspection:
             "highest": extent.highest,
             "not_finite": extent.not_finite,
             "memory_mib": grid.mib,
+            "labels": self.found.labels or None,
             "warnings": self.found.warnings,
         }
         if self.target is not None:
@@ -87,6 +88,7 @@ def inspection_tables(inspected: Sequence[Inspection]) -> list[Table]:
             f"{axis_codes(grid)}, {oblique_degrees(grid):.1f}° oblique, slices along {'ijk'[slice_axis(grid)]}",
             "qform code {}, sform code {}".format(*header.codes),
             *([f"target {_by(target.shape)} at {_by(target.spacing)} mm, {target.mib:.1f} MiB"] if target else []),
+            *([f"a label map: {found.labels}"] if found.labels else []),
             *(f"! {warning}" for warning in found.warnings),
         ]
         voxels = [

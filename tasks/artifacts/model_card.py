@@ -80,6 +80,11 @@ class ModelCard(Frozen):
         """The network as a configuration names it."""
         return Network.model_validate({name: getattr(self, name) for name in Network.model_fields})
 
+    def covers(self, scale: Three) -> bool:
+        """Return whether a scale, along depth, height and width, is in the range that the model was trained for."""
+        limits = zip(scale, self.scale_range, strict=True)
+        return all(low / SCALE_LEEWAY <= wanted <= high * SCALE_LEEWAY for wanted, (low, high) in limits)
+
     def warnings(self, scale: Three, spacing: Three) -> list[str]:
         """List in which respects a use is outside the range that the model was trained for.
 

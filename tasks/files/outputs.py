@@ -17,6 +17,7 @@ SUFFIXES = (
 # The two files of a pair are one volume, which is named by the second.
 PAIRS = {".img": ".hdr", ".brik": ".head", ".rec": ".par"}
 MAX_NAME_BYTES = 230  # file systems allow 255, and a partial file has a longer name
+TIME_POINT = re.compile(r"(.+)\[(\d+)\]")
 BIDS = re.compile(r"sub-[a-zA-Z0-9+]+(_[a-zA-Z]+-[a-zA-Z0-9+]+)*_[a-zA-Z0-9]+")
 # Entities of a BIDS name that stand before rec, in the order of the BIDS schema.
 BEFORE_REC = ("sub", "tpl", "cohort", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain")
@@ -32,6 +33,16 @@ def split_name(name: str) -> tuple[str, str]:
     return name.removesuffix(name[len(name) - len(suffix) :]) if suffix else name, suffix
 
 
+def time_point(path: Path) -> tuple[Path, int | None]:
+    """Split the path of a time point into that of its file and its number, from 0; None for a path without one.
+
+    >>> time_point(Path("series.nii.gz[3]"))
+    (PosixPath('series.nii.gz'), 3)
+    """
+    found = TIME_POINT.fullmatch(path.name)
+    return (path, None) if found is None or path.exists() else (path.with_name(found[1]), int(found[2]))
+
+
 def output_name(source: str) -> str:
     """Name the restored volume of a source: BIDS names get `rec-voxlift`, others `_sr`; always NIfTI.
 
@@ -39,10 +50,12 @@ def output_name(source: str) -> str:
 
     >>> output_name("sub-01_T1w.nii.gz"), output_name("sub-01_acq-lo_run-2_T2w.nii")
     ('sub-01_rec-voxlift_T1w.nii.gz', 'sub-01_acq-lo_rec-voxlift_run-2_T2w.nii')
-    >>> output_name("sub-01_rec-norm_T1w.nii"), output_name("scan.mgz")
-    ('sub-01_rec-normvoxlift_T1w.nii', 'scan_sr.nii.gz')
+    >>> output_name("sub-01_rec-norm_T1w.nii"), output_name("scan.mgz"), output_name("series.nii[3]")
+    ('sub-01_rec-normvoxlift_T1w.nii', 'scan_sr.nii.gz', 'series-3_sr.nii')
     """
-    stem, suffix = split_name(source)
+    file, number = time_point(Path(source))
+    stem, suffix = split_name(file.name)
+    stem = stem if number is None else f"{stem}-{number}"
     ending = ".nii" if suffix in (".nii", ".img", ".hdr") else ".nii.gz"
     if not BIDS.fullmatch(stem):
         return f"{stem}_sr{ending}"
@@ -65,18 +78,28 @@ def sidecar_name(output: str) -> str:
     return split_name(output)[0] + ".json"
 
 
-def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
-    """Return the path of each source's restored volume.
+def page_name(output: str) -> str:
+    """Name the QC page next to an output.
+
+    >>> page_name("scan_sr.nii.gz")
+    'scan_sr_quality.html'
+    """
+    return f"{split_name(output)[0]}_quality.html"
+
+
+def output_paths(sources: Sequence[Path], folder: Path | None) -> list[Path]:
+    """Return the path of each source's restored volume: in the folder, or next to the source where it is None.
 
     Raises:
         InputError: Two sources would be written to one file, or one source would be overwritten.
     """
-    outputs = [folder / output_name(source.name) for source in sources]
+    outputs = [(folder or source.parent) / output_name(source.name) for source in sources]
     inputs = {source.resolve() for source in sources}
-    claims: dict[str, list[Path]] = defaultdict(list)
+    claims: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
         # By the sidecar, which .nii and .nii.gz share; some file systems ignore case and the composition of letters.
-        claims[normalize("NFC", sidecar_name(output.name)).casefold()].append(source)
+        name = normalize("NFC", sidecar_name(output.name)).casefold()
+        claims[output.parent.resolve(), name].append(source)
         if output.resolve() in inputs:
             raise InputError(
                 f"Cannot write {output.name}: it would overwrite an input.", "Choose another output folder."
@@ -90,6 +113,12 @@ def output_paths(sources: Sequence[Path], folder: Path) -> list[Path]:
                 "Rename them or upscale them into separate folders.",
             )
     return outputs
+
+
+def without_outputs(sources: Sequence[Path]) -> list[Path]:
+    """Leave out the sources that are outputs of the others, next to which outputs are written."""
+    outputs = {(source.parent / output_name(source.name)).resolve() for source in sources}
+    return [source for source in sources if source.resolve() not in outputs]
 
 
 def check_destination(output: Path, size: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import InputError
-from tasks.files.outputs import PAIRS, split_name
+from tasks.files.outputs import PAIRS, split_name, time_point
 
 LISTS = {".txt": None, ".list": None, ".csv": ",", ".tsv": "\t"}
 PATH_COLUMNS = ("path", "volume", "input", "image", "file", "filename", "scan")
@@ -18,7 +18,7 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     A folder means the volumes directly in it, sorted; a glob (`*`, `?`, `[…]`, `**`) what it matches, sorted; a `.txt`
     file one path a line (`#` begins a comment); a `.csv` or `.tsv` file the column called path, volume, input, image,
     file, filename or scan, or its only column. Paths in a list are relative to the list. Either file of a pair means
-    the pair.
+    the pair; `series.nii.gz[3]` means one time point of a file.
 
     Raises:
         InputError: A list cannot be read, or a folder, glob or list yields no volume.
@@ -33,6 +33,8 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
+    if time_point(path)[0].is_file() and time_point(path)[1] is not None:
+        return [path]
     if path.is_dir():
         found, problem = sorted(filter(_is_volume, path.iterdir())), "no volume is in it; name a folder of volumes"
     elif path.is_file() and path.suffix.lower() in LISTS:

@@ -14,10 +14,12 @@ from configs.axes import NetworkShape
 from configs.degradation import Degradation
 from configs.errors import NotFiniteError
 from tasks.imaging.consistency import Correction, interpolation_correction
+from tasks.imaging.labels import resample_labels
 from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import Window, resample_window
 from tasks.sharding.plan import MIB, Shard
 from tasks.volume.intensity import Intensity, normalise
+from tasks.volume.padding import Padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +32,20 @@ class CoarseVolume:
         intensity: Which intensities are 0 and 1 to the network.
         correction: What makes the interpolated volume consistent with this one, in the unit of the file; None for a
             network that takes it as it is.
+        labels: Whether it is a label map, which is resampled by label instead of being restored.
+        level: Subtracted from all voxels, and added to the output.
+        limits: Lowest and highest voxel of the file, padding left out.
+        padding: What was filled and stays as it is.
     """
 
     voxels: NDArray[Any]
     target_shape: NetworkShape
     intensity: Intensity
     correction: Correction | None = None
+    labels: bool = False
+    level: float = 0.0
+    limits: tuple[float, float] = (-np.inf, np.inf)
+    padding: tuple[Padding, ...] = ()
 
     def input_window(self, window: Window) -> NDArray[np.float32]:
         """Return what the network reads of the target grid; beyond the grid its edge values are repeated."""
@@ -129,13 +139,22 @@ class Restorer:
         return restored[0, ..., 0]
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
-        """Restore one shard."""
+        """Restore one shard, or resample it where it is of a label map."""
+        if volume.labels:
+            return label_core(volume, shard)
         started = time.perf_counter()
         resampled = volume.input_window(shard.read)
         resampled_at = time.perf_counter()
         core = self.restored(resampled, volume.intensity)[shard.crop]
         restored_at = time.perf_counter()
         return RestoredCore(core, resampled_at - started, restored_at - resampled_at, peak_rss() / MIB)
+
+
+def label_core(volume: CoarseVolume, shard: Shard) -> RestoredCore:
+    """Resample the core of a shard of a label map."""
+    started = time.perf_counter()
+    core = resample_labels(volume.voxels, volume.target_shape, shard.core)
+    return RestoredCore(core, time.perf_counter() - started, 0.0, peak_rss() / MIB)
 
 
 def peak_rss() -> int:

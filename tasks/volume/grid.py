@@ -16,6 +16,7 @@ from configs.axes import FileShape, NetworkShape, Triple, triple
 from configs.errors import InputError
 
 T = TypeVar("T")
+Value = TypeVar("Value", bound=np.generic)
 Three = tuple[float, float, float]
 Shape = TypeVar("Shape", FileShape, NetworkShape)
 
@@ -24,6 +25,7 @@ MAX_GRID_VOXELS = 1_000_000_000_000  # four times a human brain at 0.02 mm
 MAX_COORDINATE_MM = 1e9  # a thousand kilometres is as good as infinite
 # Spacings closer than this are equal: such differences come from reconstruction, not from thick slices.
 EQUAL_SPACING = 0.02
+LARGEST_VOXEL_TOLERANCE = 1e-6  # of the field of view
 
 
 class GridError(InputError):
@@ -114,21 +116,29 @@ def scaled_grid(grid: Grid, scale: Three) -> Grid:
 
 
 def scaled_shape(shape: Shape, scale: Three) -> Shape:
-    """Scale `shape` by `scale`, rounded half up, at least 1 along every axis.
+    """Scale `shape` by `scale`, rounded half up; an axis of one voxel keeps it.
 
     Args:
         shape: Voxels per axis.
         scale: Target voxels per voxel along the same axes; below 1 is coarser.
 
     Raises:
-        InputError: A scale that is not a positive finite number, or asks for more voxels than any volume has.
+        InputError: A scale that is not a positive finite number, or asks for more voxels than any volume has, or for
+            voxels larger than the field of view.
 
     >>> scaled_shape(FileShape(5, 7, 1), (0.5, 1.5, 0.25))
     FileShape(i=3, j=11, k=1)
     """
     if len(scale) != 3 or not np.isfinite(scale).all() or min(scale) <= 0:
         raise InputError(f"Cannot scale a grid: three positive numbers are needed, received {_numbers(scale)}.")
-    wanted = [size * float(factor) for size, factor in zip(shape, scale, strict=True)]
+    wanted = [size * float(factor) if size > 1 else 1.0 for size, factor in zip(shape, scale, strict=True)]
+    if min(wanted) < 1 - LARGEST_VOXEL_TOLERANCE:
+        least = ",".join(f"{1 / size:.3g}" for size in shape)
+        raise InputError(
+            f"Cannot scale a grid of {'x'.join(map(str, shape))} voxels by {_numbers(scale)}: a voxel would be larger"
+            " than the field of view.",
+            f"Choose a scale of {least} or more, or a spacing within the field of view.",
+        )
     if max(wanted) > MAX_AXIS_VOXELS or prod(wanted) > MAX_GRID_VOXELS:
         raise InputError(
             f"Cannot scale a grid: no axis may hold more than {MAX_AXIS_VOXELS} voxels and no grid more than "
@@ -215,11 +225,11 @@ class NetworkAxes:
     order: Triple
     flipped: tuple[bool, bool, bool]
 
-    def to_network(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_network(self, voxels: NDArray[Value]) -> NDArray[Value]:
         """View `[i, j, k]` voxels as `[depth, height, width]`."""
         return voxels.transpose(self.order)[self._directions()]
 
-    def to_file(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def to_file(self, voxels: NDArray[Value]) -> NDArray[Value]:
         """View `[depth, height, width]` voxels as `[i, j, k]`."""
         return voxels[self._directions()].transpose(np.argsort(self.order))
 

@@ -1,7 +1,7 @@
 """Inspection of volumes before any work: errors stop a volume with one message, warnings go to its record."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from configs.errors import InputError, ReadError
 from tasks.files.compression import ForwardReader
 from tasks.volume.forms import MAX_SHEAR, equal_sizes, shear
 from tasks.volume.grid import Grid
+from tasks.volume.labels import ValueCounts, label_reason
 from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan, Volume, reading
 
@@ -38,6 +39,7 @@ class Extent:
         constant_timepoints: Time points whose finite voxels are all equal.
         spectra: Mean power of lines along i, j and k through the middle of the first time point, for each frequency
             from 0 to Nyquist; empty along an axis of few voxels.
+        values: Counts of the voxels, as far as they may be labels.
     """
 
     lowest: float
@@ -45,6 +47,7 @@ class Extent:
     not_finite: int
     constant_timepoints: tuple[int, ...]
     spectra: tuple[Spectrum, Spectrum, Spectrum] = (NO_SPECTRUM,) * 3
+    values: ValueCounts = field(default_factory=ValueCounts, repr=False)
 
 
 def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
@@ -55,7 +58,7 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
         first: Filled with the voxels of the first time point, `[i, j, k]`.
     """
     lowest, highest, not_finite = np.inf, -np.inf, 0
-    constant = []
+    constant, values = [], ValueCounts()
     windows = [_bar_window(scan.grid.shape, axis) for axis in range(3)]
     pieces: list[list[NDArray[np.float32]]] = [[], [], []]
     for time in range(scan.header.n_timepoints):
@@ -71,13 +74,14 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
             start = stop
             finite = np.isfinite(slab)
             not_finite += slab.size - int(np.count_nonzero(finite))
+            values.add(slab)
             low = min(low, float(slab.min(where=finite, initial=np.inf)))
             high = max(high, float(slab.max(where=finite, initial=-np.inf)))
         if low >= high:
             constant.append(time)
         lowest, highest = min(lowest, low), max(highest, high)
     bars = [np.concatenate(bar, axis=2) for bar in pieces]
-    return Extent(lowest, highest, not_finite, tuple(constant), _spectra(bars, scan.grid.spacing))
+    return Extent(lowest, highest, not_finite, tuple(constant), _spectra(bars, scan.grid.spacing), values)
 
 
 def find_spectra(
@@ -128,15 +132,17 @@ class InspectedVolume:
         digests: SHA-256 of each of `scan.files`.
         extent: Range of the voxels.
         warnings: What is odd but does not prevent a restoration.
+        labels: Why it is taken for a label map, as a noun phrase; empty for an image.
     """
 
     scan: Scan
     digests: tuple[str, ...]
     extent: Extent
     warnings: tuple[str, ...]
+    labels: str = ""
 
     def volumes(self) -> Iterator[Volume]:
-        """Read the file once more, one time point after another.
+        """Read the file once more, one time point after another, with voxels that are NaN or infinite as they are.
 
         Raises:
             ReadError: Before the last time point: the file has changed since it was inspected.
@@ -144,8 +150,8 @@ class InspectedVolume:
         last = self.scan.header.n_timepoints - 1
         with read_forward(self.scan) as (forward, reader):
             for time in range(last):
-                yield forward.read(time)
-            volume = forward.read(last)
+                yield forward.read(time, finite=False)
+            volume = forward.read(last, finite=False)
             if reader.finish()[1] != self.digests[self.scan.files.index(self.scan.data_path)]:
                 raise ReadError(self.scan.path.name, "it was changed while it was in use", "Start again.")
         yield volume
@@ -165,6 +171,7 @@ def inspect_volume(path: Path) -> InspectedVolume:
             with reading(path), ForwardReader(path) as reader:
                 reader.finish()
         raise
+    path = scan.path
     with read_forward(scan) as (forward, reader):
         try:
             if scan.data_bytes > (reader.limit if reader.compressed else reader.stored_size):
@@ -185,7 +192,9 @@ def inspect_volume(path: Path) -> InspectedVolume:
     if path not in digests:
         with ForwardReader(path) as reader:
             digests[path] = reader.finish()[1]
-    return InspectedVolume(scan, tuple(digests[file] for file in scan.files), extent, _warnings(scan, extent, size))
+    labels = label_reason(path.name, scan.header.intent, extent.values)
+    found = tuple(digests[file] for file in scan.files)
+    return InspectedVolume(scan, found, extent, _warnings(scan, extent, size), labels)
 
 
 def _require_all_bytes(scan: Scan, size: int) -> None:
@@ -246,7 +255,7 @@ def _geometry_warnings(grid: Grid, header: Header) -> list[str]:
 def _voxel_warnings(header: Header, extent: Extent) -> list[str]:
     found = []
     if extent.not_finite:
-        found.append(f"{extent.not_finite} voxels are NaN or infinite; they are read as the lowest value")
+        found.append(f"{extent.not_finite} voxels are NaN or infinite: they hold no measurement and are not restored")
     if extent.constant_timepoints:
         found.append(f"{len(extent.constant_timepoints)} of {header.n_timepoints} time points are constant")
     if header.dtype.kind in "iu" and header.slope == 1 and max(-extent.lowest, extent.highest) > MAX_EXACT_FLOAT32:

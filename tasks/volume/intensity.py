@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from configs.errors import InputError
 
+LEVEL_CONTRAST = 0.2  # ratio of contrast to level below which the level is subtracted
 CLIP = 1.5  # of the training and scoring protocol, in normalised intensity
 
 
@@ -43,6 +44,18 @@ def find_intensity(voxels: NDArray[np.float32]) -> Intensity:
     foreground = finite[finite > low + (top - low) / 20]
     high = float(np.percentile(foreground, 99.5)) if foreground.size else top
     return Intensity(low, high) if high > low else Intensity(float(finite.min()), float(finite.max()))
+
+
+def find_level(voxels: NDArray[np.float32]) -> float:
+    """Return the level on which a volume of small contrast stands; 0 where the contrast is not small.
+
+    An image such as 30,000 ± 25 has no air to become 0: without its level the contrast is all that is normalised.
+
+    Args:
+        voxels: 3D, finite.
+    """
+    low, high = np.percentile(voxels[::2, ::2, ::2], (0.5, 99.5))
+    return float(np.float32(low)) if 0 < high - low < LEVEL_CONTRAST * abs(low) else 0.0
 
 
 def normalise(voxels: NDArray[np.float32], intensity: Intensity, clip: float | None = None) -> NDArray[np.float32]:

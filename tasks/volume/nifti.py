@@ -23,12 +23,22 @@ from configs.axes import FileShape, triple
 from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
 from tasks.files.compression import ForwardReader, check_packing, open_to_write
+from tasks.files.outputs import time_point
 from tasks.volume.encoding import Encoding, choose_encoding
 from tasks.volume.forms import written_qform
 from tasks.volume.grid import Grid, GridError, covering_transform
 from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
 
-__all__ = ["Volume", "anonymous_copy", "open_volume", "read_forward", "read_volume", "write_slabs", "write_volume"]
+__all__ = [
+    "Volume",
+    "anonymous_copy",
+    "open_single_volume",
+    "open_volume",
+    "read_forward",
+    "read_volume",
+    "write_slabs",
+    "write_volume",
+]
 
 MIN_READ = 1 << 14  # bytes from a compressed file
 NIFTI1_LIMIT = 32767  # voxels along an axis: sizes are int16 there
@@ -39,8 +49,9 @@ FORMATS |= {f"{kind}AnalyzeImage": "Analyze" for kind in ("", "Spm99", "Spm2")}
 # Units of time in formats for which nibabel reports none.
 TIME_UNITS = {"MGHHeader": "msec", "Minc1Header": "sec", "Minc2Header": "sec", "PARRECHeader": "sec"}
 AFNI_TIME_UNITS = {77001: "msec", 77002: "sec", 77003: "hz"}
-# NIfTI intents whose fourth axis is not time: matrices, displacements, vectors, point sets, triangles, quaternions.
-VECTOR_INTENTS = range(1004, 1011)
+# NIfTI intents whose fourth axis is not time: matrices, displacements, vectors, point sets, triangles, quaternions;
+# colours, with and without opacity.
+VECTOR_INTENTS = (*range(1004, 1011), 2003, 2004)
 KEPT_FIELDS = (
     *("descrip", "aux_file", "intent_code", "intent_name", "intent_p1", "intent_p2", "intent_p3"),
     *("cal_max", "cal_min", "toffset", "dim_info"),
@@ -59,22 +70,36 @@ ImageOpener.compress_ext_map |= dict.fromkeys((".gz", ".mgz"), (_open_gzip, Imag
 nibabel_logger.handlers[:] = [logging.NullHandler()]
 
 
-def read_volume(path: Path, time: int = 0) -> Volume:
-    """Read a 3D volume, or one time point of a 4D one.
+def read_volume(path: Path) -> Volume:
+    """Read a single volume.
 
     Raises:
-        InputError: As `open_volume`, or the voxels cannot be read.
+        InputError: As `open_single_volume`, or the voxels cannot be read.
     """
-    return open_volume(path).read(time)
+    return open_single_volume(path).read()
+
+
+def open_single_volume(path: Path) -> Scan:
+    """Open a file of one volume, or one time point of a file, such as `series.nii.gz[3]`.
+
+    Raises:
+        InputError: As `open_volume`, or it holds several time points and none is chosen.
+    """
+    scan = open_volume(path)
+    name, number = scan.path.name, scan.header.n_timepoints
+    if number > 1:
+        reason = f"a single volume is needed here, and it holds {number} time points"
+        raise ReadError(name, reason, f"Choose one by its number: {name}[0] to {name}[{number - 1}].")
+    return scan
 
 
 def open_volume(path: Path) -> Scan:
-    """Open a file and interpret its header; no voxel is read.
+    """Open a file, or one time point of it, such as `series.nii.gz[3]`, and interpret its header; no voxel is read.
 
     Raises:
         InputError: The file does not exist, is no readable image, or does not hold a volume of real numbers.
     """
-    path = Path(path)
+    path, chosen = time_point(Path(path))
     if not path.is_file():
         what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
         raise ReadError(path.name, what)
@@ -87,6 +112,10 @@ def open_volume(path: Path) -> Scan:
         sizes = tuple(int(size) for size in image.shape)
         shape, n_timepoints = space_and_time(path, sizes, time_first=time_first)
         _refuse_vectors(path, image, n_timepoints)
+        if chosen is not None and chosen >= n_timepoints:
+            raise ReadError(
+                path.name, f"it holds {n_timepoints} time point(s), numbered from 0, and no number {chosen}"
+            )
         units = _units(image.header, warnings)
         in_mm = np.diag([*[MILLIMETRES.get(units[0], 1.0)] * 3, 1.0])
         stored, slope, inter = _storage(image)
@@ -111,7 +140,7 @@ def open_volume(path: Path) -> Scan:
         dtype=stored,
         slope=slope,
         inter=inter,
-        n_timepoints=n_timepoints,
+        n_timepoints=n_timepoints if chosen is None else 1,
         time_step=zooms[3] if len(zooms) > 3 else 0.0,
         units=units,
         zooms=triple(zoom * in_mm[0, 0] for zoom in zooms[:3]),
@@ -120,8 +149,9 @@ def open_volume(path: Path) -> Scan:
         codes=(qcode, scode),
         warnings=tuple(warnings),
         native=image.header,
+        intent=int(image.header["intent_code"]) if isinstance(image.header, nibabel.Nifti1Header) else 0,
     )
-    return Scan(path, grid, header, data, data_bytes, proxy, time_first)
+    return Scan(path, grid, header, data, data_bytes, proxy, time_first, first=chosen or 0)
 
 
 @contextmanager
@@ -263,6 +293,8 @@ def _refuse_vectors(path: Path, image: SpatialImage, n_timepoints: int) -> None:
     native = image.header
     if n_timepoints > 1 and isinstance(native, nibabel.Nifti1Header) and int(native["intent_code"]) in VECTOR_INTENTS:
         what = "vectors or matrices"
+    if n_timepoints > 1 and type(image).__name__ == "AFNIImage" and "TAXIS_NUMS" not in native.info:
+        what = "vectors or statistics: it has several sub-bricks and no time axis"
     if what or dtype.kind not in "iuf":
         what = what or f"{dtype.name} values"
         reason = f"its voxels are {what}; one real number per voxel is needed"

@@ -42,6 +42,7 @@ class Header:
         codes: Of qform and sform; (1, 1) for formats that have none.
         warnings: What the reader found odd and fixed.
         native: The reader's own header; opaque.
+        intent: Code of the NIfTI intent; 0 for formats that have none.
     """
 
     format: str
@@ -57,6 +58,7 @@ class Header:
     codes: tuple[int, int]
     warnings: tuple[str, ...]
     native: Any = field(repr=False)
+    intent: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +89,7 @@ class Scan:
         source: Sliced to read; axes (i, j, k, time) or, where `time_first`, (time, i, j, k).
         time_first: Of `source`.
         forward: Whether `source` reads one opened file from start to end, as slabs in order require.
+        first: Index in `source` of the first time point; above 0 only where one of several was chosen.
     """
 
     path: Path
@@ -97,6 +100,7 @@ class Scan:
     source: Any = field(repr=False)
     time_first: bool = False
     forward: bool = False
+    first: int = 0
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -107,7 +111,7 @@ class Scan:
         """Read the planes `start..stop` along k of one time point: float32 `[i, j, stop - start]`."""
         key: tuple[slice | int, ...] = (slice(None), slice(None), slice(start, stop))
         if len(self.source.shape) > 3:
-            rest = (time,) + (0,) * (len(self.source.shape) - 4)
+            rest = (self.first + time,) + (0,) * (len(self.source.shape) - 4)
             key = rest + key if self.time_first else key + rest
         with reading(self.path), np.errstate(all="ignore"):
             return np.asarray(self.source[key]).astype(np.float32)
@@ -121,16 +125,16 @@ class Scan:
         for start in range(0, planes, step):
             yield self.slab(start, min(start + step, planes), time)
 
-    def read(self, time: int = 0) -> Volume:
-        """Read one time point; voxels that are NaN or infinite become its lowest value, which is air."""
+    def read(self, time: int = 0, *, finite: bool = True) -> Volume:
+        """Read one time point; if `finite`, voxels that are NaN or infinite become its lowest value, which is air."""
         voxels = np.empty(self.grid.shape, np.float32, order="F")
         start = 0
         for slab in self.slabs(time):
             voxels[:, :, start : start + slab.shape[2]] = slab
             start += slab.shape[2]
-        if not np.isfinite([voxels.min(), voxels.max()]).all():
-            finite = np.isfinite(voxels)
-            voxels[~finite] = voxels[finite].min() if finite.any() else 0
+        if finite and not np.isfinite([voxels.min(), voxels.max()]).all():
+            measured = np.isfinite(voxels)
+            voxels[~measured] = voxels[measured].min() if measured.any() else 0
         return Volume(voxels, self.grid, self.header)
 
 

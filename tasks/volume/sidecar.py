@@ -42,6 +42,7 @@ class Sidecar(_PascalCased):
         consistency: Error of the output, degraded again, against the input; normalised intensity.
         warnings: From the inspection of the input and the model card.
         acquisition: What the input was taken to be, and why.
+        outside_range: Share of the voxels that are outside the input's range by more than a twentieth of it.
     """
 
     sources: tuple[str, ...]
@@ -58,6 +59,7 @@ class Sidecar(_PascalCased):
     consistency: float | None = None
     warnings: tuple[str, ...] = ()
     acquisition: str | None = None
+    outside_range: float | None = None
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:

@@ -86,6 +86,14 @@ def reordered(folder):
     return written(folder, "scan.mnc", raw.replace(b"time,zspace,yspace,xspace", b"zspace,yspace,xspace,time"))
 
 
+def bucket(folder):
+    """AFNI's sub-bricks without a time axis, each of which may be anything."""
+    header = (PACKAGED / "example4d+orig.HEAD").read_text()
+    written(folder, "scan+orig.BRIK.gz", (PACKAGED / "example4d+orig.BRIK.gz").read_bytes())
+    without = "\n\n".join(part for part in header.split("\n\n") if "TAXIS" not in part)
+    return written(folder, "scan+orig.HEAD", without.encode())
+
+
 def endless(folder):
     """A table with a field longer than its reader takes."""
     return written(folder, "list.csv", b"path\n" + b"a" * 200_000 + b"\n")
@@ -135,6 +143,10 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "a 2D image": (lambda f: voxels(f, np.ones((9, 8), np.float32)), "three axes"),
     "a vector per voxel": (lambda f: voxels(f, np.ones((9, 8, 7, 1, 3), np.float32)), "three axes"),
     "vectors by intent": (lambda f: voxels(f, np.ones((9, 8, 7, 3), "f4"), intent_code=1007), "vectors"),
+    "colours by intent": (lambda f: voxels(f, np.ones((9, 8, 7, 3), "f4"), intent_code=2003), "vectors"),
+    "colours with opacity by intent": (lambda f: voxels(f, np.ones((9, 8, 7, 4), "f4"), intent_code=2004), "vectors"),
+    "AFNI without a time axis": (bucket, "no time axis"),
+    "a time point that is not there": (lambda f: [f"{good(f)}[1]"], "and no number 1"),
     "complex numbers": (lambda f: voxels(f, np.ones(SHAPE, np.complex64)), "complex"),
     "colours": (lambda f: voxels(f, RGB), "RGB"),
     "nothing but NaN": (lambda f: voxels(f, np.full(SHAPE, np.nan, "f4")), "no voxel is a finite number"),
@@ -154,10 +166,12 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "an offset that is no number": (lambda f: patched(f, (108, "<f", np.nan)), "scan.nii"),
     "an infinite intercept": (lambda f: patched(f, (112, "<ff", 1, np.inf)), "scan.nii"),
     "an extension without end": (lambda f: patched(f, (348, "<4B", 1, 0, 0, 0), (108, "<f", 1e6)), "scan.nii"),
-    "a scale of zero": (lambda f: [str(good(f)), "--scale", "2,0,2"], "three positive numbers"),
+    "a scale of zero": (lambda f: [str(good(f)), "--scale", "2,0,2"], "one or three positive numbers"),
+    "a scale of next to nothing": (lambda f: [str(good(f)), "--scale", "1e-9"], "larger than the field of view"),
+    "a spacing beyond the volume": (lambda f: [str(good(f)), "--spacing", "1,1,500"], "larger than the field of view"),
     "a scale beyond all files": (lambda f: [str(good(f)), "--scale", "1,1e308,1"], "no axis may hold more"),
     "a spacing beyond all files": (lambda f: [str(good(f)), "--spacing", "1e-9,1,1"], "no axis may hold more"),
-    "a scale of two numbers": (lambda f: [str(good(f)), "--scale", "2,2"], "three positive numbers"),
-    "a spacing of words": (lambda f: [str(good(f)), "--spacing", "a,b,c"], "three positive numbers"),
+    "a scale of two numbers": (lambda f: [str(good(f)), "--scale", "2,2"], "one or three positive numbers"),
+    "a spacing of words": (lambda f: [str(good(f)), "--spacing", "a,b,c"], "one or three positive numbers"),
     "scale and spacing": (lambda f: [str(good(f)), "--scale", "2,2,2", "--spacing", "1,1,1"], "are mutually exclusive"),
 }

@@ -21,7 +21,8 @@ from tasks.volume.grid import (
     spaced_grid,
 )
 
-sizes = st.tuples(*[st.integers(1, 400)] * 3)
+# A single voxel, or enough that no scale or spacing below asks for voxels larger than the field of view.
+sizes = st.tuples(*[st.just(1) | st.integers(30, 400)] * 3)
 factors = st.tuples(*[st.floats(0.1, 9)] * 3)
 
 
@@ -42,7 +43,7 @@ def test_scaling_keeps_the_field_of_view(grid, scale):
     scaled = scaled_grid(grid, scale)
     np.testing.assert_allclose(scaled.corners(), grid.corners(), atol=1e-9 * max(grid.shape))
     for size, wanted, factor in zip(grid.shape, scaled.shape, scale, strict=True):
-        assert wanted == max(1, round(size * factor)) or abs(size * factor - wanted) <= 0.5 + 1e-6
+        assert abs((size * factor if size > 1 else 1) - wanted) <= 0.5 + 1e-6
 
 
 @given(grids(), st.tuples(*[st.floats(0.3, 6)] * 3))
@@ -51,9 +52,23 @@ def test_spacing_comes_within_half_a_voxel(grid, spacing):
     np.testing.assert_allclose(spaced.corners(), grid.corners(), atol=1e-6)
     length = np.multiply(grid.shape, grid.spacing)
     assert all(
-        n == 1 or abs(n - full / want) <= 0.5 + 1e-6
-        for n, full, want in zip(spaced.shape, length, spacing, strict=True)
+        n == m == 1 or abs(n - full / want) <= 0.5 + 1e-6
+        for n, m, full, want in zip(spaced.shape, grid.shape, length, spacing, strict=True)
     )
+
+
+def test_an_axis_of_one_voxel_keeps_it():
+    grid = Grid(FileShape(9, 1, 8), np.diag([1, 5, 1, 1.0]))
+    assert scaled_grid(grid, (2, 2, 2)).shape == spaced_grid(grid, (0.5, 0.1, 0.5)).shape == (18, 1, 16)
+    assert scaled_grid(grid, (1, 1e-3, 1)).shape == grid.shape
+
+
+@pytest.mark.parametrize("scale", [(1e-9, 1, 1), (1, 1, 0.12)])
+def test_a_voxel_larger_than_the_field_of_view_is_refused(scale):
+    grid = Grid(FileShape(9, 1, 8), np.diag([1, 5, 1, 1.0]))
+    with pytest.raises(InputError, match=r"larger than the field of view. Choose a scale of 0.111,1,0.125 or more"):
+        scaled_grid(grid, scale)
+    assert scaled_grid(grid, (1 / 9, 1, 1 / 8)).shape == (1, 1, 1)
 
 
 @given(grids(), sizes)

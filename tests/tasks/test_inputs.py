@@ -58,6 +58,15 @@ def test_nothing_given_is_an_error():
         expand_inputs([])
 
 
+def test_a_time_point_is_named_by_its_number(folder):
+    given = [f"{folder}/b.nii.gz[0]", f"{folder}/b.nii.gz[12]", f"{folder}/b.nii.gz"]
+    assert names(folder, *given) == ["b.nii.gz[0]", "b.nii.gz[12]", "b.nii.gz"]
+    with pytest.raises(InputError, match="no volume matches it"):
+        expand_inputs([f"{folder}/gone.nii.gz[0]"])
+    (folder / "b.nii.gz[0]").touch()  # a file of that very name
+    assert names(folder, given[0]) == ["b.nii.gz[0]"]
+
+
 def test_links_to_one_file_are_called_as_the_links_are(folder):
     for name in ("sub-1_T1w.nii.gz", "sub-2_T1w.nii.gz"):
         (folder / "deep" / name).symlink_to(folder / "b.nii.gz")

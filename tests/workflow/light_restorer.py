@@ -3,7 +3,7 @@
 import numpy as np
 
 from tasks.imaging.resample import resample_window
-from tasks.sharding.restore import RestoredCore
+from tasks.sharding.restore import RestoredCore, label_core
 
 
 class LightRestorer:
@@ -16,6 +16,8 @@ class LightRestorer:
     def __call__(self, volume, shard):
         # Mapped from shared memory: an array of the worker's own could be written to.
         assert not volume.voxels.flags.writeable
+        if volume.labels:
+            return label_core(volume, shard)
         if volume.voxels.max() > 1e6:
             raise RuntimeError("too bright")
         window = resample_window(volume.voxels, volume.target_shape, shard.read)

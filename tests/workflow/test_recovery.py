@@ -97,6 +97,12 @@ def test_a_warned_driver_ends_within_seconds_and_is_resumed(job):
     process.terminate()
     process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM
+    said = (job.folder / "log").read_text().rpartition("Stopped. ")[2]
+    assert re.match(
+        r"0 of 1 volume\(s\) are finished, and \d+ shard\(s\) of the others are saved. Resume with:\n", said
+    )
+    assert f"  voxlift upscale {job.volume} --json --scale 2,2,2 " in said
+    assert " --resume\n" in said
     assert not (job.folder / "warned" / "head_sr.nii.gz").exists()
     kept = job.cores("warned")
     report = job.finish(job.start("warned", "--resume"))

@@ -1,15 +1,20 @@
 """The files that a configuration names, read and made ready for training."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from configs.errors import ConfigError
+from configs.axes import FileShape
+from configs.errors import ConfigError, ReadError
 from configs.load import load_config
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.volume.grid import Grid
-from tasks.volume.nifti import read_volume, write_volume
+from tasks.volume.nifti import read_volume, write_slabs, write_volume
+from workflow.evaluate.evaluation import read_mask
 from workflow.train.data import ranking_volumes, training_inputs, training_volumes, validation_volumes
 
 STOPS = "training.early_stopping={every: 2, patience: 1}"
@@ -63,6 +68,38 @@ def test_a_sweep_that_has_nothing_to_score_on_is_refused(rules):
         ranking_volumes(load_config("iso2x", rules))
     with pytest.raises(ConfigError, match="Cannot rank the trainings of a sweep"):
         ranking_volumes(load_config("self4x", ["data.volumes=[scan.nii]", "data.held_out={}"]))
+
+
+@pytest.mark.parametrize("key", ["volumes", "validation"])
+def test_of_several_time_points_one_is_chosen_by_its_number(tmp_path, key):
+    path = tmp_path / "series.nii.gz"
+    series = np.random.default_rng(0).random((2, 32, 33, 34), np.float32)
+    write_slabs(path, list(series), Grid(FileShape(32, 33, 34), np.eye(4)), n_timepoints=2)
+    rules = [STOPS, f"data.{key}=['{path}']", *([f"data.validation=['{path}[0]']"] if key == "volumes" else [])]
+    read: Any = {"volumes": training_volumes, "validation": validation_volumes}[key]
+    with pytest.raises(ReadError, match=r"holds 2 time points. Choose one by its number: .*\[0\] to .*\[1\]"):
+        training_inputs(load_config("iso2x", rules))
+    with pytest.raises(ReadError, match="holds 2 time points"):
+        read(load_config("iso2x", rules))
+    chosen = load_config("iso2x", [*rules, f"data.{key}=['{path}[1]']"])
+    assert len(training_inputs(chosen)) == 2
+    (volume,) = read(chosen)
+    np.testing.assert_array_equal(volume.fine.shape, (34, 34, 32) if key == "validation" else (34, 33, 32))
+    np.testing.assert_allclose(read_volume(Path(f"{path}[1]")).voxels, series[1], rtol=1e-6)
+
+
+def test_a_mask_that_is_not_a_number_outside_counts_what_it_marks(tmp_path):
+    marked = np.full((16, 17, 18), np.nan, np.float32)
+    marked[4:12, 4:12, 4:12] = 1
+    marked[0, 0, 0] = 0
+    marked[1, 1, 1] = np.inf
+    grid = Grid(FileShape(*marked.shape), np.eye(4))
+    write_volume(tmp_path / "mask.nii.gz", marked, grid)
+    write_volume(tmp_path / "reference.nii.gz", np.ones(marked.shape, np.float32), grid)
+    assert read_mask(tmp_path / "mask.nii.gz", [tmp_path / "reference.nii.gz"]).sum() == 512
+    write_slabs(tmp_path / "masks.nii.gz", [marked, marked], grid, n_timepoints=2)
+    with pytest.raises(ReadError, match="holds 2 time points"):
+        read_mask(tmp_path / "masks.nii.gz", [tmp_path / "reference.nii.gz"])
 
 
 def test_slices_keep_their_axis_and_no_part_is_held_back(scan):

@@ -97,6 +97,29 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_without_out_each_output_lies_next_to_its_input_and_the_end_says_where(place, model, voxlift):
+    (place / "elsewhere").mkdir()
+    (place / "other.nii").rename(place / "elsewhere" / "my scan.nii")
+    inputs = [str(place / "sub-01_T1w.nii.gz"), str(place / "elsewhere")]
+    command = ["upscale", *inputs, "--model", str(model), "--scale", "2", "--workers", "1"]
+    status, out, err = voxlift(*command)
+    assert status == 0, err
+    lines = out.splitlines()
+    for name, quoted in {"sub-01_rec-voxlift_T1w.nii.gz": "{}", "elsewhere/my scan_sr.nii": "'{}'"}.items():
+        output = place / name
+        page = output.with_name(output.name.removesuffix(".gz").removesuffix(".nii") + "_quality.html")
+        assert output.is_file()
+        assert (output.parent / ".voxlift").is_dir()
+        assert "  " + quoted.format(output) in lines
+        assert "  xdg-open " + quoted.format(page) in lines
+        assert page.is_file()
+    assert f"  mlflow ui --backend-store-uri sqlite:///{place}/mlflow.db --host 127.0.0.1 --port 5000" in lines
+    # Outputs that lie next to inputs are not inputs of the next call on their folder.
+    (again,) = json.loads(voxlift(*command[:1], *inputs[1:], *command[3:], "--json")[1])["volumes"]
+    assert again["input"].endswith("my scan.nii")
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_output_that_violates_its_contract_fails(place, model, monkeypatch, capfd):
     def shifted(path, slabs, grid, *more):
         return write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
@@ -135,6 +158,12 @@ def test_what_cannot_be_done_is_refused(place, model):
         upscale(place / "other.nii", *aim)
     with pytest.raises(InputError, match="are mutually exclusive"):
         upscale(place / "other.nii", *aim, "--scale", "2,2,2", "--spacing", "1,1,1")
+    with pytest.raises(
+        InputError, match=r"coarser than its 9x10x11 along j; .*Use --scale 2,1,2 or --spacing 0\.5,1,0\.5"
+    ):
+        upscale(place / "other.nii", *aim, "--scale", "2,0.5,2")
+    with pytest.raises(InputError, match=r"coarser than its 9x10x11 along i and k"):
+        upscale(place / "other.nii", *aim, "--spacing", "1.5,1,1.2")
     with pytest.raises(InputError, match=r"Cannot read text\.nii"):
         upscale(place / "text.nii", *aim, "--scale", "2,2,2")
     with pytest.raises(InputError, match=r"holds 0 \.keras files"):
@@ -157,7 +186,7 @@ def test_bad_input_is_refused_before_any_work(name, model, voxlift, tmp_path):
     assert err.startswith("voxlift: Cannot ")
     assert err.count("\n") == 1
     assert part in err
-    assert not out.strip()
+    assert all(line.startswith(("Loading voxlift …", "Reading 1 volume …")) for line in out.splitlines())
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -170,6 +199,9 @@ def test_if_no_volume_can_be_used_each_is_named_and_the_status_is_2(place, model
     assert status == 2
     assert "voxlift: Cannot use flat.nii: " in err
     assert "voxlift: Cannot read text.nii: " in err
+    client = MlflowClient(f"sqlite:///{place / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("voxlift").experiment_id])
+    assert run.info.status == "FAILED"
     assert not (place / "out").exists()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.errors import InputError
 from tasks.artifacts.network_file import NetworkFile
-from tasks.files.outputs import check_destination, output_name, output_paths
+from tasks.files.outputs import check_destination, output_paths
 from tasks.machine.check import Attempt, Checklist, counted
 from tasks.sharding.plan import ShardPlan
 from tasks.sharding.restore import CoarseVolume
@@ -85,7 +85,7 @@ def plan_inputs(checks: Checklist, request: UpscaleRequest) -> list[PlannedVolum
     with checks.trying("shard plan", tried, REMEDY) as attempt:
         for source in request.sources:
             try:
-                output = request.out / output_name(source.name)
+                (output,) = output_paths([source], request.out)
                 planned.append(_planned(plan_volume(request, open_volume(source), output)))
             except InputError as error:
                 attempt.error(error)

@@ -22,7 +22,7 @@ def dry_run(
         str | None, typer.Option(help="Model that restores them: a .keras file, a folder, or a models:/ or runs:/ URI.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/CONFIG by default.")] = None,
-    scale: Annotated[str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes.")] = None,
+    scale: Annotated[str | None, typer.Option(help="N or I,J,K: target voxels per voxel, in the file's axes.")] = None,
     spacing: Spacing = None,
     overrides: Overrides = None,
     as_json: JsonOption = False,

@@ -26,8 +26,11 @@ def evaluate(
 ) -> None:
     """Degrade volumes, restore them, and score them next to trilinear, cubic and corrected cubic interpolation."""
     with screen(as_json) as opened:
-        from workflow.evaluate import evaluation
         from workflow.terminal.options import naming_options
+        from workflow.terminal.progress import waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from workflow.evaluate import evaluation
 
         network, recipe = evaluation.network_and_recipe(model, degradation)
         resources = resources_of(workers, memory_budget)

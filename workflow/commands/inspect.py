@@ -11,8 +11,10 @@ from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 def inspect(
     volumes: Volumes,
-    scale: Annotated[str | None, typer.Option(help="I,J,K: show the target grid of this scale.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="I,J,K: show the target grid of this spacing, in mm.")] = None,
+    scale: Annotated[str | None, typer.Option(help="N or I,J,K: show the target grid of this scale.")] = None,
+    spacing: Annotated[
+        str | None, typer.Option(help="MM or I,J,K: show the target grid of this spacing, in mm.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check volumes to their last byte and show their geometry as understood."""

@@ -14,7 +14,7 @@ Volumes = Annotated[list[str], typer.Argument(help="Files, folders, globs, or .t
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
 ]
-Spacing = Annotated[str | None, typer.Option(help="I,J,K: wanted spacing in mm, in the file's axes.")]
+Spacing = Annotated[str | None, typer.Option(help="MM or I,J,K: wanted spacing in mm, in the file's axes.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier run left in the folder of the outputs.")
 ]
@@ -42,7 +42,7 @@ def require_one_of(*, resume: bool, overwrite: bool) -> None:
 
 
 def three_numbers(text: str | None, option: str, *, zeros: bool = False) -> Three | None:
-    """Read `I,J,K` along the file's own voxel axes: three positive numbers, or 0 where `zeros` says so.
+    """Read `I,J,K` along the file's own voxel axes, or one number for all: positive, or 0 where `zeros` says so.
 
     Returns:
         None where the option is not given.
@@ -50,17 +50,18 @@ def three_numbers(text: str | None, option: str, *, zeros: bool = False) -> Thre
     Raises:
         InputError: It is anything else.
 
-    >>> three_numbers("2,2,1.5", "--scale")
-    (2.0, 2.0, 1.5)
+    >>> three_numbers("2,2,1.5", "--scale"), three_numbers("2", "--scale")
+    ((2.0, 2.0, 1.5), (2.0, 2.0, 2.0))
     """
     if not text:
         return None
     try:
-        i, j, k = (float(part) for part in text.split(","))
+        numbers = [float(part) for part in text.split(",")]
+        i, j, k = numbers * 3 if len(numbers) == 1 else numbers
     except ValueError:
         i = j = k = float("nan")
     if not all(0 < value < float("inf") or (zeros and value == 0) for value in (i, j, k)):
         raise InputError(
-            f"Cannot use {option} {text}: three positive numbers I,J,K are needed, such as {option} 2,2,2."
+            f"Cannot use {option} {text}: one or three positive numbers I,J,K are needed, such as {option} 2,2,2."
         )
     return i, j, k

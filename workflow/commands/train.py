@@ -26,20 +26,24 @@ def train(
 ) -> None:
     """Train a restorer under MirroredStrategy and record it in MLflow."""
     with screen(as_json) as opened:
-        from configs.load import load_config
-        from workflow.tracking import resolve_model
-        from workflow.train.run import run_train, summary
+        from workflow.terminal.progress import resumable, waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from configs.load import load_config
+            from workflow.tracking import resolve_model
+            from workflow.train.run import CHECKPOINTS, run_train, summary
 
         require_one_of(resume=resume, overwrite=overwrite)
         settings = [*(overrides or []), *([f"training.replicas={replicas}"] if replicas else [])]
         folder = out or Path("runs") / Path(config).stem
         initial = resolve_model(start_from) if start_from else None
-        report = run_train(
-            load_config(config, settings),
-            folder,
-            resume=resume,
-            overwrite=overwrite,
-            start_from=initial,
-            console=opened.console,
-        )
+        with resumable(opened.console, lambda: f"The checkpoints are in {(folder / CHECKPOINTS).resolve()}."):
+            report = run_train(
+                load_config(config, settings),
+                folder,
+                resume=resume,
+                overwrite=overwrite,
+                start_from=initial,
+                console=opened.console,
+            )
         opened.show(report, *summary(report))

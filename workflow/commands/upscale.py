@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from configs.errors import InputError
+from tasks.files.outputs import without_outputs
 from tasks.files.selection import expand_inputs
 from workflow.commands.options import (
     MemoryBudget,
@@ -23,13 +24,16 @@ from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 def upscale(
     volumes: Volumes,
-    out: Annotated[Path, typer.Option(help="Folder for the outputs.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the outputs; by default each is written next to its input.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="A .keras file, a folder, or a models:/ or runs:/ URI; by default the weights that ship."),
     ] = None,
     scale: Annotated[
-        str | None, typer.Option(help="I,J,K: target voxels per voxel, in the file's axes; the model's own by default.")
+        str | None,
+        typer.Option(help="N or I,J,K: target voxels per voxel, in the file's axes; the model's own by default."),
     ] = None,
     spacing: Spacing = None,
     slice_axis: Annotated[
@@ -38,6 +42,10 @@ def upscale(
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="Data type of the outputs; by default that of an integer input.")
+    ] = None,
+    kind: Annotated[
+        Literal["image", "labels"] | None,
+        typer.Option("--as", help="What the volumes are; by default what header, name and values say of each."),
     ] = None,
     acquisition: Annotated[
         Literal["kspace", "box", "gaussian"] | None,
@@ -71,10 +79,13 @@ def upscale(
 ) -> None:
     """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
-        from workflow.upscale.adaptation import run_adaptation
-        from workflow.upscale.plan import UpscaleRequest
-        from workflow.upscale.report import summary
-        from workflow.upscale.run import run_upscaling, saved_network
+        from workflow.terminal.progress import resumable, waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from workflow.upscale.adaptation import FOLDER, run_adaptation
+            from workflow.upscale.plan import UpscaleRequest
+            from workflow.upscale.report import summary
+            from workflow.upscale.run import run_upscaling, saved_network
 
         require_one_of(resume=resume, overwrite=overwrite)
         if settings and not adapt:
@@ -85,6 +96,8 @@ def upscale(
                 "Leave one of the two out.",
             )
         sources = expand_inputs(volumes)
+        if out is None:
+            sources = without_outputs(sources)
         resources = resources_of(
             workers,
             memory_budget,
@@ -96,18 +109,20 @@ def upscale(
         by_scale, by_spacing = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
         adapted = None
         if adapt:
-            adapted = run_adaptation(
-                sources,
-                out,
-                model=model,
-                scale=by_scale,
-                spacing=by_spacing,
-                resources=resources,
-                settings=settings or [],
-                resume=resume,
-                overwrite=overwrite,
-                console=opened.console,
-            )
+            folder = out or sources[0].parent
+            with resumable(opened.console, lambda: f"The checkpoints are in {(folder / FOLDER).resolve()}."):
+                adapted = run_adaptation(
+                    sources,
+                    folder,
+                    model=model,
+                    scale=by_scale,
+                    spacing=by_spacing,
+                    resources=resources,
+                    settings=settings or [],
+                    resume=resume,
+                    overwrite=overwrite,
+                    console=opened.console,
+                )
         request = UpscaleRequest(
             sources=sources,
             out=out,
@@ -117,6 +132,7 @@ def upscale(
             spacing=by_spacing,
             slice_axis="ijk".index(slice_axis) if slice_axis else None,
             dtype=dtype,
+            kind=kind,
             correct=correct,
             resume=resume,
             overwrite=overwrite,

@@ -24,13 +24,13 @@ from tasks.scoring.protocol import BASELINES, WHOLE, DegradedReference, Score, S
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.restore import require_finite
 from tasks.volume.intensity import normalise
-from tasks.volume.nifti import open_volume, read_volume
+from tasks.volume.nifti import open_single_volume, open_volume, read_volume
 from tasks.volume.scan import Voxels
 from workflow.cluster import cluster
 from workflow.pages.planes import write_planes
 from workflow.pages.quality import QualityCase, on_finer_grid, write_quality_page
 from workflow.restore.restoration import Restored, plan_restoration, restore_volume
-from workflow.terminal.progress import progress_bar
+from workflow.terminal.progress import entering, progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
 from workflow.upscale.plan import range_warnings
@@ -140,7 +140,8 @@ def recorded_evaluation(
     """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
     numbers = count(1)
     inputs = [input_volume(path, "reference", record_paths=False) for path in references]
-    with recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}) as recorder:
+    run = recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name})
+    with entering(console, "Opening the tracking store", run) as recorder:
         record_environment(recorder, "evaluate")
         recorder.inputs(inputs)
         record_network(recorder, network)
@@ -180,9 +181,9 @@ def evaluate(
     Raises:
         InputError: A volume or the mask cannot be used.
     """
-    inside = None if mask is None else _read_mask(mask, references)
+    inside = None if mask is None else read_mask(mask, references)
     volumes = []
-    with cluster():
+    with entering(console, "Starting Ray", cluster()):
         for path in references:
             degraded = degraded_reference(read_volume(path), recipe)
             scored = score_volume(path, degraded, network, resources, console, mask=inside)
@@ -203,9 +204,10 @@ def evaluation_of(volumes: Sequence[VolumeScores], recipe: Degradation) -> Evalu
     )
 
 
-def _read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
+def read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
     """Read a mask, which must have the grid of every reference."""
-    read = read_volume(mask)
+    scan = open_single_volume(mask)
+    read = scan.read(finite=False)
     for path in references:
         grid = open_volume(path).grid
         if grid.shape != read.grid.shape:
@@ -221,7 +223,8 @@ def _read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
                 " the reference.",
                 "Give a mask on the reference's grid, in its axis order and directions.",
             )
-    return np.asarray(read.voxels != 0)
+    # A voxel that is not a number marks nothing.
+    return np.asarray(np.isfinite(read.voxels) & (read.voxels != 0))
 
 
 def score_volume(

@@ -36,7 +36,15 @@ class Screen:
             renderables: What a person sees instead.
         """
         if self._json_stream is None:
-            self.console.print(*renderables, sep="\n")
+            from rich.table import Table  # noqa: PLC0415 - not for --help
+
+            for renderable in renderables:
+                # In a narrow terminal a long name takes several lines; it is never cut.
+                for column in renderable.columns if isinstance(renderable, Table) else ():
+                    column.overflow = "fold"
+                # The terminal wraps lines: a path or a command with a line break in it cannot be copied.
+                plain = isinstance(renderable, str)
+                self.console.print(renderable, soft_wrap=plain, markup=not plain)
             return
         from pydantic_core import to_json  # noqa: PLC0415 - only for --json
 

@@ -12,7 +12,7 @@ import numpy as np
 from configs.axes import FileShape
 from tasks.artifacts.manifest import file_digest
 from tasks.volume.grid import axis_codes
-from tasks.volume.nifti import open_volume
+from tasks.volume.nifti import open_single_volume
 from tasks.volume.scan import Scan
 from workflow.tracking import mlflow_api
 
@@ -51,7 +51,7 @@ def input_volume(path: Path, role: str, *, record_paths: bool) -> InputVolume:
     Raises:
         InputError: The file cannot be read.
     """
-    scan = open_volume(path)
+    scan = open_single_volume(path)
     digests = [file_digest(file) for file in scan.files]
     return described_volume(scan, digests, role, record_paths=record_paths)
 

@@ -17,6 +17,7 @@ import yaml
 
 from configs.axes import NetworkShape
 from configs.errors import ContractError, InputError
+from configs.load import preset_names
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
 from tasks.artifacts.network_file import read_network, reproducible
@@ -91,6 +92,11 @@ def resolve_model(text: str) -> Path:
     if folder.is_file():
         return folder
     files = sorted(folder.glob(MODEL_FILE)) or sorted(folder.glob("*.keras"))
+    if not folder.exists() and text in preset_names():
+        raise InputError(
+            f"Cannot load the model {text}: it is a preset, a configuration from which a model is trained.",
+            f"Train it with `voxlift train {text}`, then name the folder runs/{text}.",
+        )
     if len(files) != 1:
         what = "is no file or folder" if not folder.is_dir() else f"holds {len(files)} .keras files"
         raise InputError(

@@ -65,6 +65,7 @@ class Recorder:
         had_finished: bool = False,
     ) -> None:
         self.address, self.had_finished = address, had_finished
+        self.failed = False  # set by work that ends without an exception and has nothing to show for it
         self._client = client
         self._pending: list[tuple[str, float, int, int]] = []
         self._steps = dict(steps or {})
@@ -221,9 +222,9 @@ def recorded_run(
 ) -> Iterator[Recorder]:
     """Record what happens inside the block as one run, which ends with it.
 
-    The run ends FINISHED, FAILED after an exception, KILLED after an interrupt, an exit or a SIGTERM. A run that is
-    resumed ends as it had before if it had finished, or if resuming it is refused. Runs of the experiment whose
-    process on this machine was killed are ended as KILLED first.
+    The run ends FINISHED, FAILED after an exception or if its recorder is marked as `failed`, KILLED after an
+    interrupt, an exit or a SIGTERM. A run that is resumed ends as it had before if it had finished, or if resuming it
+    is refused. Runs of the experiment whose process on this machine was killed are ended as KILLED first.
 
     Args:
         experiment: Name of the experiment; made if it is not there.
@@ -260,7 +261,7 @@ def recorded_run(
         try:
             with SystemSampler(recorder.metrics, recorder.next_step(SYSTEM_PREFIX)):
                 yield recorder
-            status = "FINISHED"
+            status = "FAILED" if recorder.failed else "FINISHED"
         except (KeyboardInterrupt, SystemExit):
             status = "KILLED"
             raise

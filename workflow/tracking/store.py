@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -56,6 +57,15 @@ class RunAddress:
         """Write the address to a file, for resuming the run."""
         with replacing(path) as partial:
             partial.write_text(json.dumps(asdict(self)))
+
+    @property
+    def instructions(self) -> str:
+        """The run, and the command that shows it in a browser, or the address of the server that does."""
+        run = f"MLflow run {self.run_id} of the experiment {self.experiment}"
+        if self.tracking_uri.startswith("http"):
+            return f"{run}: {shown(self.tracking_uri)}"
+        command = ["mlflow", "ui", "--backend-store-uri", self.tracking_uri, "--host", "127.0.0.1", "--port", "5000"]
+        return f"{run}:\n  {shlex.join(command)}\n  then open http://127.0.0.1:5000"
 
 
 def tracking_uri() -> str:

@@ -25,7 +25,7 @@ from tasks.training.start import run_training
 from workflow.cluster import cluster, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
-from workflow.terminal.progress import progress_bar
+from workflow.terminal.progress import entering, progress_bar, waiting
 from workflow.tracking import Recorder, RunAddress, logged_model, recorded_run, register_model, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.tracking.recorder import exit_on_sigterm
@@ -98,23 +98,28 @@ def run_train(
     folder = folder.resolve()
     with only_writer(folder, (MODEL, f"{CHECKPOINTS}/step-*.npz"), resume=resume, overwrite=overwrite) as lock:
         started = time.perf_counter()
-        job = TrainingJob(
-            config,
-            training_volumes(config),
-            folder / MODEL,
-            validation=ranking_volumes(config) if parent else validation_volumes(config),
-            checkpoints=folder / CHECKPOINTS,
-            resume=resume,
-            start_from=start_from,
-            lock=lock,
-        )
+        with waiting(console, "Reading volumes"):
+            job = TrainingJob(
+                config,
+                training_volumes(config),
+                folder / MODEL,
+                validation=ranking_volumes(config) if parent else validation_volumes(config),
+                checkpoints=folder / CHECKPOINTS,
+                resume=resume,
+                start_from=start_from,
+                lock=lock,
+            )
         read_seconds = time.perf_counter() - started
         address = resumable_run(folder) if resume else None
         if resume:
             require_same(folder, config)
         experiment, run_id = (address.experiment, address.run_id) if address else (config.tracking.experiment, None)
         killed = lock.killed if resume else None
-        with recorded_run(experiment, name, run_id, killed=killed, parent=parent) as recorder, cluster():
+        run = recorded_run(experiment, name, run_id, killed=killed, parent=parent)
+        with (
+            entering(console, "Opening the tracking store", run) as recorder,
+            entering(console, "Starting Ray", cluster()),
+        ):
             recorder.metrics({"seconds/reading": read_seconds})
             return record_training(job, recorder, console, registers=registers and not parent, stop=stop)
 
@@ -218,7 +223,7 @@ def _streamed(job: TrainingJob, recorder: Recorder, console: Console, stop: Even
     """Train in a separate process and record its curve in this one, each point once; returns the last loss too."""
     loss = float("nan")
     total = job.config.training.steps
-    with progress_bar(console, "Training", total) as advance:
+    with progress_bar(console, "Training", total, "waiting for TensorFlow") as advance:
         request = training_request(job.config)
         for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel):
             if isinstance(record, TrainingStep):

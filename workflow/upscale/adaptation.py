@@ -14,6 +14,7 @@ from configs.schema import Resources, RunConfig
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.atomic import replacing
 from tasks.files.lock import locked
+from tasks.files.outputs import output_paths
 from tasks.imaging.consistency import recipe_at
 from tasks.volume.grid import Three, network_axes, target_grid
 from tasks.volume.inspection import inspect_volume
@@ -64,7 +65,7 @@ def run_adaptation(
         ConfigError: A setting is wrong, or the cluster has no room.
     """
     if not (resume or overwrite):
-        require_new(sources, out)  # before the training
+        require_new(output_paths(sources, out))  # before the training
     initial = None if model is None else saved_network(model)
     inspected = [inspect_volume(source) for source in sources]
     config = adaptation_config([one.scan for one in inspected], initial, scale, spacing, resources, settings)
@@ -145,7 +146,7 @@ def adaptation_config(
     return load_config(
         PRESET,
         [
-            f"data.volumes={json.dumps([str(scan.path.resolve()) for scan in scans])}",
+            f"data.volumes={json.dumps([_first_volume(scan) for scan in scans])}",
             f"degradation={recipes[0].model_dump_json()}",
             f"resources={resources.model_dump_json()}",
             "tracking.experiment=voxlift",
@@ -153,6 +154,11 @@ def adaptation_config(
             *settings,
         ],
     )
+
+
+def _first_volume(scan: Scan) -> str:
+    """The path of a volume, or of the first time point of a series."""
+    return str(scan.path.resolve()) + ("[0]" if scan.header.n_timepoints > 1 else "")
 
 
 def _recipe_across(scan: Scan, recipe: Degradation, scale: Three | None, spacing: Three | None) -> Degradation:

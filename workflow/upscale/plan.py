@@ -1,11 +1,13 @@
 """The request to super-resolve volumes, and the plan of each of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from configs.degradation import Degradation
@@ -13,14 +15,17 @@ from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
+from tasks.files.outputs import output_paths
 from tasks.imaging.acquisition import Acquisition, Profile, default_acquisition
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
 from tasks.sharding.restore import CoarseVolume, coarse_volume
 from tasks.sharding.store import content_key, program_versions
+from tasks.volume.encoding import stored_name
 from tasks.volume.grid import Grid, NetworkAxes, Three, network_axes, target_grid
-from tasks.volume.inspection import Extent
-from tasks.volume.intensity import Intensity
+from tasks.volume.inspection import MAX_EXACT_FLOAT32, Extent
+from tasks.volume.intensity import Intensity, find_intensity, find_level
+from tasks.volume.padding import fill, find_padding
 from tasks.volume.scan import Scan
 
 THICK = 1.5  # ratio of slice spacing to voxel spacing within the slices from which a scan is one of thick slices
@@ -32,7 +37,7 @@ class UpscaleRequest:
 
     Args:
         sources: Volumes.
-        out: Folder for the outputs.
+        out: Folder for the outputs; None writes each next to its source.
         network: The restorer.
         resources: Workers, what each takes, the memory budget.
         scale: Target voxels per voxel along (i, j, k); without it and a spacing, that of the model's card.
@@ -46,10 +51,11 @@ class UpscaleRequest:
         run_id: Of the MLflow run that records it, for the files next to the outputs.
         profile: Of the acquisition; None for what is assumed by default.
         blur: FWHM of a blur on top of it along (i, j, k), in voxels of the input.
+        kind: "image" or "labels", of all sources; None goes by header, name and values of each.
     """
 
     sources: Sequence[Path]
-    out: Path
+    out: Path | None
     network: NetworkFile
     resources: Resources
     scale: Three | None = None
@@ -63,6 +69,12 @@ class UpscaleRequest:
     run_id: str | None = None
     profile: Profile | None = None
     blur: Three | None = None
+    kind: Literal["image", "labels"] | None = None
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The output of each source; InputError if two would be one, or one a source."""
+        return output_paths(self.sources, self.out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +90,11 @@ class VolumePlan:
         network: The restorer.
         resources: Of each worker.
         dtype: Of the output on disk.
-        recipe: Degradation from the output to the input; None where the target grid is coarser along an axis.
+        recipe: Degradation from the output to the input; None for a label map.
         corrects: Whether the output is made consistent with the input.
         warnings: In which respects the volume is outside the range that the model was trained for.
         acquisition: What `recipe` follows from; None where it is the model's own degradation.
+        labels: Why it is resampled as a label map, without the network; empty for an image.
     """
 
     scan: Scan
@@ -96,6 +109,7 @@ class VolumePlan:
     corrects: bool
     warnings: tuple[str, ...]
     acquisition: Acquisition | None = None
+    labels: str = ""
 
     @property
     def name(self) -> str:
@@ -128,10 +142,37 @@ class VolumePlan:
         """The same of the output."""
         return (*self.target.shape, *self.input_shape[3:])
 
-    def coarse_volume(self, voxels: NDArray[Any], intensity: Intensity) -> CoarseVolume:
-        """Prepare a time point, `(depth, height, width)`, for the workers."""
+    @property
+    def label_note(self) -> str:
+        """Say that a volume is resampled as a label map, and why."""
+        return f"a label map ({self.labels}), resampled by label without the network; --as image restores it"
+
+    def coarse_volume(self, voxels: NDArray[np.float32], intensity: Intensity) -> CoarseVolume:
+        """Prepare a time point for the workers: fill its padding, subtract its level, and find its intensity.
+
+        Args:
+            voxels: `(i, j, k)`, as the file has them.
+            intensity: Used where the time point is constant.
+        """
+        # Only a contiguous array is mapped by the workers; another would be copied for every shard.
+        ordered = np.ascontiguousarray(self.axes.to_network(voxels))
+        padding = find_padding(ordered)
+        if padding:
+            ordered = fill(ordered, np.logical_or.reduce([part.mask for part in padding]))
+        limits = float(ordered.min()), float(ordered.max())
+        level = 0.0 if self.labels else find_level(ordered)
+        if level:
+            ordered = ordered - np.float32(level)
+        with suppress(InputError):
+            intensity = find_intensity(ordered)
         acquisition = self.recipe if self.network.needs_acquisition else None
-        return coarse_volume(voxels, self.shard_plan.target_shape, intensity, acquisition)
+        coarse = coarse_volume(ordered, self.shard_plan.target_shape, intensity, acquisition)
+        return replace(coarse, labels=bool(self.labels), level=level, limits=limits, padding=padding)
+
+    def padding_in_file(self, coarse: CoarseVolume) -> list[tuple[float, NDArray[np.bool_]]]:
+        """Return each padding value of a time point, and where it is on the target grid, `(i, j, k)`."""
+        shape = self.shard_plan.target_shape
+        return [(padding.value, self.axes.to_file(padding.resampled(shape))) for padding in coarse.padding]
 
     def key(self, digests: Sequence[str]) -> str:
         """Identify everything that determines the cores, down to the programs and threads that affect the last bits.
@@ -148,12 +189,15 @@ class VolumePlan:
                 "plan": [(shard.core, shard.read) for shard in self.shard_plan.shards],
                 "worker": [self.resources.cpus_per_worker, self.resources.gpus_per_worker],
                 "programs": program_versions(),
+                **({"labels": True} if self.labels else {}),
                 **({"acquisition": self.recipe.model_dump()} if self.network.needs_acquisition and self.recipe else {}),
             }
         )
 
 
-def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Extent | None = None) -> VolumePlan:
+def plan_volume(
+    request: UpscaleRequest, scan: Scan, output: Path, extent: Extent | None = None, labels: str = ""
+) -> VolumePlan:
     """Plan a volume by its header.
 
     Args:
@@ -161,6 +205,7 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Exten
         scan: The volume.
         output: Where its output goes.
         extent: Of its voxels, if they were read.
+        labels: Why it is taken for a label map, where the request does not say what it is; empty for an image.
 
     Raises:
         InputError: It cannot be super-resolved.
@@ -174,22 +219,26 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Exten
                 " was trained for.",
                 "Give --scale I,J,K or --spacing I,J,K.",
             )
-        scale = axes.of_network(card.degradation.scale)
+        scale = default_scale(scan.grid, axes, card)
     target = target_grid(scan.grid, scale, request.spacing)
+    _require_finer(scan, target)
+    if request.kind is not None:
+        labels = "as requested" if request.kind == "labels" else ""
+    if labels:
+        _require_exact_labels(scan, extent, request.dtype)
     budget = request.resources.memory_budget_mib
     resident = prod(scan.grid.shape) * 4 * (2 if request.network.needs_acquisition else 1)
     plan = plan_shards(
         axes.network_shape(target.shape), request.network.cost, budget, resident_bytes=resident, name=scan.path.name
     )
     fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
-    finer = all(size >= given for size, given in zip(fine, coarse, strict=True))
     trained = card.degradation if card else Degradation(name="mean")
-    acquisition = _acquisition(request, trained, axes, extent)
+    acquisition = None if labels else _acquisition(request, trained, axes, extent)
     recipe = None
-    if finer:
+    if not labels:
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
     corrects = request.correct and card is not None and recipe is not None
-    warnings = range_warnings(card, axes, scan.grid, target)
+    warnings = () if labels else range_warnings(card, axes, scan.grid, target)
     return VolumePlan(
         scan,
         output,
@@ -203,7 +252,66 @@ def plan_volume(request: UpscaleRequest, scan: Scan, output: Path, extent: Exten
         corrects,
         warnings,
         acquisition,
+        labels,
     )
+
+
+def _require_finer(scan: Scan, target: Grid) -> None:
+    """Refuse a target grid that is coarser than the scan along an axis."""
+    have, wanted = scan.grid.shape, target.shape
+    coarser = [axis for axis in range(3) if wanted[axis] < have[axis]]
+    if coarser:
+        names = " and ".join("ijk"[axis] for axis in coarser)
+        scale = ",".join(f"{max(1.0, fine / size):.4g}" for fine, size in zip(wanted, have, strict=True))
+        spacing = ",".join(
+            f"{min(fine, given):.4g}" for fine, given in zip(target.spacing, scan.grid.spacing, strict=True)
+        )
+        raise InputError(
+            f"Cannot super-resolve {scan.path.name}: the target grid of {'x'.join(map(str, wanted))} voxels is coarser"
+            f" than its {'x'.join(map(str, have))} along {names}; voxlift refines an axis or leaves it as it is.",
+            f"Use --scale {scale} or --spacing {spacing}.",
+        )
+
+
+def _require_exact_labels(scan: Scan, extent: Extent | None, dtype: str | None) -> None:
+    """Refuse labels that float32, in which volumes are read, or the data type of the output does not hold exactly."""
+    if extent is None:
+        return
+    low, high = extent.lowest, extent.highest
+    if max(-low, high) > MAX_EXACT_FLOAT32:
+        raise InputError(
+            f"Cannot resample the label map {scan.path.name}: labels up to {MAX_EXACT_FLOAT32} are exact, and it holds"
+            f" {max(-low, high):.0f}.",
+            "Number its labels anew.",
+        )
+    kind = np.dtype(stored_name(scan.header.dtype, dtype))
+    if dtype is not None and kind.kind in "iu" and not np.iinfo(kind).min <= low <= high <= np.iinfo(kind).max:
+        raise InputError(
+            f"Cannot write the label map {scan.path.name} as {kind}: it holds labels from {low:.0f} to {high:.0f}.",
+            "Leave --dtype out, or choose a larger one.",
+        )
+
+
+def default_scale(grid: Grid, axes: NetworkAxes, card: ModelCard) -> Three:
+    """Choose the target voxels per voxel along (i, j, k) of a scan where neither a scale nor a spacing is given.
+
+    Thick slices become as thin as their voxels are wide, if the model was trained to refine them alone by so much.
+    Anything else gets the scale that the model was trained for first.
+
+    Args:
+        grid: Of the scan.
+        axes: Its network axes.
+        card: Of the model.
+    """
+    through = (slice_ratio(grid, axes), 1.0, 1.0)
+    thick = through[0] > THICK and card.covers(through)
+    return axes.of_network(through if thick else card.degradation.scale)
+
+
+def slice_ratio(grid: Grid, axes: NetworkAxes) -> float:
+    """Return the spacing of the slices over that of the voxels within them; above `THICK` they are thick."""
+    through, *across = axes.of_file(grid.spacing)
+    return through / max(across)
 
 
 def _acquisition(
@@ -226,10 +334,9 @@ def range_warnings(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target
         fine / coarse for fine, coarse in zip(axes.of_file(target.shape), axes.of_file(grid.shape), strict=True)
     )
     warnings = card.warnings((depth, height, width), axes.of_file(target.spacing))
-    through, *across = axes.of_file(grid.spacing)
-    if card.degradation.is_isotropic and through > THICK * max(across):
+    if card.degradation.is_isotropic and (ratio := slice_ratio(grid, axes)) > THICK:
         warnings.append(
-            f"slices {through / max(across):.1f}x as thick as their voxels are wide: the model was trained for"
+            f"slices {ratio:.1f}x as thick as their voxels are wide: the model was trained for"
             " scans that are alike along all axes"
         )
     return tuple(warnings)

@@ -1,15 +1,19 @@
 """Report of `voxlift upscale`: the outcome of each volume, speed and memory of the workers, and both as a table."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from pathlib import Path
 from typing import Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from configs.axes import NetworkShape
+from tasks.files.outputs import page_name
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import Three, axis_codes
 from tasks.volume.sidecar import Sidecar
@@ -17,6 +21,7 @@ from workflow.tracking import RunAddress
 from workflow.upscale.plan import VolumePlan
 from workflow.upscale.volume_work import Output, VolumeWork, Written
 
+MAX_SHOWN = 20  # outputs and pages whose paths are printed
 COLUMNS = ("status", "voxels", "mm", "shards", "seconds", "consistency")
 
 
@@ -168,9 +173,10 @@ def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
     """Make the sidecar of a written output."""
     plan = work.plan
     intensities = tuple((found.low, found.high) for found in output.intensities)
+    done = "resampled" if plan.labels else "super-resolved"
     return Sidecar(
         sources=(plan.name,),
-        resolution=f"super-resolved {'x'.join(f'{factor:.4g}' for factor in plan.scale)}",
+        resolution=f"{done} {'x'.join(f'{factor:.4g}' for factor in plan.scale)}",
         model_digest=plan.network.digest,
         mlflow_run=run_id,
         scale=plan.scale,
@@ -182,6 +188,7 @@ def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
         consistency=output.written.consistency,
         warnings=work.warnings,
         acquisition=_acquisition(plan),
+        outside_range=output.written.outside,
     )
 
 
@@ -196,14 +203,16 @@ def geometry(plan: VolumePlan) -> str:
         f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[plan.axes.order[0]]},"
         f" becomes {_by(target.shape)} at {_by(target.spacing)} mm"
         + (f"; acquisition: {plan.acquisition}" if plan.acquisition else "")
+        + (f"; {plan.label_note}" if plan.labels else "")
     )
 
 
 def summary(report: UpscaleReport) -> list[RenderableType]:
     """Show the outcome of each volume, the speed and the memory."""
-    table = Table("volume", *COLUMNS)
+    # The name takes what the other columns leave of the width.
+    table = Table("volume", *(Column(name, no_wrap=True) for name in COLUMNS), box=SIMPLE_HEAD, pad_edge=False)
     for volume in report.volumes:
-        table.add_row((volume.output or volume.input).name, *volume.row())
+        table.add_row(Text((volume.output or volume.input).name), *volume.row())
     spent = report.timings
     lines: list[RenderableType] = [
         table,
@@ -211,9 +220,23 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
         f" {report.peak_rss_mib:.0f} MiB. Seconds: reading {spent.reading:.1f}, resampling {spent.resampling:.1f},"
         f" network {spent.network:.1f}, writing {spent.writing:.1f}.",
     ]
+    lines += [f"{volume.input.name}: {volume.range_warning}." for volume in report.volumes if volume.range_warning]
+    lines += _places(report)
     if report.adapted_model is not None:
         lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")
     return lines
+
+
+def _places(report: UpscaleReport) -> list[RenderableType]:
+    """Say where outputs, QC pages and the MLflow run are, with the commands that open them."""
+    outputs = [volume.output.absolute() for volume in report.volumes if volume.output is not None]
+    pages = [page for output in outputs if (page := output.with_name(page_name(output.name))).is_file()]
+    lines: list[RenderableType] = []
+    for title, paths, command in (("Outputs", outputs, ""), ("QC pages", pages, "xdg-open ")):
+        shown = [f"  {command}{shlex.quote(str(path))}" for path in paths[:MAX_SHOWN]]
+        more = [f"  and {len(paths) - MAX_SHOWN} more"] if len(paths) > MAX_SHOWN else []
+        lines += ["\n".join([f"{title}:", *shown, *more])] if shown else []
+    return [*lines, *([report.mlflow.instructions] if report.mlflow is not None else [])]
 
 
 def _by(values: tuple[float, ...] | None, separator: str = "x") -> str:

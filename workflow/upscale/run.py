@@ -20,19 +20,19 @@ from tasks.artifacts.manifest import collect_entries, manifest_entry, note_entri
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
 from tasks.files.lock import Process
-from tasks.files.outputs import output_paths, sidecar_name, split_name
+from tasks.files.outputs import page_name, sidecar_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.restore import CoarseVolume
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
-from tasks.volume.intensity import find_intensity, normalise
-from tasks.volume.nifti import read_volume
+from tasks.volume.intensity import Intensity, normalise
+from tasks.volume.nifti import open_volume
 from workflow.cluster import cluster
 from workflow.pages.quality import QualityCase, write_quality_page
 from workflow.restore.restoration import Progress
-from workflow.terminal.progress import progress_bar
+from workflow.terminal.progress import entering, progress_bar, resumable, waiting
 from workflow.tracking import Recorder, RunAddress, described_volume, recorded_run, resolve_model, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
 from workflow.tracking.recorder import exit_on_sigterm
@@ -69,8 +69,10 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         Exception: Why a volume failed, if the request is to fail fast.
     """
     if not (request.resume or request.overwrite):
-        require_new(request.sources, request.out)
-    planned = plan_volumes(request)
+        require_new(request.outputs)
+    count = len(request.sources)
+    with waiting(console, f"Reading {count} volume{'s' if count > 1 else ''}"):
+        planned = plan_volumes(request)
     numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
     for work in numbers:
         leaves = [f"{warning}; check the result before you use it" for warning in work.plan.warnings]
@@ -79,7 +81,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
     with exit_on_sigterm(), only_writer(list(numbers)) as killed:
         if not (request.resume or request.overwrite):
-            require_new(request.sources, request.out)  # again: what this run has waited for may have been written since
+            require_new(request.outputs)  # again: what this run has waited for may have been written since
         return _recorded(request, planned, numbers, console, killed if request.resume else None)
 
 
@@ -95,14 +97,20 @@ def _recorded(
     earlier = RunAddress.read(address_file) if request.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
         earlier = None  # a new run, in this store, of the same cores
-    with recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None, killed=killed) as recorder:
+    run = recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None, killed=killed)
+    with (
+        resumable(console, lambda: _saved(list(numbers))),
+        entering(console, "Opening the tracking store", run) as recorder,
+    ):
         address = recorder.address
         if numbers:
             address.write(address_file)
-        _record_request(recorder, request, list(numbers))
+        with waiting(console, "Recording inputs and environment"):
+            _record_request(recorder, request, list(numbers))
+        shards, loading = sum(work.plan.shards for work in numbers), "waiting for the workers to load TensorFlow"
         with (
-            cluster(resources.workers * resources.cpus_per_worker),
-            progress_bar(console, "Restoring", sum(work.plan.shards for work in numbers)) as advance,
+            entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)),
+            progress_bar(console, "Restoring", shards, loading) as advance,
         ):
 
             def show(progress: Progress) -> None:
@@ -115,23 +123,34 @@ def _recorded(
 
             report = upscale(replace(request, run_id=address.run_id), planned, show, record)
         _record_report(recorder, report)
+        recorder.failed = len(report.failed) == len(report.volumes)
         for work, number in numbers.items():
             if work.failure is None:
                 try:
                     _add_page_if_absent(recorder, number, work)
                 except InputError as error:  # the output is complete
                     console.print(f"{work.plan.name}: no QC page: {error}", markup=False)
-        if numbers:
-            collect_entries(request.out, address.run_id)
+        for folder in {work.plan.output.parent for work in numbers}:
+            collect_entries(folder, address.run_id)
     address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
 
 
+def _saved(works: Sequence[VolumeWork]) -> str:
+    """Say what of the volumes is saved."""
+    unfinished = [work for work in works if work.written is None]
+    shards = sum(work.tally.shards + work.shards_resumed for work in unfinished)
+    finished = f"{len(works) - len(unfinished)} of {len(works)} volume(s) are finished"
+    return finished + (f", and {shards} shard(s) of the others are saved." if unfinished else ".")
+
+
 def _address_file(request: UpscaleRequest) -> Path:
     """File that names the run of a request until it is done, so that `--resume` continues that run."""
-    outputs = [path.name for path in output_paths(request.sources, request.out)]
-    key = content_key({"outputs": outputs, "model": request.network.digest, **_options(request)})
-    return request.out / ".voxlift" / f"{key}.run.json"
+    outputs = request.outputs
+    key = content_key(
+        {"outputs": [path.name for path in outputs], "model": request.network.digest, **_options(request)}
+    )
+    return outputs[0].parent / ".voxlift" / f"{key}.run.json"
 
 
 def _options(request: UpscaleRequest) -> dict[str, str]:
@@ -146,6 +165,7 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
     found = [work.inspected for work in works]
     recorder.inputs([described_volume(one.scan, one.digests, "input", record_paths=False) for one in found])
     recorder.parameters({f"upscale.{name}": value for name, value in _options(request).items()})
+    recorder.parameters({"upscale.kind": request.kind} if request.kind else {})
     recorder.parameters({**flatten(request.resources, "resources"), "volumes": str(len(request.sources))})
     if request.network.card is not None:
         recipe = request.network.card.degradation
@@ -169,7 +189,7 @@ def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Ou
     note_entries(plan.output.parent, {plan.output: entry, sidecar: manifest_entry(sidecar)}, recorder.address.run_id)
     work.conclude(output)  # before the page, without which the output is still of use
     if restored is None:
-        return "too large for a QC page"
+        return "no QC page is made of a label map" if plan.labels else "too large for a QC page"
     _add_page(recorder, number, work, output.first, restored)
     return ""
 
@@ -178,9 +198,8 @@ def _add_page_if_absent(recorder: Recorder, number: int, work: VolumeWork) -> No
     """Make the QC page of an output whose run was stopped before it had made one."""
     plan = work.plan
     if _has_page(plan) and not _page(plan).exists():
-        voxels = next(work.inspected.volumes()).voxels
-        coarse = plan.coarse_volume(plan.axes.to_network(voxels), find_intensity(voxels))
-        _add_page(recorder, number, work, coarse, read_volume(plan.output).voxels)
+        coarse = plan.coarse_volume(plan.scan.read(0, finite=False).voxels, Intensity(0.0, 1.0))
+        _add_page(recorder, number, work, coarse, open_volume(plan.output).read(0, finite=False).voxels)
 
 
 def _add_page(
@@ -188,6 +207,11 @@ def _add_page(
 ) -> None:
     """Make, record and contract the QC page of a volume, from the first time point of its input and of its output."""
     plan, axes, page = work.plan, work.plan.axes, _page(work.plan)
+    interpolated = resample(axes.to_file(coarse.voxels), plan.target.shape)
+    if coarse.level:
+        voxels = voxels - np.float32(coarse.level)
+    for _, mask in plan.padding_in_file(coarse):
+        voxels[mask] = interpolated[mask]
     source, restored = (normalise(volume, coarse.intensity) for volume in (coarse.voxels, voxels))
     consistency = None
     if plan.recipe is not None:
@@ -197,7 +221,7 @@ def _add_page(
         title=f"volume {number}",
         input_grid=plan.scan.grid,
         grid=plan.target,
-        before=normalise(resample(axes.to_file(coarse.voxels), plan.target.shape), coarse.intensity),
+        before=normalise(interpolated, coarse.intensity),
         restored=restored,
         strides=axes.file_shape(plan.network.cost.field.strides),
         borders=shard_borders(plan.shard_plan, axes),
@@ -211,11 +235,11 @@ def _add_page(
 
 
 def _page(plan: VolumePlan) -> Path:
-    return plan.output.with_name(f"{split_name(plan.output.name)[0]}_quality.html")
+    return plan.output.with_name(page_name(plan.output.name))
 
 
 def _has_page(plan: VolumePlan) -> bool:
-    return prod(plan.target.shape) <= MAX_PAGE_VOXELS
+    return not plan.labels and prod(plan.target.shape) <= MAX_PAGE_VOXELS
 
 
 def _record_report(recorder: Recorder, report: UpscaleReport) -> None:

@@ -13,9 +13,10 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from math import prod
 from threading import Condition
 from typing import Any
 
@@ -31,11 +32,14 @@ from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, RestoredCore, require_finite
 from tasks.sharding.store import ShardStore
 from tasks.volume.inspection import InspectedVolume
-from tasks.volume.intensity import Intensity, find_intensity
+from tasks.volume.intensity import Intensity
 from tasks.volume.nifti import write_slabs
 from workflow.cluster import fetch, share
 from workflow.restore.restoration import Tally
 from workflow.upscale.plan import VolumePlan
+
+LEEWAY = 0.05  # share of the input's range by which sharper edges may exceed it
+MAX_OUTSIDE_SHARE = 0.001  # of the voxels, above which a volume gets a warning
 
 
 class VolumeError(RunError):
@@ -65,12 +69,24 @@ class Written:
             intensity; None where the target grid is coarser than the input along an axis.
         consistency_before: The same before the correction.
         noise: Standard deviation of the input's noise that the correction used; None where nothing was corrected.
+        outside: Share of the voxels that are outside the input's range by more than `LEEWAY` of it.
     """
 
     sha256: str | None = None
     consistency: float | None = None
     consistency_before: float | None = None
     noise: float | None = None
+    outside: float | None = None
+
+    @property
+    def range_warning(self) -> str:
+        """The warning about voxels outside the input's range; empty where they are few."""
+        if self.outside is None or self.outside <= MAX_OUTSIDE_SHARE:
+            return ""
+        return (
+            f"{self.outside:.2%} of the voxels are outside the input's range by more than {LEEWAY:.0%} of it: look for"
+            " ringing at sharp edges"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +197,10 @@ class VolumeWork:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings of inspecting the input, and where it is outside the range that the model was trained for."""
-        return (*self.inspected.warnings, *self.plan.warnings)
+        """Warnings of inspecting the input, of planning it, and of the values of the output, once it is written."""
+        leaves = self.written.range_warning if self.written is not None else ""
+        labels = (self.plan.label_note,) if self.plan.labels else ()
+        return (*self.inspected.warnings, *self.plan.warnings, *labels, *([leaves] if leaves else []))
 
     @property
     def error(self) -> Exception | None:
@@ -208,13 +226,9 @@ class VolumeWork:
         intensity, volumes = Intensity(0.0, 1.0), self.inspected.volumes()
         for number in range(self.plan.n_timepoints):
             with self.reading.running():
-                voxels = next(volumes).voxels
-                # A constant time point uses the intensity of the one before it.
-                with suppress(InputError):
-                    intensity = find_intensity(voxels)
-                # Only a contiguous array is mapped by the workers; another would be copied for every shard.
-                voxels = np.ascontiguousarray(self.plan.axes.to_network(voxels))
-                coarse = share(self.plan.coarse_volume(voxels, intensity))
+                volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
+                intensity = volume.intensity
+                coarse = share(volume)
                 assembly = self._assembly(number)
                 if not self._resume:
                     assembly.store.clear()
@@ -287,29 +301,46 @@ class _Writer:
     checks: list[Consistency] = field(default_factory=list)
     intensities: list[Intensity] = field(default_factory=list)
     firsts: list[CoarseVolume] = field(default_factory=list)
+    outside: int = 0
 
     def slabs(self) -> Iterator[NDArray[np.float32]]:
         for number in range(self.plan.n_timepoints):
             assembly, start = self.assembly(number), 0
-            correction = self._solve(number, assembly) if self.plan.corrects else None
+            coarse = self.arrivals.take(number)
+            low, high = coarse.intensity.low + coarse.level, coarse.intensity.high + coarse.level
+            self.intensities.append(Intensity(low, high))
+            if number == 0:
+                self.firsts.append(coarse)
+            correction = self._solve(number, assembly, coarse) if self.plan.corrects else None
+            padding = self.plan.padding_in_file(coarse)
             for slab in assembly.slabs(partial(self.arrivals.wait, number)):
                 with self.clock.running():
                     stop = start + slab.shape[2]
                     if correction is not None:
                         np.add(slab, assembly.correction_planes(correction, start, stop), out=slab)
+                    self._finish(slab, coarse)
+                    for value, mask in padding:
+                        slab[mask[:, :, start:stop]] = value
                     start = stop
                     require_finite(slab)
                     self.digest.update(slab.T.data)
                     yield slab
             if not self.plan.corrects:
-                self._solve(number, assembly)
+                self._solve(number, assembly, coarse)
 
-    def _solve(self, number: int, assembly: Assembly) -> Correction | None:
+    def _finish(self, slab: NDArray[np.float32], coarse: CoarseVolume) -> None:
+        """Add the level to a slab, cut it at 0 where no voxel of the input is negative, and count what is outside."""
+        low, high = coarse.limits
+        if coarse.level:
+            slab += np.float32(coarse.level)
+        if low >= 0:
+            np.maximum(slab, 0, out=slab)
+        leeway = LEEWAY * (high - low)
+        if leeway:
+            self.outside += int(np.count_nonzero((slab < low - leeway) | (slab > high + leeway)))
+
+    def _solve(self, number: int, assembly: Assembly, coarse: CoarseVolume) -> Correction | None:
         """Compare a time point with its input and solve its correction, in the unit of the file."""
-        coarse = self.arrivals.take(number)
-        self.intensities.append(coarse.intensity)
-        if number == 0:
-            self.firsts.append(coarse)
         if self.plan.recipe is None:
             return None
         arrived = partial(self.arrivals.wait, number)
@@ -332,5 +363,6 @@ class _Writer:
             consistency=after,
             consistency_before=before,
             noise=noise if self.plan.corrects else None,
+            outside=self.outside / prod(self.plan.output_shape),
         )
         return Output(written, sha256, tuple(self.intensities), self.firsts[0])

@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from configs.errors import AbandonedError, ContractError, InputError, ReadError
 from tasks.files.lock import Process, locked
-from tasks.files.outputs import check_destination, output_paths, sidecar_name, split_name
+from tasks.files.outputs import check_destination, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.sidecar import write_sidecar
@@ -25,13 +25,13 @@ from workflow.upscale.volume_work import Frame, Output, VolumeWork
 OnWritten = Callable[[VolumeWork, Output], object]
 
 
-def require_new(sources: Sequence[Path], out: Path) -> None:
-    """Check that no output of the sources is there already.
+def require_new(outputs: Sequence[Path]) -> None:
+    """Check that none of the outputs is there already.
 
     Raises:
         InputError: One is.
     """
-    found = [path.name for path in output_paths(sources, out) if path.exists()]
+    found = [path.name for path in outputs if path.exists()]
     if found:
         others = f" and {len(found) - 1} other(s)" if len(found) > 1 else ""
         raise InputError(
@@ -72,7 +72,7 @@ def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
     if request.dtype is not None:
         writable_name(request.dtype)
     planned: list[VolumeWork | InputError] = []
-    for source, output in zip(request.sources, output_paths(request.sources, request.out), strict=True):
+    for source, output in zip(request.sources, request.outputs, strict=True):
         try:
             with naming_options():
                 planned.append(_planned(request, source, output))
@@ -89,7 +89,7 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
         inspected = inspect_volume(source)
     except OSError as error:  # it was there a moment ago
         raise ReadError(source.name, error.strerror or "it is gone", "Check the file.") from error
-    plan = plan_volume(request, inspected.scan, output, inspected.extent)
+    plan = plan_volume(request, inspected.scan, output, inspected.extent, inspected.labels)
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=time.perf_counter() - began)
     if work.written is None:
         # The cores of all time points wait on disk as float32 until the output is written.

@@ -1,0 +1,111 @@
+"""The command line itself: help, version, what it lists, and how it writes to a terminal."""
+
+import json
+import re
+from functools import partial
+from importlib.metadata import version
+from io import StringIO
+from queue import Queue
+
+import pytest
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from configs.load import preset_names
+from configs.schema import RunConfig
+from workflow.cli import COMMANDS
+from workflow.commands.options import three_numbers
+from workflow.terminal.console import screen
+from workflow.terminal.progress import progress_bar, resumable, waiting
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_answers_to_h(voxlift, command):
+    status, out, _ = voxlift(*command.split(), "-h")
+    assert status == 0
+    assert out.startswith("Usage: ")
+    assert "-h, --help" in out
+
+
+def test_the_version_is_that_of_the_package(voxlift):
+    assert voxlift("--version")[:2] == (0, f"voxlift {version('voxlift')}\n")
+
+
+def test_the_presets_are_listed_one_a_line(voxlift):
+    status, out, _ = voxlift("presets")
+    assert status == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == preset_names()
+    assert all(len(line.split()) > 5 for line in lines)
+    assert json.loads(voxlift("presets", "--json")[1])["presets"].keys() == set(preset_names())
+
+
+def test_the_schema_is_that_of_the_configuration(voxlift):
+    status, out, _ = voxlift("schema")
+    assert status == 0
+    described = json.loads(out)
+    assert described["properties"].keys() == RunConfig.model_fields.keys()
+    assert described["$schema"].startswith("https://json-schema.org/")
+    assert yaml.safe_load(out) == described
+
+
+def test_one_number_counts_for_all_axes():
+    assert three_numbers("2", "--scale") == three_numbers("2,2,2", "--scale") == (2.0, 2.0, 2.0)
+    assert three_numbers("0.5", "--spacing") == (0.5, 0.5, 0.5)
+
+
+def test_a_narrow_terminal_cuts_no_name(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    name, path = "sub-01_ses-baseline_acq-highres_run-02_rec-voxlift_T1w.nii.gz", "/data/[red]/" + "long/" * 30
+    table = Table("volume", "status", "a column", "another column", "a third column")
+    table.add_row(name, "done", "181x217x181", "0.5x0.5x0.5", "12 (3 resumed)")
+    with screen(False) as opened:
+        opened.show({}, table, path)
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "".join(line.split("│")[1].strip() for line in out.splitlines() if line.count("│") == 6) == name
+    assert path in out
+
+
+def test_a_preset_in_place_of_a_model_is_recognised(voxlift, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = voxlift("upscale", "scan.nii.gz", "--out", "out", "--model", "iso2x")
+    assert status == 2
+    assert err == (
+        "voxlift: Cannot load the model iso2x: it is a preset, a configuration from which a model is trained."
+        " Train it with `voxlift train iso2x`, then name the folder runs/iso2x.\n"
+    )
+
+
+def test_what_is_waited_for_is_named_at_once_and_again_where_there_is_no_terminal(monkeypatch):
+    monkeypatch.setattr("workflow.terminal.progress.LINE_SECONDS", 0.001)
+    printed: Queue[str] = Queue()
+
+    class Log(StringIO):
+        def write(self, text):
+            printed.put(text)
+            return len(text)
+
+    def line():
+        return next(text for text in iter(partial(printed.get, timeout=60), "") if text.strip())
+
+    console = Console(file=Log(), width=200)
+    with waiting(console, "Starting Ray"):
+        assert line() == "Starting Ray …\n"
+        assert re.fullmatch(r"Starting Ray … \d+ s\n", line())
+    while not printed.empty():
+        printed.get()
+    with progress_bar(console, "Restoring", 7, "loading") as advance:
+        assert re.fullmatch(r"Restoring: 0 of 7, loading \d+ s\n", line())
+        advance("2 workers")
+        assert any(line().startswith("Restoring: 1 of 7, 2 workers") for _ in range(100_000))
+
+
+def test_work_that_is_stopped_names_the_command_that_resumes_it(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["/bin/voxlift", "upscale", "my scan.nii", "--resume"])
+    with pytest.raises(KeyboardInterrupt), resumable(Console(width=20), lambda: "3 shard(s) are saved."):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == (
+        "Stopped. 3 shard(s) are saved. Resume with:\n  voxlift upscale 'my scan.nii' --resume\n"
+    )

@@ -1,0 +1,32 @@
+"""The target grid where none is asked for: by the geometry of the scan and what the model was trained for."""
+
+import numpy as np
+import pytest
+
+from configs.axes import FileShape
+from configs.degradation import named_degradation
+from configs.load import load_config
+from tasks.artifacts.model_card import make_card
+from tasks.volume.grid import Grid, network_axes
+from workflow.upscale.plan import default_scale
+
+CARD = make_card(load_config("thick4x"), 1, 1, 1, None)
+THICK = CARD.model_copy(update={"scale_range": ((2, 6), (1, 2), (1, 2))})
+UNIVERSAL = CARD.model_copy(update={"degradation": named_degradation("iso2x"), "scale_range": ((2, 2), (2, 2), (2, 2))})
+
+
+@pytest.mark.parametrize(
+    ("spacing", "card", "scale"),
+    [
+        ((0.9, 0.9, 5), THICK, (1, 1, 5 / 0.9)),  # isotropic
+        ((4, 1, 0.8), THICK, (4, 1, 1)),
+        ((1, 1, 1), THICK, (1, 1, 4)),  # what the model was trained for first
+        ((1, 1, 1.4), THICK, (1, 1, 4)),
+        ((1, 1, 9), THICK, (1, 1, 4)),  # more than it was trained for
+        ((1, 1, 5), UNIVERSAL, (2, 2, 2)),
+        ((1, 1, 5), CARD, (1, 1, 4)),
+    ],
+)
+def test_thick_slices_become_isotropic_where_the_model_was_trained_for_that(spacing, card, scale):
+    grid = Grid(FileShape(20, 21, 22), np.diag([*spacing, 1.0]))
+    assert default_scale(grid, network_axes(grid), card) == pytest.approx(scale)
