@@ -44,9 +44,8 @@ bench: setup
 
 # The weights that ship, from a fixed seed; about an hour on two CPU cores. Their record is models/weights/README.md.
 weights: setup
-	$(BIN)/voxlift train universal2x --out .weights --resume
-	cp .weights/model.keras models/weights/universal2x.keras
-	cd models/weights && sha256sum universal2x.keras > SHA256SUMS
+	for name in universal2x universalthick; do $(BIN)/voxlift train $$name --out .weights/$$name --resume && mv .weights/$$name/model.keras .weights/$$name.keras || exit 1; done
+	$(BIN)/python -m tasks.artifacts.shipped .weights/universal2x.keras .weights/universalthick.keras
 
 lint: setup
 	$(BIN)/ruff format --check .

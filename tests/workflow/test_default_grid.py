@@ -6,9 +6,12 @@ import pytest
 from configs.axes import FileShape
 from configs.degradation import named_degradation
 from configs.load import load_config
+from configs.schema import Resources
 from tasks.artifacts.model_card import make_card
+from tasks.artifacts.shipped import ISOTROPIC, shipped_network
+from tasks.artifacts.shipped import THICK as THICK_SLICES
 from tasks.volume.grid import Grid, network_axes
-from workflow.upscale.plan import default_scale
+from workflow.upscale.plan import UpscaleRequest, chosen_network, default_scale
 
 CARD = make_card(load_config("thick4x"), 1, 1, 1, None)
 THICK = CARD.model_copy(update={"scale_range": ((2, 6), (1, 2), (1, 2))})
@@ -30,3 +33,22 @@ UNIVERSAL = CARD.model_copy(update={"degradation": named_degradation("iso2x"), "
 def test_thick_slices_become_isotropic_where_the_model_was_trained_for_that(spacing, card, scale):
     grid = Grid(FileShape(20, 21, 22), np.diag([*spacing, 1.0]))
     assert default_scale(grid, network_axes(grid), card) == pytest.approx(scale)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "options", "name"),
+    [
+        ((1, 1, 5), {}, THICK_SLICES),
+        ((1, 1, 1), {}, ISOTROPIC),
+        ((1, 1, 12), {}, ISOTROPIC),  # thicker than was trained for
+        ((1, 1, 5), {"scale": (2, 2, 2)}, ISOTROPIC),
+        ((1, 1, 1), {"scale": (1, 1, 3)}, THICK_SLICES),
+        ((4, 1, 1), {"spacing": (1, 1, 1)}, THICK_SLICES),
+        ((1, 1, 5), {"thick_network": None}, ISOTROPIC),
+    ],
+)
+def test_the_geometry_and_the_scale_choose_between_the_shipped_networks(spacing, options, name):
+    grid = Grid(FileShape(20, 21, 22), np.diag([*spacing, 1.0]))
+    given = {"thick_network": shipped_network(thick=True), **options}
+    request = UpscaleRequest([], None, shipped_network(), Resources(), **given)
+    assert chosen_network(request, grid, network_axes(grid)).name == name

@@ -82,6 +82,7 @@ def upscale(
         from workflow.terminal.progress import resumable, waiting
 
         with waiting(opened.console, "Loading voxlift"):
+            from tasks.artifacts.shipped import shipped_network
             from workflow.upscale.adaptation import FOLDER, run_adaptation
             from workflow.upscale.plan import UpscaleRequest
             from workflow.upscale.report import summary
@@ -127,6 +128,7 @@ def upscale(
             sources=sources,
             out=out,
             network=saved_network(str(adapted) if adapted else model),
+            thick_network=None if adapted or model else shipped_network(thick=True),
             resources=resources,
             scale=by_scale,
             spacing=by_spacing,

@@ -116,14 +116,20 @@ class ScoredVolume:
 def network_and_recipe(model: str | None, degradation: str | None) -> tuple[NetworkFile, Degradation]:
     """Read a model, and find the degradation to score it with: the named one, or the one that it was trained for.
 
-    Without a model, the weights that ship are scored.
+    Without a model, the weights that ship are scored: those for thick slices where the degradation makes such.
 
     Raises:
         InputError: There is no such model or degradation, or none is named and the model carries no card.
     """
-    network = shipped_network() if model is None else read_network(resolve_model(model))
-    if degradation is not None:
-        return network, named_degradation(degradation)
+    recipe = None if degradation is None else named_degradation(degradation)
+    if model is not None:
+        network = read_network(resolve_model(model))
+    else:
+        thick = shipped_network(thick=True)
+        covered = recipe is not None and thick.card is not None and thick.card.covers(recipe.scale)
+        network = thick if covered else shipped_network()
+    if recipe is not None:
+        return network, recipe
     if network.card is None:
         raise InputError(f"Cannot choose a degradation: {network.name} carries no card.", "Give --degradation NAME.")
     return network, network.card.degradation

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.axes import triple
 from configs.degradation import Degradation
 from configs.errors import InputError
 from configs.schema import Resources
@@ -52,6 +53,8 @@ class UpscaleRequest:
         profile: Of the acquisition; None for what is assumed by default.
         blur: FWHM of a blur on top of it along (i, j, k), in voxels of the input.
         kind: "image" or "labels", of all sources; None goes by header, name and values of each.
+        thick_network: Restorer of scans that are to be refined along their thick slices alone, as far as its card
+            covers that; None restores them by `network` too.
     """
 
     sources: Sequence[Path]
@@ -70,6 +73,7 @@ class UpscaleRequest:
     profile: Profile | None = None
     blur: Three | None = None
     kind: Literal["image", "labels"] | None = None
+    thick_network: NetworkFile | None = None
 
     @property
     def outputs(self) -> list[Path]:
@@ -210,8 +214,9 @@ def plan_volume(
     Raises:
         InputError: It cannot be super-resolved.
     """
-    axes, card = network_axes(scan.grid, request.slice_axis), request.network.card
-    scale = request.scale
+    axes = network_axes(scan.grid, request.slice_axis)
+    network = chosen_network(request, scan.grid, axes)
+    card, scale = network.card, request.scale
     if scale is None and request.spacing is None:
         if card is None:
             raise InputError(
@@ -227,13 +232,13 @@ def plan_volume(
     if labels:
         _require_exact_labels(scan, extent, request.dtype)
     budget = request.resources.memory_budget_mib
-    resident = prod(scan.grid.shape) * 4 * (2 if request.network.needs_acquisition else 1)
+    resident = prod(scan.grid.shape) * 4 * (2 if network.needs_acquisition else 1)
     plan = plan_shards(
-        axes.network_shape(target.shape), request.network.cost, budget, resident_bytes=resident, name=scan.path.name
+        axes.network_shape(target.shape), network.cost, budget, resident_bytes=resident, name=scan.path.name
     )
     fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
     trained = card.degradation if card else Degradation(name="mean")
-    acquisition = None if labels else _acquisition(request, trained, axes, extent)
+    acquisition = None if labels else _acquisition(request, network, axes, extent)
     recipe = None
     if not labels:
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
@@ -245,7 +250,7 @@ def plan_volume(
         target,
         axes,
         plan,
-        request.network,
+        network,
         request.resources,
         request.dtype,
         recipe,
@@ -314,16 +319,36 @@ def slice_ratio(grid: Grid, axes: NetworkAxes) -> float:
     return through / max(across)
 
 
+def chosen_network(request: UpscaleRequest, grid: Grid, axes: NetworkAxes) -> NetworkFile:
+    """Choose the restorer of a scan by its geometry and by the scale that is wanted.
+
+    Args:
+        request: What to do.
+        grid: Of the scan.
+        axes: Its network axes.
+    """
+    thick = request.thick_network
+    if thick is None or thick.card is None:
+        return request.network
+    if request.scale is None and request.spacing is None:
+        wanted = (slice_ratio(grid, axes), 1.0, 1.0)
+    else:
+        target = target_grid(grid, request.scale, request.spacing)
+        wanted = axes.of_file(triple(fine / size for fine, size in zip(target.shape, grid.shape, strict=True)))
+    return thick if thick.card.covers(wanted) else request.network
+
+
 def _acquisition(
-    request: UpscaleRequest, trained: Degradation, axes: NetworkAxes, extent: Extent | None
+    request: UpscaleRequest, network: NetworkFile, axes: NetworkAxes, extent: Extent | None
 ) -> Acquisition | None:
     """Return the acquisition of a scan as given or assumed; None where the model's own degradation is assumed."""
+    trained = network.card.degradation if network.card else Degradation(name="mean")
     lowest, spectra = (0.0, ()) if extent is None else (extent.lowest, axes.of_file(extent.spectra))
     assumed = default_acquisition(trained, lowest, spectra)
     if request.profile or request.blur:
         blur = axes.of_file(request.blur or (0.0, 0.0, 0.0))
         return Acquisition(request.profile or assumed.profile, blur)
-    return assumed if request.network.needs_acquisition else None
+    return assumed if network.needs_acquisition else None
 
 
 def range_warnings(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:

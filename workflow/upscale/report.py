@@ -202,8 +202,8 @@ def geometry(plan: VolumePlan) -> str:
     return (
         f"{_by(grid.shape)} at {_by(grid.spacing)} mm, {axis_codes(grid)}, slices along {'ijk'[plan.axes.order[0]]},"
         f" becomes {_by(target.shape)} at {_by(target.spacing)} mm"
+        + (f"; {plan.label_note}" if plan.labels else f", by {plan.network.name}")
         + (f"; acquisition: {plan.acquisition}" if plan.acquisition else "")
-        + (f"; {plan.label_note}" if plan.labels else "")
     )
 
 

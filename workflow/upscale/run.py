@@ -148,7 +148,11 @@ def _address_file(request: UpscaleRequest) -> Path:
     """File that names the run of a request until it is done, so that `--resume` continues that run."""
     outputs = request.outputs
     key = content_key(
-        {"outputs": [path.name for path in outputs], "model": request.network.digest, **_options(request)}
+        {
+            "outputs": [path.name for path in outputs],
+            "models": [one.digest for one in (request.network, request.thick_network) if one],
+            **_options(request),
+        }
     )
     return outputs[0].parent / ".voxlift" / f"{key}.run.json"
 
@@ -167,12 +171,14 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
     recorder.parameters({f"upscale.{name}": value for name, value in _options(request).items()})
     recorder.parameters({"upscale.kind": request.kind} if request.kind else {})
     recorder.parameters({**flatten(request.resources, "resources"), "volumes": str(len(request.sources))})
-    if request.network.card is not None:
-        recipe = request.network.card.degradation
+    # Where volumes have different networks, the first of them stands for the run.
+    network = works[0].plan.network if works else request.network
+    if network.card is not None:
+        recipe = network.card.degradation
         recorder.parameters(flatten(recipe, "degradation"))
         recorder.tags({"degradation": recipe.name})
     with recorder.together():
-        record_network(recorder, request.network)
+        record_network(recorder, network)
         record_environment(recorder, "upscale")
 
 

@@ -119,13 +119,19 @@ def upscale(
     works = [work for work in planned if isinstance(work, VolumeWork)]
     queue, seconds = _Queue(request, works, on_written), 0.0
     if works:
-        shards = sum(work.plan.shards for work in works)
-        with queue, restorers(request.network, request.resources, shards) as pool:
-            for outcome in pool.work(queue.jobs()):
-                if queue.take(outcome) and on_progress is not None:
-                    wanted = sum(work.shards_to_compute for work in works)
-                    on_progress(Progress(queue.total.shards, wanted, queue.total.voxels, pool.seconds, pool.alive))
-            seconds = pool.seconds
+        by_network: dict[str, list[VolumeWork]] = {}
+        for work in works:
+            by_network.setdefault(work.plan.network.digest, []).append(work)
+        with queue:
+            for alike in by_network.values():
+                shards, before = sum(work.plan.shards for work in alike), seconds
+                with restorers(alike[0].plan.network, request.resources, shards) as pool:
+                    for outcome in pool.work(queue.jobs(alike)):
+                        seconds = before + pool.seconds
+                        if queue.take(outcome) and on_progress is not None:
+                            wanted = sum(work.shards_to_compute for work in works)
+                            on_progress(Progress(queue.total.shards, wanted, queue.total.voxels, seconds, pool.alive))
+                    seconds = before + pool.seconds
     total = queue.total
     return UpscaleReport(
         volumes=tuple(
@@ -177,9 +183,9 @@ class _Queue:
         self._ahead.shutdown(cancel_futures=True)
         self._behind.shutdown(cancel_futures=True)
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self, works: Sequence[VolumeWork]) -> Iterator[Job]:
         """Yield every shard that has to be computed, volume after volume, while the next time point is read."""
-        steps = [(work, number) for work in self._works for number in range(work.plan.n_timepoints)]
+        steps = [(work, number) for work in works for number in range(work.plan.n_timepoints)]
         reading = self._ahead.submit(self._read, steps[0][0])
         for (work, number), following in zip_longest(steps, steps[1:]):
             frame = reading.result()
