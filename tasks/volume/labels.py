@@ -11,6 +11,7 @@ from tasks.files.outputs import split_name
 
 LABEL_INTENT = 1002  # of NIfTI: each voxel is an index into a list of labels
 NAMES = re.compile(r"(_dseg|(^|[^a-z])(aparc|aseg|wmparc)([^a-z].*)?)$", re.IGNORECASE)
+MAX_LABEL = 1 << 31  # of the values that are counted; the largest that a label file holds
 MAX_LABELS = 2048  # distinct values, beyond which voxels that say nothing else are intensities
 COUNTED_VOXELS = 1 << 18  # of a slab, about
 FEW_LABELS = 16  # up to it the histogram is too short to be smooth
@@ -36,14 +37,16 @@ class ValueCounts:
         if not self.whole:
             return
         slab = slab[:, :, :: max(1, slab.size // COUNTED_VOXELS)]
-        self.whole = bool((slab == np.rint(slab)).all(where=np.isfinite(slab)))
+        finite = np.isfinite(slab)
+        self.whole = bool((slab == np.rint(slab)).all(where=finite))
+        self.whole &= bool(np.abs(slab).max(where=finite, initial=0) < MAX_LABEL)
         self.may_be_labels &= self.whole
         if not self.may_be_labels:
             return
         first, second = slab[:-1], slab[1:]
         both = np.isfinite(first) & np.isfinite(second)
         for counts, values in (
-            (self.voxels, slab[np.isfinite(slab)]),
+            (self.voxels, slab[finite]),
             (self.pairs, first[both]),
             (self.equal, first[both & (first == second)]),
         ):

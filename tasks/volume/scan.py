@@ -120,7 +120,8 @@ class Scan:
         """Read one time point from its first plane to its last, slab by slab: float32 `[i, j, planes]` each."""
         i, j, planes = self.grid.shape
         # Only .gz has random access: anything else that is compressed would be decompressed anew for every slab.
-        whole = not self.forward and self.data_path.suffix != ".gz" and is_compressed(self.data_path)
+        with reading(self.path):
+            whole = not self.forward and self.data_path.suffix != ".gz" and is_compressed(self.data_path)
         step = planes if whole else max(1, SLAB_VOXELS // (i * j))
         for start in range(0, planes, step):
             yield self.slab(start, min(start + step, planes), time)

@@ -115,7 +115,7 @@ def test_without_out_each_output_lies_next_to_its_input_and_the_end_says_where(p
         assert page.is_file()
     assert f"  mlflow ui --backend-store-uri sqlite:///{place}/mlflow.db --host 127.0.0.1 --port 5000" in lines
     # Outputs that lie next to inputs are not inputs of the next call on their folder.
-    (again,) = json.loads(voxlift(*command[:1], *inputs[1:], *command[3:], "--json")[1])["volumes"]
+    (again,) = json.loads(voxlift(*command[:1], *inputs[1:], *command[3:], "--overwrite", "--json")[1])["volumes"]
     assert again["input"].endswith("my scan.nii")
 
 

@@ -319,10 +319,10 @@ class _Writer:
                     if correction is not None:
                         np.add(slab, assembly.correction_planes(correction, start, stop), out=slab)
                     self._finish(slab, coarse)
+                    require_finite(slab)  # before the padding, which may itself be NaN
                     for value, mask in padding:
                         slab[mask[:, :, start:stop]] = value
                     start = stop
-                    require_finite(slab)
                     self.digest.update(slab.T.data)
                     yield slab
             if not self.plan.corrects:
