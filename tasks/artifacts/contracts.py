@@ -43,7 +43,7 @@ class TensorContract:
     >>> volume.require("the latent", (16, 112, 111), "float32")
     Traceback (most recent call last):
     ...
-    configs.errors.ContractError: the latent departs from its contract: width must be 112, received 111.
+    configs.errors.ContractError: the latent violates its contract: width must be 112, received 111.
     """
 
     axes: tuple[str, ...]
@@ -58,14 +58,14 @@ class TensorContract:
         """
         if len(shape) != len(self.axes):
             raise ContractError(
-                f"{what} departs from its contract: it must have the axes {', '.join(self.axes)}, "
+                f"{what} violates its contract: it must have the axes {', '.join(self.axes)}, "
                 f"received the shape {tuple(shape)}."
             )
         for axis, size, received in zip(self.axes, self.shape, shape, strict=True):
             if size is not None and size != received:
-                raise ContractError(f"{what} departs from its contract: {axis} must be {size}, received {received}.")
+                raise ContractError(f"{what} violates its contract: {axis} must be {size}, received {received}.")
         if dtype != self.dtype:
-            raise ContractError(f"{what} departs from its contract: its type must be {self.dtype}, received {dtype}.")
+            raise ContractError(f"{what} violates its contract: its type must be {self.dtype}, received {dtype}.")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def manifest_entry(path: Path, contract: Contract = PLAIN, first: NDArray[np.flo
     """
     found = contract.read_back(path, first) if isinstance(contract, VolumeContract) else contract.read_back(path)
     if found.violations:
-        raise ContractError(f"{path.name} departs from its contract: {'; '.join(found.violations)}.")
+        raise ContractError(f"{path.name} violates its contract: {'; '.join(found.violations)}.")
     return ManifestEntry(contract=contract, sha256=found.sha256, size=found.size)
 
 

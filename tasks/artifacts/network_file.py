@@ -89,7 +89,7 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
 
 
 def reproducible(content: bytes) -> bytes:
-    """Return a `.keras` file without what differs between two savings of one network: times and memory addresses.
+    """Return a `.keras` file without what differs between two savings of one network: time stamps and memory addresses.
 
     Keras numbers objects that layers share by their address. They are numbered in their order instead.
     """

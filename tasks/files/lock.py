@@ -101,7 +101,7 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
     on network file systems without a lock service too.
 
     Args:
-        path: Of the lock file; its folder is made if it is missing, and removed at the end if it is still empty.
+        path: Of the lock file; its folder is made if it does not exist, and removed at the end if it is still empty.
         name: What is locked, for messages.
 
     Raises:

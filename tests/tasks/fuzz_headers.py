@@ -78,7 +78,7 @@ def main(count: int, seed: int) -> None:
                 contract = volume_contract(scan.grid, stored_name(scan.header.dtype, None), scan.header.n_timepoints)
                 violations = set(contract.read_back(Path(folder) / "copy.nii").violations)
                 if violations - {NOT_FINITE}:
-                    raise AssertionError(f"the copy departs from its contract: {violations}")
+                    raise AssertionError(f"the copy violates its contract: {violations}")
                 passed += 1
             except InputError as error:
                 refused += 1

@@ -129,7 +129,7 @@ def test_an_output_that_violates_its_contract_fails(place, model, monkeypatch, c
     assert upscale(place / "other.nii", *options) == 1
     (volume,) = json.loads(capfd.readouterr().out)["volumes"]
     assert volume["status"] == "failed"
-    departs = "other_sr.nii departs from its contract: its affine moves a corner of the field of view by 1 mm"
+    departs = "other_sr.nii violates its contract: its affine moves a corner of the field of view by 1 mm"
     assert departs in volume["error"]
 
 

@@ -194,11 +194,11 @@ def test_a_stored_core_with_nan_fails_its_volume_on_resuming(network, scan, tmp_
 
 def test_an_output_that_violates_its_contract_does_not_stay(network, scan, tmp_path):
     def violated(*_):
-        raise ContractError("scan_sr.nii departs from its contract.")
+        raise ContractError("scan_sr.nii violates its contract.")
 
     upscale_request = request(network, tmp_path / "out", scan)
     (volume,) = upscale(upscale_request, plan_volumes(upscale_request), on_written=violated).failed
-    assert "departs from its contract" in str(volume.error)
+    assert "violates its contract" in str(volume.error)
     assert not list((tmp_path / "out").glob("scan*"))
 
 

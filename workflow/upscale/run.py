@@ -190,7 +190,7 @@ def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Ou
     restored = np.empty(plan.target.shape, np.float32, order="F") if _has_page(plan) else None
     entry = manifest_entry(plan.output, contract, restored)
     if entry.sha256 != output.sha256:
-        raise ContractError(f"{plan.output.name} departs from its contract: it was changed after it was written.")
+        raise ContractError(f"{plan.output.name} violates its contract: it was changed after it was written.")
     sidecar = plan.output.with_name(sidecar_name(plan.output.name))
     note_entries(plan.output.parent, {plan.output: entry, sidecar: manifest_entry(sidecar)}, recorder.address.run_id)
     work.conclude(output)  # before the page, without which the output is still of use

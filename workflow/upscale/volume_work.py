@@ -329,7 +329,7 @@ class _Writer:
                 self._solve(number, assembly, coarse)
 
     def _finish(self, slab: NDArray[np.float32], coarse: CoarseVolume) -> None:
-        """Add the level to a slab, cut it at 0 where no voxel of the input is negative, and count what is outside."""
+        """Add the level to a slab, clip it at 0 where no voxel of the input is negative, and count what is outside."""
         low, high = coarse.limits
         if coarse.level:
             slab += np.float32(coarse.level)
