@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
+from configs.degradation import Degradation
 from configs.errors import InputError
-from tasks.volume.grid import Grid, Three, axis_codes, oblique_degrees, slice_axis, target_grid
+from tasks.artifacts.shipped import shipped_network
+from tasks.imaging.acquisition import default_acquisition
+from tasks.volume.grid import Grid, Three, axis_codes, network_axes, oblique_degrees, slice_axis, target_grid
 from tasks.volume.inspection import InspectedVolume, inspect_volume
+from workflow.upscale.plan import THICK, slice_ratio
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,31 @@ class Inspection:
             "not_finite": extent.not_finite,
             "memory_mib": grid.mib,
             "labels": self.found.labels or None,
+            "acquisition": assumed_acquisition(self.found),
             "warnings": self.found.warnings,
         }
         if self.target is not None:
             shape, spacing, mib = self.target.shape, self.target.spacing, self.target.mib
             record |= {"target_shape": shape, "target_spacing": spacing, "target_memory_mib": mib}
         return record
+
+
+def assumed_acquisition(found: InspectedVolume) -> str | None:
+    """Describe what `upscale` takes the acquisition of a scan to be by default; None for a label map."""
+    if found.labels:
+        return None
+    grid, extent = found.scan.grid, found.extent
+    axes = network_axes(grid)
+    trained = _trained_for(thick=slice_ratio(grid, axes) > THICK)
+    return str(default_acquisition(trained, extent.lowest, axes.of_file(extent.spectra)))
+
+
+@cache
+def _trained_for(*, thick: bool) -> Degradation:
+    card = shipped_network(thick=thick).card
+    if card is None:
+        raise InputError("Cannot use the shipped weights: they carry no card.", "Install voxlift again.")
+    return card.degradation
 
 
 def inspect_volumes(paths: Sequence[Path], scale: Three | None, spacing: Three | None) -> list[Inspection]:
@@ -88,7 +112,7 @@ def inspection_tables(inspected: Sequence[Inspection]) -> list[Table]:
             f"{axis_codes(grid)}, {oblique_degrees(grid):.1f}° oblique, slices along {'ijk'[slice_axis(grid)]}",
             "qform code {}, sform code {}".format(*header.codes),
             *([f"target {_by(target.shape)} at {_by(target.spacing)} mm, {target.mib:.1f} MiB"] if target else []),
-            *([f"a label map: {found.labels}"] if found.labels else []),
+            f"a label map: {found.labels}" if found.labels else f"assumed: {assumed_acquisition(found)}",
             *(f"! {warning}" for warning in found.warnings),
         ]
         voxels = [

@@ -76,6 +76,23 @@ def test_odd_voxels_are_counted_and_left_out_of_the_range(voxlift, tmp_path):
     assert "2 voxels are NaN or infinite" in record["warnings"][0]
 
 
+@pytest.mark.parametrize(
+    ("spacing", "lowest", "acquisition"),
+    [
+        ((1, 1, 1), 0, "k-space truncation (the model's default: nothing is known of the scan)"),
+        ((1, 1, 1), -1000, "box (as for computed tomography, by its values)"),
+        ((1, 1, 5), -1000, "k-space truncation (the model's default: nothing is known of the scan)"),
+    ],
+)
+def test_the_acquisition_that_is_assumed_is_shown(voxlift, tmp_path, spacing, lowest, acquisition):
+    voxels = lowest + np.random.default_rng(0).gamma(2.0, 300.0, size=(9, 8, 7)).astype(np.float32)
+    save(tmp_path / "a.nii", voxels, np.diag([*spacing, 1.0]))
+    (record,) = json.loads(voxlift("inspect", "--json", str(tmp_path / "a.nii"))[1])["volumes"]
+    assert record["acquisition"] == acquisition
+    _, shown, _ = voxlift("inspect", str(tmp_path / "a.nii"))
+    assert f"assumed: {acquisition[:7]}" in shown
+
+
 def test_the_packages_bring_volumes():
     names = {path.name for path in packaged_volumes()}
     assert {"example4d.nii.gz", "anatomical.nii", "example_nifti2.nii.gz", "test.mgz"} <= names

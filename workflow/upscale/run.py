@@ -232,7 +232,12 @@ def _add_page(
         strides=axes.file_shape(plan.network.cost.field.strides),
         borders=shard_borders(plan.shard_plan, axes),
         consistency=consistency,
-        facts={"shards": str(plan.shards), "corrected": "yes" if plan.corrects else "no", **time_point},
+        facts={
+            "acquisition": str(plan.acquisition or "the model's degradation"),
+            "shards": str(plan.shards),
+            "corrected": "yes" if plan.corrects else "no",
+            **time_point,
+        },
         warnings=work.warnings,
     )
     write_quality_page(page, case)
