@@ -13,13 +13,13 @@ from tasks.machine.devices import XLA, claim_devices
 from tasks.volume.intensity import CLIP
 
 
-def compiled_network(name: str, content: bytes, threads: int) -> Callable[..., Any]:
+def compiled_network(name: str, content: bytes, threads: int | None) -> Callable[..., Any]:
     """Load a network to restore volumes in the unit of their file.
 
     Args:
         name: The model's file name.
         content: The bytes of the `.keras` file.
-        threads: CPU threads that TensorFlow may use.
+        threads: CPU threads that TensorFlow may use; None leaves TensorFlow as this process has configured it.
 
     Returns:
         Takes `(1, depth, height, width, 1)`, the intensity that is 0 to the network, and the span from there to 1, all
@@ -28,7 +28,8 @@ def compiled_network(name: str, content: bytes, threads: int) -> Callable[..., A
     Raises:
         InputError: The bytes are no model that safe mode admits.
     """
-    claim_devices(threads)
+    if threads is not None:
+        claim_devices(threads)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)

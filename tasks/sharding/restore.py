@@ -120,13 +120,13 @@ class Restorer:
     Args:
         name: The model's file name.
         content: The bytes of the `.keras` file.
-        threads: CPU threads that TensorFlow may use.
+        threads: CPU threads that TensorFlow may use; None leaves TensorFlow as this process has configured it.
 
     Raises:
         InputError: The bytes are no model that safe mode admits.
     """
 
-    def __init__(self, name: str, content: bytes, threads: int) -> None:
+    def __init__(self, name: str, content: bytes, threads: int | None) -> None:
         # Drivers name this class without loading TensorFlow, whose environment the worker has settled by now.
         from tasks.sharding.compiled import compiled_network  # noqa: PLC0415 - in the worker alone
 

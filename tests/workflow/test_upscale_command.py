@@ -21,6 +21,7 @@ from tests.networks import small_restorer
 from tests.tasks.damaged import CATALOGUE
 from tests.tasks.images import fifteen_storages
 from tests.workflow.light_restorer import LightRestorer
+from voxlift import Restorer
 from workflow.cli import app, main
 from workflow.tracking.verification import verify
 from workflow.upscale.plan import UpscaleRequest
@@ -265,6 +266,8 @@ def test_without_a_model_the_shipped_weights_restore_by_the_acquisition(place, m
         "box, blurred by 0 x 0.5 x 0.5 voxels FWHM along depth, height and width (given)"
     )
     assert volumes["assumed"]["sha256"] != volumes["given"]["sha256"]
+    in_process = Restorer()(nibabel.load(place / "other.nii"))
+    np.testing.assert_allclose(in_process.dataobj, nibabel.load(place / "assumed" / "other_sr.nii").dataobj, rtol=1e-4)
 
 
 def test_a_blur_that_is_none_is_refused(place, capfd):

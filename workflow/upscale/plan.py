@@ -55,6 +55,7 @@ class UpscaleRequest:
         kind: "image" or "labels", of all sources; None goes by header, name and values of each.
         thick_network: Restorer of scans that are to be refined along their thick slices alone, as far as its card
             covers that; None restores them by `network` too.
+        in_process: Restore here instead of by workers of a cluster.
     """
 
     sources: Sequence[Path]
@@ -74,6 +75,7 @@ class UpscaleRequest:
     blur: Three | None = None
     kind: Literal["image", "labels"] | None = None
     thick_network: NetworkFile | None = None
+    in_process: bool = False
 
     @property
     def outputs(self) -> list[Path]:

@@ -51,7 +51,7 @@ class Frame:
     """One time point of a volume, ready to be restored.
 
     Args:
-        coarse: A `CoarseVolume`, shared with the workers.
+        coarse: A `CoarseVolume`, shared with the workers if there are any.
         to_compute: Shards that are not in the store, in the order of the file.
     """
 
@@ -156,7 +156,7 @@ class Arrivals:
         with self._news:
             self._wait_for(lambda: number in self._frames)
             shared = self._frames.pop(number)
-        coarse: CoarseVolume = fetch(shared)
+        coarse: CoarseVolume = shared if isinstance(shared, CoarseVolume) else fetch(shared)
         return coarse
 
     def _wait_for(self, here: Callable[[], bool]) -> None:
@@ -173,11 +173,14 @@ class VolumeWork:
         inspected: The input.
         resume: Whether cores and output of an earlier run may be used.
         seconds: That checking the input took.
+        shares: Whether time points are shared with the workers of a cluster.
     """
 
-    def __init__(self, plan: VolumePlan, inspected: InspectedVolume, *, resume: bool, seconds: float) -> None:
+    def __init__(
+        self, plan: VolumePlan, inspected: InspectedVolume, *, resume: bool, seconds: float, shares: bool = True
+    ) -> None:
         self.plan, self.inspected = plan, inspected
-        self._resume, self._arrivals = resume, Arrivals()
+        self._resume, self._shares, self._arrivals = resume, shares, Arrivals()
         self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
         self.written = self._read_record() if resume else None
         self.shards_resumed = plan.shards if self.written is not None else 0
@@ -228,7 +231,7 @@ class VolumeWork:
             with self.reading.running():
                 volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
                 intensity = volume.intensity
-                coarse = share(volume)
+                coarse = share(volume) if self._shares else volume
                 assembly = self._assembly(number)
                 if not self._resume:
                     assembly.store.clear()

@@ -15,6 +15,7 @@ from tasks.files.outputs import check_destination, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.sidecar import write_sidecar
+from workflow.restore.local import local_restorer
 from workflow.restore.restoration import Progress, Tally, restorers
 from workflow.restore.worker_pool import Job, Outcome
 from workflow.terminal.options import naming_options
@@ -90,7 +91,8 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     except OSError as error:  # it was there a moment ago
         raise ReadError(source.name, error.strerror or "it is gone", "Check the file.") from error
     plan = plan_volume(request, inspected.scan, output, inspected.extent, inspected.labels)
-    work = VolumeWork(plan, inspected, resume=request.resume, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=not request.in_process)
     if work.written is None:
         # The cores of all time points wait on disk as float32 until the output is written.
         check_destination(output, 4 * plan.n_timepoints * prod(plan.target.shape))
@@ -103,7 +105,7 @@ def upscale(
     on_progress: Callable[[Progress], None] | None = None,
     on_written: OnWritten = VolumeWork.conclude,
 ) -> UpscaleReport:
-    """Super-resolve the planned volumes, within `cluster()`.
+    """Super-resolve the planned volumes, within `cluster()` unless they are restored in this process.
 
     Args:
         request: What to do.
@@ -125,7 +127,8 @@ def upscale(
         with queue:
             for alike in by_network.values():
                 shards, before = sum(work.plan.shards for work in alike), seconds
-                with restorers(alike[0].plan.network, request.resources, shards) as pool:
+                start = local_restorer if request.in_process else restorers
+                with start(alike[0].plan.network, request.resources, shards) as pool:
                     for outcome in pool.work(queue.jobs(alike)):
                         seconds = before + pool.seconds
                         if queue.take(outcome) and on_progress is not None:
