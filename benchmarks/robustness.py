@@ -30,7 +30,7 @@ from tasks.training.start import run_training
 from tasks.training.template import template_path
 from tasks.volume.grid import Grid, spaced_grid
 from tasks.volume.intensity import find_intensity, normalise
-from tasks.volume.nifti import Volume, read_volume
+from tasks.volume.nifti import Volume, open_volume, read_volume
 from workflow.train.data import training_volumes
 
 RESULTS = Path(__file__).parent / "results"
@@ -74,7 +74,7 @@ def scans() -> Iterator[tuple[str, Volume]]:
     for name in SCANS:
         path = folder / f"{name}.nii.gz"
         if path.is_file():
-            yield name, read_volume(path)
+            yield name, open_volume(path).read()
 
 
 def scored(path: Path) -> list[dict[str, Any]]:

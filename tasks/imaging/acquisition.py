@@ -17,7 +17,8 @@ TOMOGRAPHY_THRESHOLD = -200.0  # Hounsfield units, between fat and air; magnitud
 MIN_EDGE = 3  # frequencies on each side of an edge in a spectrum
 ZERO_FILLING_RANGE = (1.15, 2.5)
 MIN_POWER = 1e-14  # of the largest: below it power is rounding
-MIN_EDGE_HEIGHT = 0.7  # of the logarithm of the power
+SHORT_SPECTRUM = 24  # frequencies, below which chance makes edges
+MIN_EDGE_HEIGHT, MIN_SHORT_EDGE_HEIGHT = 0.7, 5.0  # of the logarithm of the power; in a short spectrum
 WORDS: dict[Profile, str] = {"kspace": "k-space truncation", "box": "box", "gaussian": "Gaussian profile"}
 
 
@@ -101,7 +102,7 @@ def zero_filling(spectrum: NDArray[np.float64]) -> float:
     power = np.log(spectrum + MIN_POWER * spectrum.max() + np.finfo(np.float64).tiny)
     nyquist = len(power) - 1
     low, high = ZERO_FILLING_RANGE
-    best, height = 1.0, MIN_EDGE_HEIGHT
+    best, height = 1.0, MIN_SHORT_EDGE_HEIGHT if nyquist < SHORT_SPECTRUM else MIN_EDGE_HEIGHT
     for last in range(max(MIN_EDGE, round(nyquist / high)), min(round(nyquist / low), nyquist - MIN_EDGE)):
         beyond = power[last + 1 : nyquist]
         place = np.arange(beyond.size) / beyond.size

@@ -20,7 +20,7 @@ from tasks.volume.scan import Header, Scan, Volume, reading
 MAX_EXACT_FLOAT32 = 1 << 24  # larger whole numbers are not all float32
 BAR = 64  # voxels across the bars whose spectra are found
 LINE = 4  # finest voxels across a line of a bar: low frequencies across it show the most power
-MIN_LINE = 32  # voxels along a line
+MIN_LINE = 20  # voxels along a line
 MAX_TRAILING_BYTES = 1 << 12  # after the voxels: padding, footers
 
 
