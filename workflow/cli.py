@@ -1,9 +1,12 @@
 """The command line: `voxlift COMMAND`. Exit status 0 done, 2 wrong input or configuration, 1 anything else."""
 
+import errno
 import sys
+import tempfile
+import traceback
 from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -73,5 +76,22 @@ def main() -> None:
     try:
         app()
     except VoxliftError as error:
-        print(f"voxlift: {error}", file=sys.stderr)  # noqa: T201 - the one place where an error meets a person
-        sys.exit(error.exit_status)
+        _fail(str(error), error.exit_status)
+    except Exception as error:  # noqa: BLE001 - the last line of defence
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            where = f" {error.filename}" if error.filename else ""
+            _fail(f"Cannot write{where}: the disk is full. Make room, and give --resume where the command has it.", 1)
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="voxlift-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as log:
+            traceback.print_exc(file=log)
+        _fail(f"Stopped by an error that was not foreseen ({type(error).__name__}). Report it with {log.name}.", 1)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    """Print why a command failed, without characters that a terminal would act upon, and exit."""
+    shown = "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in message
+    )
+    print(f"voxlift: {shown}", file=sys.stderr)  # noqa: T201 - the one place where an error meets a person
+    sys.exit(status)

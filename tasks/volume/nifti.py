@@ -9,6 +9,7 @@ from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import nibabel
 import numpy as np
@@ -100,6 +101,9 @@ def open_volume(path: Path) -> Scan:
         InputError: The file does not exist, is no readable image, or does not hold a volume of real numbers.
     """
     path, chosen = time_point(Path(path))
+    # Bytes that are no text end the process within the library that gives random access to .gz.
+    if any(category(character) in {"Cc", "Cs"} for character in str(path)):
+        raise ReadError(path.name, "its path has bytes that are not text, or control characters", "Rename it.")
     if not path.is_file():
         what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
         raise ReadError(path.name, what)

@@ -1,20 +1,26 @@
 """The command line itself: help, version, what it lists, and how it writes to a terminal."""
 
+import errno
 import json
+import os
 import re
 from functools import partial
 from importlib.metadata import version
 from io import StringIO
+from pathlib import Path
 from queue import Queue
 
+import nibabel
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from configs.errors import InputError
 from configs.load import preset_names
 from configs.schema import RunConfig
-from workflow.cli import COMMANDS
+from workflow.cli import COMMANDS, main
 from workflow.commands.options import three_numbers
 from workflow.terminal.console import screen
 from workflow.terminal.progress import progress_bar, resumable, waiting
@@ -26,6 +32,43 @@ def test_every_command_answers_to_h(voxlift, command):
     assert status == 0
     assert out.startswith("Usage: ")
     assert "-h, --help" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ZeroDivisionError("by zero"), r"Stopped by an error that was not foreseen \(ZeroDivisionError\)"),
+        (OSError(errno.ENOSPC, "No space left on device", "out/scan_sr.nii"), "Cannot write out/scan_sr.nii: the disk"),
+        (InputError("Cannot read a\x1b[2J\udcff.nii.", "Rename it."), r"Cannot read a\\x1b\[2J\\udcff.nii. Rename it."),
+    ],
+)
+def test_every_error_ends_in_one_message(monkeypatch, capsys, tmp_path, error, shown):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("workflow.cli.app", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == (2 if isinstance(error, InputError) else 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"voxlift: {shown}", line)
+    logs = list(tmp_path.iterdir())
+    assert len(logs) == isinstance(error, ZeroDivisionError)
+    assert all("ZeroDivisionError: by zero" in log.read_text() and str(log) in line for log in logs)
+
+
+@pytest.mark.parametrize("name", [b"a\xff.nii.gz", b"a\x1b[31m.nii", b"a\nb.nii"])
+def test_a_name_that_is_not_text_is_refused(tmp_path, voxlift, name):
+    path = os.fsencode(tmp_path) + b"/" + name
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(9, 8, 7)), np.eye(4)), tmp_path / "a.nii.gz")
+    (tmp_path / "a.nii.gz").rename(os.fsdecode(path))
+    status, _, err = voxlift("inspect", os.fsdecode(path))
+    assert status == 2
+    assert "its path has bytes that are not text, or control characters" in " ".join(err.split())
+    assert "\x1b" not in err
+    Path(os.fsdecode(path)).rename(tmp_path / "ä\u202f1.nii.gz")
+    assert voxlift("inspect", str(tmp_path / "ä\u202f1.nii.gz"))[0] == 0
 
 
 def test_the_version_is_that_of_the_package(voxlift):
