@@ -20,6 +20,7 @@ from tasks.volume.grid import Grid
 Voxels = NDArray[np.float32]
 
 SLAB_VOXELS = 1 << 22
+MAX_TIMEPOINTS = 100_000  # a damaged or hostile header would keep the check of a file busy for hours
 # Warnings and nibabel's log belong to the process: threads that record them at the same time would mix them up.
 ONE_READER = RLock()
 
@@ -156,6 +157,12 @@ def space_and_time(path: Path, sizes: tuple[int, ...], *, time_first: bool) -> t
             "Correct its header, or crop it.",
         )
     n_timepoints = 1 if len(sizes) == 3 else sizes[0] if time_first else sizes[3]
+    if n_timepoints > MAX_TIMEPOINTS:
+        raise ReadError(
+            path.name,
+            f"its header declares {n_timepoints} time points, and up to {MAX_TIMEPOINTS} are read",
+            "Correct its header, or split the series.",
+        )
     return FileShape(*(sizes[-3:] if time_first else sizes[:3])), n_timepoints
 
 

@@ -52,6 +52,11 @@ def flipped(folder, place):
     return [str(path)]
 
 
+def too_many_time_points(folder):
+    nibabel.save(nibabel.Nifti2Image(np.zeros((1, 1, 1, 100_001), np.uint8), affine()), folder / "scan.nii.gz")
+    return [str(folder / "scan.nii.gz")]
+
+
 def voxels(folder, array, **fields):
     image = nibabel.Nifti1Image(array, affine())
     for name, value in fields.items():
@@ -156,6 +161,7 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "an affine with NaN": (lambda f: formless(f, NAN_ROW), "finite"),
     "a flat affine": (lambda f: formless(f, FLAT), "flat"),
     "two axes that are one": (lambda f: formless(f, DOUBLED), "flat"),
+    "more time points than are read": (too_many_time_points, "up to 100000 are read"),
     "a size of zero": (lambda f: patched(f, (40, "<4h", 3, 9, 0, 7)), "shape"),
     "a negative size": (lambda f: patched(f, (40, "<4h", 3, 9, -8, 7)), "scan.nii"),
     "eight dimensions": (lambda f: patched(f, (40, "<8h", 7, *[2] * 7)), "three axes"),
