@@ -14,6 +14,8 @@ from pydantic import BaseModel, ValidationError
 from configs.errors import ConfigError
 from configs.schema import RunConfig
 
+MAX_VALUES = 100_000  # of a configuration
+
 
 def preset_names() -> list[str]:
     """Return the names of the presets, which are the YAML files next to this module."""
@@ -74,7 +76,7 @@ def _content(source: str | Path) -> dict[str, Any]:
     if not path.suffix and str(source) in preset_names():
         path = Path(str(files("configs").joinpath(f"{source}.yaml")))
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ConfigError(
@@ -86,6 +88,30 @@ def _content(source: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"Cannot read the configuration {source}: the file must hold sections, received {content!r}.")
     return content
+
+
+def _parsed(text: str) -> Any:  # noqa: ANN401 - what YAML holds
+    """Parse YAML; YAMLError also where a few bytes stand for more than a configuration can be."""
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None and _values(node, {}) > MAX_VALUES:
+            raise yaml.YAMLError(f"its aliases stand for more than {MAX_VALUES} values")
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; thousands of brackets
+        raise yaml.YAMLError(str(error)) from None
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values below a node, those of an alias wherever it stands."""
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES  # for an alias within what it stands for, which has no end
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        elif isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        known[id(node)] = 1 + sum(_values(one, known) for one in inner)
+    return known[id(node)]
 
 
 def _resolved(source: str | Path, content: dict[str, Any], overrides: Sequence[str]) -> RunConfig:
@@ -120,7 +146,7 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"Cannot apply {override}: the form is section.key=value.")
     try:
-        value = yaml.safe_load(text)
+        value = _parsed(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"Cannot apply {override}: the value is not YAML ({_one_line(error)}).") from None
     *sections, last = key.split(".")

@@ -156,7 +156,7 @@ class Training(Frozen):
     clip_norm: float | None = Field(0.005, gt=0)
     average: float = Field(0.99, ge=0, lt=1)
     mixed_precision: Literal["auto", "off", "bfloat16"] = "auto"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 32)  # as NumPy takes it
     replicas: int | None = Field(None, gt=0)
     checkpoints: Checkpoints = Checkpoints()
     early_stopping: EarlyStopping | None = None

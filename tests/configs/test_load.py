@@ -49,10 +49,21 @@ BAD = [
     ("- a list", "the file must hold sections"),
     ("a: [", "it is not YAML"),
     ("training: !!python/object/apply:os.system ['true']", "it is not YAML"),
+    (f"training: {{seed: {'9' * 5000}}}", "it is not YAML (Exceeds the limit"),
+    ("training: {seed: 9999999999}", "training.seed"),
+    ("training: {learning_rate: .inf}", "finite number"),
+    ("data: {volumes: " + "[" * 5000 + "]" * 5000 + "}", "it is not YAML"),
+    (
+        "data: {volumes: ["
+        + ", ".join(f"&a{n} [{', '.join([f'*a{n - 1}' if n else '1'] * 9)}]" for n in range(9))
+        + "]}",
+        "its aliases stand for more than 100000 values",
+    ),
+    ("data: &a {volumes: [*a]}", "its aliases stand for more than 100000 values"),
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), BAD, ids=[message for _, message in BAD])
+@pytest.mark.parametrize(("text", "message"), BAD, ids=[message[:40] for _, message in BAD])
 def test_a_wrong_configuration_gets_one_message(tmp_path, text, message):
     path = tmp_path / "run.yaml"
     content = text if "degradation" in text or text.startswith(("-", "a:")) else f"degradation: iso2x\n{text}"

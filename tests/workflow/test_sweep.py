@@ -57,6 +57,11 @@ def test_a_configuration_without_a_sweep_is_refused():
         load_sweep("demo")
     with pytest.raises(ConfigError, match="more than 500"):
         all_trials({"a": list(range(30)), "b": list(range(30))})
+    # Counted before they are made.
+    with pytest.raises(ConfigError, match=f"{40**8} trainings are more than 500"):
+        all_trials({f"key{n}": list(range(40)) for n in range(8)})
+    with pytest.raises(ConfigError, match="2000000000 trainings are more than 500"):
+        all_trials({"a": {"from": 0, "to": 1, "steps": 2_000_000_000}})
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import product
+from math import prod
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -183,10 +184,13 @@ def all_trials(varied: Mapping[str, Any]) -> list[Trial]:
     axes = [[f"{key}={_text(value)}" for value in _values(key, given)] for key, given in varied.items()]
     if not axes:
         raise ConfigError(f"Cannot sweep: the section {KEY} of the configuration names no key to sweep over.")
-    made = [Trial(number, settings) for number, settings in enumerate(product(*axes), start=1)]
-    if len(made) > MAX_TRAININGS:
-        raise ConfigError(f"Cannot sweep: {len(made)} trainings are more than {MAX_TRAININGS}.", "Vary less at a time.")
-    return made
+    _require_few(prod(map(len, axes)))
+    return [Trial(number, settings) for number, settings in enumerate(product(*axes), start=1)]
+
+
+def _require_few(trainings: int) -> None:
+    if trainings > MAX_TRAININGS:
+        raise ConfigError(f"Cannot sweep: {trainings} trainings are more than {MAX_TRAININGS}.", "Vary less at a time.")
 
 
 def _values(key: str, given: Any) -> Sequence[Any]:  # noqa: ANN401 - whatever YAML holds
@@ -196,6 +200,7 @@ def _values(key: str, given: Any) -> Sequence[Any]:  # noqa: ANN401 - whatever Y
         low, high, steps, log = given["from"], given["to"], given["steps"], given.get("log", False)
         numbers = all(isinstance(value, int | float) for value in (low, high)) and isinstance(steps, int)
         if numbers and steps >= 2 and (not log or low > 0 < high):
+            _require_few(steps)
             shares = [place / (steps - 1) for place in range(steps)]
             values = [low * (high / low) ** share if log else low + (high - low) * share for share in shares]
             whole = isinstance(low, int) and isinstance(high, int)
