@@ -11,11 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from configs.errors import InputError, ReadError
+from configs.errors import ReadError, VoxliftError
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from tasks.artifacts.model_card import ModelCard, read_card
+
+MAX_CONFIGURATION = 1 << 26  # bytes, decompressed: a network of a thousand layers takes one hundredth of it
 
 
 class NotFiniteWeightsError(ReadError):
@@ -77,15 +79,20 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            size = archive.getinfo("config.json").file_size
+            if size > MAX_CONFIGURATION:
+                raise ReadError(
+                    f"the model {name}", f"its configuration decompresses to {size} bytes", "Use another model."
+                )
             architecture = json.loads(archive.read("config.json"))
             card = read_card(archive, name)
             _require_finite(archive, name)
-    except InputError:
+        graph = read_graph(architecture)
+        return NetworkFile(name, content, Cost(graph, receptive_field(graph)), card)
+    except VoxliftError:
         raise
-    except (KeyError, ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever a file holds that is no model
         raise _no_model(name, error) from error
-    graph = read_graph(architecture)
-    return NetworkFile(name, content, Cost(graph, receptive_field(graph)), card)
 
 
 def reproducible(content: bytes) -> bytes:
