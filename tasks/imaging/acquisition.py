@@ -82,7 +82,7 @@ def default_acquisition(model: Degradation, lowest: float, spectra: Sequence[NDA
     """
     filled = triple(map(zero_filling, spectra)) if spectra else (1.0, 1.0, 1.0)
     if max(filled) > 1:
-        return Acquisition("kspace", zero_filling=filled, source="by an edge in the scan's spectrum")
+        return Acquisition(model.depth.profile, zero_filling=filled, source="by an edge in the scan's spectrum")
     if lowest < TOMOGRAPHY_THRESHOLD and model.is_isotropic:
         return Acquisition("box", source="as for computed tomography, by its values")
     return Acquisition(model.depth.profile, source="the model's default: nothing is known of the scan")

@@ -77,7 +77,7 @@ def test_the_shipped_weights_say_what_they_are_for():
 def test_the_weights_for_thick_slices_cover_factors_from_two_to_eight():
     card = shipped_network(thick=True).card
     assert card is not None
-    assert (card.input, card.degradation.depth.profile) == ("consistent", "kspace")
+    assert (card.input, card.degradation.depth.profile) == ("consistent", "box")
     assert card.covers((2, 1, 1))
     assert card.covers((8, 1, 1))
     assert not card.covers((2, 2, 2))
