@@ -90,7 +90,7 @@ class Augmentation(Frozen):
             these: slices of several thicknesses. The losses `consistency` and `null_space` go by the recipe itself.
         noise: Standard deviation of the noise added to the coarse volume is drawn between these, in normalised
             intensity.
-        rician: Share of pieces whose noise is that of a magnitude, as in MR scans, whatever their acquisition says.
+        rician: Share of pieces with the noise of a magnitude, as in MR scans, instead of that of their acquisition.
         noiseless: Share of pieces to which no noise is added.
         smooth: Largest standard deviation, in voxels, of a Gaussian that smooths half of the pieces: some subjects are
             smoother than others.

@@ -91,7 +91,7 @@ def parse_network(name: str, content: bytes) -> NetworkFile:
         return NetworkFile(name, content, Cost(graph, receptive_field(graph)), card)
     except VoxliftError:
         raise
-    except Exception as error:  # whatever a file holds that is no model
+    except Exception as error:  # a file that is no model may hold anything
         raise _no_model(name, error) from error
 
 

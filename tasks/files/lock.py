@@ -49,7 +49,7 @@ class Process:
 
     @classmethod
     def of(cls, text: str) -> "Process | None":
-        """Read what `text` gave, whatever else that may hold; None where it names no process."""
+        """Read what `text` gave, with anything added to it; None where it names no process."""
         try:
             known = json.loads(text)
             return cls(**{field.name: known[field.name] for field in fields(cls)} | {"pid": int(known["pid"])})

@@ -1,4 +1,4 @@
-"""A `.keras` file from an unknown source: one message, whatever it holds."""
+"""A `.keras` file from an unknown source: one message for any content."""
 
 import json
 import zipfile

@@ -53,7 +53,7 @@ def test_the_shipped_weights_come_nearer_to_the_truth(restored):
 
 
 def test_weights_are_shipped_in_half_the_space(tmp_path):
-    """What Keras loads are the nearest numbers of half precision; the digest is that of the file."""
+    """Keras loads the nearest numbers of half precision; the digest is that of the file."""
     model, folder = small_restorer(), tmp_path / "weights"
     folder.mkdir()
     model.save(tmp_path / "small.keras")
