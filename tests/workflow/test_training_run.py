@@ -265,7 +265,10 @@ def test_a_stopped_training_goes_on_in_the_same_run_to_the_same_bits(tmp_path, r
     again = voxlift(tmp_path, "train", "demo", "--out", "broken", "--resume", "--json", *rules)
     assert again.returncode == 0, again.stderr[-2000:]
     one, other = json.loads(whole.stdout), json.loads(again.stdout)
-    assert 20 <= other["resumed_from"] == last < 200
+    if stop is orphan:  # which works on until its lock is taken over
+        assert 20 <= last <= other["resumed_from"] <= 200
+    else:
+        assert 20 <= other["resumed_from"] == last < 200
     assert other["final_loss"] == one["final_loss"]
     import keras
 
