@@ -19,6 +19,7 @@ ALLOWED = {
 }
 IMPORTED_IN = {
     "nibabel": "tasks/volume/nifti.py",
+    "SimpleITK": "tasks/volume/itk.py",
     "ray": "workflow/cluster/",
     "mlflow": "workflow/tracking/",
 }

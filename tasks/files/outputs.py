@@ -13,6 +13,7 @@ from configs.errors import InputError
 SUFFIXES = (
     *(".nii.gz", ".nii.bz2", ".nii.zst", ".nii", ".img.gz", ".hdr.gz", ".img.bz2", ".hdr.bz2", ".img", ".hdr"),
     *(".mgz", ".mgh", ".mnc", ".mnc.gz", ".brik.gz", ".brik.bz2", ".brik", ".head", ".par", ".rec"),
+    *(".nrrd", ".nhdr", ".mha", ".mhd"),
 )
 # The two files of a pair are one volume, which is named by the second.
 PAIRS = {".img": ".hdr", ".brik": ".head", ".rec": ".par"}

@@ -1,4 +1,4 @@
-"""The only module that imports nibabel: volumes in from any format that it reads, NIfTI out with the right geometry."""
+"""The only module that imports nibabel: volumes in from any format that it or SimpleITK reads, NIfTI out."""
 
 import io
 import logging
@@ -28,6 +28,7 @@ from tasks.files.outputs import time_point
 from tasks.volume.encoding import Encoding, choose_encoding
 from tasks.volume.forms import written_qform
 from tasks.volume.grid import Grid, GridError, covering_transform
+from tasks.volume.itk import is_itk, open_itk
 from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
 
 __all__ = [
@@ -107,6 +108,10 @@ def open_volume(path: Path) -> Scan:
     if not path.is_file():
         what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
         raise ReadError(path.name, what)
+    if is_itk(path):
+        scan = open_itk(path)
+        _require_time_point(path, chosen, scan.header.n_timepoints)
+        return scan if chosen is None else replace(scan, header=replace(scan.header, n_timepoints=1), first=chosen)
     with reading(path) as warnings:
         check_packing(path)
         image = nibabel.load(path)
@@ -116,10 +121,7 @@ def open_volume(path: Path) -> Scan:
         sizes = tuple(int(size) for size in image.shape)
         shape, n_timepoints = space_and_time(path, sizes, time_first=time_first)
         _refuse_vectors(path, image, n_timepoints)
-        if chosen is not None and chosen >= n_timepoints:
-            raise ReadError(
-                path.name, f"it holds {n_timepoints} time point(s), numbered from 0, and no number {chosen}"
-            )
+        _require_time_point(path, chosen, n_timepoints)
         units = _units(image.header, warnings)
         in_mm = np.diag([*[MILLIMETRES.get(units[0], 1.0)] * 3, 1.0])
         stored, slope, inter = _storage(image)
@@ -281,6 +283,12 @@ def _data_after_header(image: SpatialImage, warnings: list[str]) -> Any:  # noqa
         proxy._offset = image.header.single_vox_offset
         warnings.append(f"its data offset is {image.dataobj.offset}; the voxels are read from byte {proxy.offset} on")
     return proxy
+
+
+def _require_time_point(path: Path, chosen: int | None, n_timepoints: int) -> None:
+    """Refuse a chosen time point that a file does not have."""
+    if chosen is not None and chosen >= n_timepoints:
+        raise ReadError(path.name, f"it holds {n_timepoints} time point(s), numbered from 0, and no number {chosen}")
 
 
 def _refuse_vectors(path: Path, image: SpatialImage, n_timepoints: int) -> None:
