@@ -54,10 +54,7 @@ def output_name(source: str) -> str:
     >>> output_name("sub-01_rec-norm_T1w.nii"), output_name("scan.mgz"), output_name("series.nii[3]")
     ('sub-01_rec-normvoxlift_T1w.nii', 'scan_sr.nii.gz', 'series-3_sr.nii')
     """
-    file, number = time_point(Path(source))
-    stem, suffix = split_name(file.name)
-    stem = stem if number is None else f"{stem}-{number}"
-    ending = ".nii" if suffix in (".nii", ".img", ".hdr") else ".nii.gz"
+    stem, ending = _stem_and_ending(source)
     if not BIDS.fullmatch(stem):
         return f"{stem}_sr{ending}"
     *entities, kind = stem.split("_")
@@ -68,6 +65,28 @@ def output_name(source: str) -> str:
         place = sum(entity.split("-")[0] in BEFORE_REC for entity in entities)
         named = [*entities[:place], "rec-voxlift", *entities[place:]]
     return "_".join([*named, kind]) + ending
+
+
+def derivative_name(source: str) -> str:
+    """Name the restored image of a BIDS dataset in its derivatives: with the entity `desc-sr`, the last of a name.
+
+    An existing `desc` label is kept, followed by `sr`.
+
+    >>> derivative_name("sub-01_ses-1_run-2_T1w.nii.gz"), derivative_name("sub-01_desc-preproc_T1w.nii")
+    ('sub-01_ses-1_run-2_desc-sr_T1w.nii.gz', 'sub-01_desc-preprocsr_T1w.nii')
+    """
+    stem, ending = _stem_and_ending(source)
+    entities, _, suffix = stem.rpartition("_")
+    before, described, label = entities.rpartition("_desc-")
+    return f"{before}_desc-{label}sr_{suffix}{ending}" if described else f"{entities}_desc-sr_{suffix}{ending}"
+
+
+def _stem_and_ending(source: str) -> tuple[str, str]:
+    """Return the stem of a source, with the number of a chosen time point, and the ending of its output."""
+    file, number = time_point(Path(source))
+    stem, suffix = split_name(file.name)
+    stem = stem if number is None else f"{stem}-{number}"
+    return stem, ".nii" if suffix in (".nii", ".img", ".hdr") else ".nii.gz"
 
 
 def sidecar_name(output: str) -> str:
@@ -88,13 +107,21 @@ def page_name(output: str) -> str:
     return f"{split_name(output)[0]}_quality.html"
 
 
-def output_paths(sources: Sequence[Path], folder: Path | None) -> list[Path]:
+def output_paths(sources: Sequence[Path], folder: Path | None, dataset: Path | None = None) -> list[Path]:
     """Return the path of each source's restored volume: in the folder, or next to the source where it is None.
+
+    Args:
+        sources: Volumes.
+        folder: For the outputs.
+        dataset: Root of the BIDS dataset that the sources are from: its tree is kept in the folder.
 
     Raises:
         InputError: Two sources would be written to one file, or one source would be overwritten.
     """
-    outputs = [(folder or source.parent) / output_name(source.name) for source in sources]
+    if dataset is not None and folder is not None:
+        outputs = [folder / one.relative_to(dataset).with_name(derivative_name(one.name)) for one in sources]
+    else:
+        outputs = [(folder or source.parent) / output_name(source.name) for source in sources]
     inputs = {source.resolve() for source in sources}
     claims: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):

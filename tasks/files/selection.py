@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.errors import InputError
+from tasks.files.bids import anatomical_images, is_dataset
 from tasks.files.outputs import PAIRS, split_name, time_point
+from tasks.volume.dicom import holds_dicom, is_dicom
 
 LISTS = {".txt": None, ".list": None, ".csv": ",", ".tsv": "\t"}
 PATH_COLUMNS = ("path", "volume", "input", "image", "file", "filename", "scan")
@@ -15,13 +17,13 @@ PATH_COLUMNS = ("path", "volume", "input", "image", "file", "filename", "scan")
 def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     """Expand files, folders, globs and lists to the paths of volumes, in order, each once.
 
-    A folder means the volumes directly in it, sorted; a glob (`*`, `?`, `[…]`, `**`) what it matches, sorted; a `.txt`
-    file one path a line (`#` begins a comment); a `.csv` or `.tsv` file the column called path, volume, input, image,
-    file, filename or scan, or its only column. Paths in a list are relative to the list. Either file of a pair means
-    the pair; `series.nii.gz[3]` means one time point of a file.
+    A folder means the volumes directly in it, sorted, or, if it is a BIDS dataset, its anatomical images; a glob (`*`,
+    `?`, `[…]`, `**`) what it matches, sorted; a `.txt` file one path a line (`#` begins a comment); a `.csv` or `.tsv`
+    file the column called path, volume, input, image, file, filename or scan, or its only column. Paths in a list are
+    relative to the list. Either file of a pair means the pair; `series.nii.gz[3]` means one time point of a file.
 
     Raises:
-        InputError: A list cannot be read, or a folder, glob or list yields no volume.
+        InputError: A list cannot be read, or a folder, glob or list yields no volume, or DICOM files.
     """
     found = [path for one in given for path in _expand(_findable(Path(one)))]
     if not found:
@@ -36,9 +38,17 @@ def _expand(path: Path) -> list[Path]:
     if time_point(path)[0].is_file() and time_point(path)[1] is not None:
         return [path]
     if path.is_dir():
+        if is_dataset(path):
+            return anatomical_images(path)
         found, problem = sorted(filter(_is_volume, path.iterdir())), "no volume is in it; name a folder of volumes"
+        if not found and holds_dicom(path):
+            problem = "it holds DICOM files; convert its series to NIfTI first, as `voxlift upscale` does"
     elif path.is_file() and path.suffix.lower() in LISTS:
         found, problem = _listed(path), "it lists no path; name one a line"
+    elif path.is_file() and not split_name(path.name)[1] and is_dicom(path):
+        raise InputError(
+            f"Cannot read {path.name}: it is one file of a DICOM series.", "Name the folder of the series."
+        )
     elif path.exists() or not glob.has_magic(str(path)):
         return [path]  # its inspection reports what is wrong with it
     else:
@@ -47,6 +57,11 @@ def _expand(path: Path) -> list[Path]:
     if not found:
         raise InputError(f"Cannot find volumes in {path.name}: {problem}.")
     return found
+
+
+def is_dicom_folder(path: Path) -> bool:
+    """Check if a path is a folder of DICOM files: one that holds some and no volumes itself, and is no BIDS dataset."""
+    return path.is_dir() and not is_dataset(path) and not any(map(_is_volume, path.iterdir())) and holds_dicom(path)
 
 
 def _is_volume(path: Path) -> bool:

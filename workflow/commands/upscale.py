@@ -7,13 +7,10 @@ from typing import Annotated, Literal
 import typer
 
 from configs.errors import InputError
-from tasks.files.outputs import without_outputs
-from tasks.files.selection import expand_inputs
 from workflow.commands.options import (
     MemoryBudget,
     Overwrite,
     Spacing,
-    Volumes,
     Workers,
     require_one_of,
     resources_of,
@@ -23,9 +20,19 @@ from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def upscale(
-    volumes: Volumes,
+    volumes: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, globs, lists of paths, a BIDS dataset, or a folder of DICOM files."),
+    ],
     out: Annotated[
         Path | None, typer.Option(help="Folder for the outputs; by default each is written next to its input.")
+    ] = None,
+    participant_label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL…", help="Participants of a BIDS dataset, such as 01 02; all by default."),
+    ] = None,
+    series: Annotated[
+        list[int] | None, typer.Option(min=0, help="Number of a DICOM series, as often as needed; all by default.")
     ] = None,
     model: Annotated[
         str | None,
@@ -87,6 +94,7 @@ def upscale(
             from workflow.upscale.plan import UpscaleRequest
             from workflow.upscale.report import summary
             from workflow.upscale.run import run_upscaling, saved_network
+            from workflow.upscale.sources import find_sources
 
         require_one_of(resume=resume, overwrite=overwrite)
         if settings and not adapt:
@@ -96,9 +104,15 @@ def upscale(
                 f"Cannot adapt across --slice-axis {slice_axis}: --adapt uses the axis of the largest spacing.",
                 "Leave one of the two out.",
             )
-        sources = expand_inputs(volumes)
-        if out is None:
-            sources = without_outputs(sources)
+        found = find_sources(
+            volumes,
+            out,
+            opened.console,
+            participants=participant_label or (),
+            series=series or (),
+            overwrite=overwrite,
+        )
+        sources = found.paths
         resources = resources_of(
             workers,
             memory_budget,
@@ -122,6 +136,7 @@ def upscale(
                     settings=settings or [],
                     resume=resume,
                     overwrite=overwrite,
+                    dataset=found.dataset,
                     console=opened.console,
                 )
         request = UpscaleRequest(
@@ -141,6 +156,7 @@ def upscale(
             fail_fast=fail_fast,
             profile=acquisition,
             blur=three_numbers(blur, "--blur", zeros=True),
+            dataset=found.dataset,
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))

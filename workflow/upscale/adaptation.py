@@ -42,6 +42,7 @@ def run_adaptation(
     resume: bool,
     console: Console,
     overwrite: bool = False,
+    dataset: Path | None = None,
 ) -> Path:
     """Train a network on thick-slice volumes themselves, recorded as a run of its own and not registered.
 
@@ -56,6 +57,7 @@ def run_adaptation(
         resume: Continue an interrupted adaptation to the same volumes.
         console: For progress.
         overwrite: Replace an earlier adaptation.
+        dataset: Root of the BIDS dataset that the sources are from.
 
     Returns:
         The `.keras` file.
@@ -65,7 +67,7 @@ def run_adaptation(
         ConfigError: A setting is wrong, or the cluster has no room.
     """
     if not (resume or overwrite):
-        require_new(output_paths(sources, out))  # before the training
+        require_new(output_paths(sources, out, dataset))  # before the training
     initial = None if model is None else saved_network(model)
     inspected = [inspect_volume(source) for source in sources]
     config = adaptation_config([one.scan for one in inspected], initial, scale, spacing, resources, settings)

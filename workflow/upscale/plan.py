@@ -16,6 +16,7 @@ from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
+from tasks.files.bids import bids_uri
 from tasks.files.outputs import output_paths
 from tasks.imaging.acquisition import Acquisition, Profile, default_acquisition
 from tasks.imaging.consistency import recipe_at
@@ -56,6 +57,7 @@ class UpscaleRequest:
         thick_network: Restorer of scans that are to be refined along their thick slices alone, as far as its card
             covers that; None restores them by `network` too.
         in_process: Restore here instead of by workers of a cluster.
+        dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
     """
 
     sources: Sequence[Path]
@@ -76,11 +78,16 @@ class UpscaleRequest:
     kind: Literal["image", "labels"] | None = None
     thick_network: NetworkFile | None = None
     in_process: bool = False
+    dataset: Path | None = None
 
     @property
     def outputs(self) -> list[Path]:
         """The output of each source; InputError if two would be one, or one a source."""
-        return output_paths(self.sources, self.out)
+        return output_paths(self.sources, self.out, self.dataset)
+
+    def source_name(self, source: Path) -> str:
+        """Name a source in records next to the outputs: a BIDS URI, or the name of the file."""
+        return source.name if self.dataset is None else bids_uri(source, self.dataset)
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from tasks.sharding.plan import MIB
 from tasks.volume.grid import Three, axis_codes
 from tasks.volume.sidecar import Sidecar
 from workflow.tracking import RunAddress
-from workflow.upscale.plan import VolumePlan
+from workflow.upscale.plan import UpscaleRequest, VolumePlan
 from workflow.upscale.volume_work import Output, VolumeWork, Written
 
 MAX_SHOWN = 20  # outputs and pages whose paths are printed
@@ -169,16 +169,16 @@ def plan_report(volumes: Sequence[VolumePlan], budget_mib: int) -> PlanReport:
     )
 
 
-def sidecar(work: VolumeWork, output: Output, run_id: str | None) -> Sidecar:
+def sidecar(work: VolumeWork, output: Output, request: UpscaleRequest) -> Sidecar:
     """Make the sidecar of a written output."""
     plan = work.plan
     intensities = tuple((found.low, found.high) for found in output.intensities)
     done = "resampled" if plan.labels else "super-resolved"
     return Sidecar(
-        sources=(plan.name,),
+        sources=(request.source_name(plan.scan.path),),
         resolution=f"{done} {'x'.join(f'{factor:.4g}' for factor in plan.scale)}",
         model_digest=plan.network.digest,
-        mlflow_run=run_id,
+        mlflow_run=request.run_id,
         scale=plan.scale,
         input_shape=plan.input_shape,
         output_shape=plan.output_shape,

@@ -19,6 +19,7 @@ from tasks.artifacts.contracts import volume_contract
 from tasks.artifacts.manifest import collect_entries, manifest_entry, note_entries
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
+from tasks.files.bids import describe_derivatives
 from tasks.files.lock import Process
 from tasks.files.outputs import page_name, sidecar_name
 from tasks.imaging.consistency import residual
@@ -74,6 +75,8 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
     with waiting(console, f"Reading {count} volume{'s' if count > 1 else ''}"):
         planned = plan_volumes(request)
     numbers = {work: number for number, work in enumerate(planned, start=1) if isinstance(work, VolumeWork)}
+    if numbers and request.dataset is not None and request.out is not None:
+        describe_derivatives(request.dataset, request.out)
     for work in numbers:
         leaves = [f"{warning}; check the result before you use it" for warning in work.plan.warnings]
         lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]

@@ -242,7 +242,7 @@ class _Queue:
         """Write an output and its sidecar, in the thread that writes behind."""
         try:
             output, path = work.write(), work.plan.output
-            write_sidecar(path.with_name(sidecar_name(path.name)), sidecar(work, output, self._request.run_id))
+            write_sidecar(path.with_name(sidecar_name(path.name)), sidecar(work, output, self._request))
             self._on_written(work, output)
         except AbandonedError:
             pass
