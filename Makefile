@@ -1,16 +1,22 @@
-# make setup | demo | test | test-slow | bench | weights | lint | format | constraints
-# PYTHON chooses the interpreter (3.11 or newer), EXTRA the TensorFlow wheel: cpu (default) or gpu.
+# make setup | demo | develop | test | test-slow | bench | weights | lint | format | constraints
+# PYTHON chooses the interpreter (3.11 or newer), EXTRA the TensorFlow wheel, cpu (default) or gpu, and further extras:
+# EXTRA=cpu,itk.
 PYTHON ?= python3
 EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.setup-$(EXTRA)
+DEVELOP_STAMP := .venv/.develop-$(EXTRA)
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: setup demo test test-slow bench weights lint format constraints clean
+.PHONY: setup demo develop test test-slow bench weights lint format constraints clean
 
 setup: $(STAMP)
+
+# What tests and linters need on top.
+develop: $(DEVELOP_STAMP)
 
 # Debian ships python3 without ensurepip: virtualenv, unpacked next to the tree, then makes the environment.
 $(BIN)/python:
@@ -18,20 +24,24 @@ $(BIN)/python:
 	$(PYTHON) -m venv .venv || { rm -rf .venv; $(PYTHON) -m pip install --quiet --target .bootstrap virtualenv && PYTHONPATH=.bootstrap $(PYTHON) -m virtualenv --quiet .venv; }
 
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRA),dev]'
+	$(PIP) '.[$(EXTRA),dicom]'
 	@touch $@
+
+$(DEVELOP_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) '.[$(EXTRA),dev]'
+	@touch $(STAMP) $@
 
 demo: setup
 	$(BIN)/voxlift demo
 
-test: setup
+test: develop
 	$(BIN)/python -m pytest
 
-test-slow: setup
+test-slow: develop
 	$(BIN)/python -m pytest -m slow
 
 # Against peers, side by side on this machine; their packages go into an environment of their own.
-bench: setup
+bench: develop
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt zlib-ng
 	$(BIN)/python -m benchmarks.volumes
 	$(BIN)/python -m benchmarks.sharding
@@ -47,12 +57,12 @@ weights: setup
 	for name in universal2x universalthick; do $(BIN)/voxlift train $$name --out .weights/$$name --resume && mv .weights/$$name/model.keras .weights/$$name.keras || exit 1; done
 	$(BIN)/python -m tasks.artifacts.shipped .weights/universal2x.keras .weights/universalthick.keras
 
-lint: setup
+lint: develop
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: setup
+format: develop
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
