@@ -1,5 +1,6 @@
 """The files under configs/cluster/, checked as far as that goes without the systems that read them."""
 
+import json
 import re
 import shlex
 import shutil
@@ -68,6 +69,34 @@ def test_the_cluster_file_is_one_that_ray_takes():
     assert all("RAY_AUTH_MODE=token" in command for command in (head, worker))
 
 
+def instructions():
+    """The instructions of the Containerfile: (name, the rest of the line)."""
+    lines = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", (ROOT / "Containerfile").read_text(), flags=re.MULTILINE))
+    return [tuple(line.split(None, 1)) for line in lines.splitlines() if line.strip()]
+
+
+def test_the_image_is_made_of_the_package_alone():
+    found = instructions()
+    assert {name for name, _ in found} <= {"ARG", "FROM", "RUN", "COPY", "ENV", "WORKDIR", "ENTRYPOINT", "CMD"}
+    (install,) = (rest for name, rest in found if name == "RUN" and "pip install" in rest)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (wanted,) = re.findall(r"/voxlift\[([^]]*)\]", install)
+    extras = wanted.replace(
+        "${EXTRA}", dict(rest.partition("=")[::2] for name, rest in found if name == "ARG")["EXTRA"]
+    )
+    assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
+    assert "--constraint /voxlift/constraints.txt" in install
+    assert json.loads(dict(found)["ENTRYPOINT"]) == list(project["project"]["scripts"])
+    # All that the package is built from goes in, and nothing else.
+    first, *let_in = (line for line in (ROOT / ".containerignore").read_text().splitlines() if not line.startswith("#"))
+    assert first == "*"
+    packages = {name.removesuffix("*") for name in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    modules = {f"{name}.py" for name in project["tool"]["setuptools"]["py-modules"]}
+    files = {"pyproject.toml", "constraints.txt", project["project"]["readme"], *project["project"]["license-files"]}
+    assert {line.removeprefix("!") for line in let_in if line.startswith("!")} == packages | modules | files
+    assert (ROOT / ".dockerignore").resolve() == ROOT / ".containerignore"
+
+
 @pytest.fixture(scope="module")
 def ray_job():
     return read("rayjob.yaml")
@@ -92,9 +121,12 @@ def test_the_ray_job_is_one_that_kuberay_knows(ray_job):
         pod = group["template"]["spec"]
         (container,) = pod["containers"]
         assert container["image"] == f"voxlift:{project['version']}"
-        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        assert mounts == {"shared": "/shared", "memory": "/dev/shm"}  # noqa: S108 - Ray's object store
-        assert {volume["name"] for volume in pod["volumes"]} == set(mounts)
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        writable = {"/shared": "shared", "/dev/shm": "memory", "/tmp": "temporary", "/work": "working"}  # noqa: S108
+        assert mounts == writable
+        assert {volume["name"] for volume in pod["volumes"]} == set(mounts.values())
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert container["securityContext"]["runAsNonRoot"]
 
 
 def test_the_pods_of_the_ray_job_hold_its_command(ray_job):
