@@ -88,12 +88,23 @@ def modules_after(code: str) -> set[str]:
     return set(done.stdout.splitlines()[-1].split())
 
 
+HEAVY = {"tensorflow", "keras", "ray", "mlflow", "nibabel", "numpy", "scipy", "matplotlib", "nilearn", "pydantic"}
+
+
 def test_help_loads_nothing_heavy():
     code = """from workflow.cli import COMMANDS, app
 for asked in ([], *([name] for name in COMMANDS)):
     app([*asked, "--help"], standalone_mode=False)"""
-    heavy = {"tensorflow", "keras", "ray", "mlflow", "nibabel", "numpy", "scipy", "matplotlib", "nilearn"}
-    assert not loaded_by(code) & heavy
+    assert not loaded_by(code) & HEAVY
+
+
+def test_completion_loads_nothing_heavy():
+    code = """import contextlib, os
+os.environ |= {"_VOXLIFT_COMPLETE": "complete_bash", "COMP_WORDS": "voxlift upscale --sp", "COMP_CWORD": "2"}
+from workflow.cli import app
+with contextlib.suppress(SystemExit):
+    app(prog_name="voxlift")"""
+    assert not loaded_by(code) & HEAVY
 
 
 def test_a_command_loads_no_other():

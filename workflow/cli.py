@@ -48,7 +48,6 @@ app = typer.Typer(
     name="voxlift",
     no_args_is_help=True,
     context_settings=HELP,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
