@@ -113,5 +113,9 @@ def named_degradation(name: str) -> Degradation:
 
 
 NamedDegradation = Annotated[
-    Degradation, BeforeValidator(lambda given: named_degradation(given) if isinstance(given, str) else given)
+    Degradation,
+    BeforeValidator(
+        lambda given: named_degradation(given) if isinstance(given, str) else given,
+        json_schema_input_type=Degradation | Annotated[str, Field(json_schema_extra={"enum": [*DEGRADATIONS]})],
+    ),
 ]

@@ -24,10 +24,10 @@ def preset_names() -> list[str]:
 
 
 def preset_descriptions() -> dict[str, str]:
-    """Return the description of each preset, which opens its file, by the name of the preset."""
+    """Return the description of each preset, by the name of the preset; it follows the line that names the schema."""
     described = {}
     for name in preset_names():
-        lines = files("configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        _, *lines = files("configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
         comment = " ".join(line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("# "), lines))
         described[name] = comment.partition(". ")[0].rstrip(".")
     return described

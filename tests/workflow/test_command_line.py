@@ -10,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from queue import Queue
 
+import jsonschema
 import nibabel
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+import configs
 from configs.errors import InputError
 from configs.load import preset_names
 from configs.schema import RunConfig
-from workflow.cli import COMMANDS, main
+from workflow.cli import COMMANDS, app, main
 from workflow.commands.options import three_numbers
 from workflow.terminal.console import screen
 from workflow.terminal.progress import progress_bar, resumable, waiting
@@ -88,9 +90,37 @@ def test_the_schema_is_that_of_the_configuration(voxlift):
     status, out, _ = voxlift("schema")
     assert status == 0
     described = json.loads(out)
-    assert described["properties"].keys() == RunConfig.model_fields.keys()
+    assert described["properties"].keys() == {*RunConfig.model_fields, "sweep"}
     assert described["$schema"].startswith("https://json-schema.org/")
     assert yaml.safe_load(out) == described
+    kept = Path(configs.__file__).with_name("voxlift.schema.json")
+    assert kept.read_text() == out, "write it anew: voxlift schema > configs/voxlift.schema.json"
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_names_its_schema_and_keeps_to_it(name):
+    folder = Path(configs.__file__).parent
+    text = (folder / f"{name}.yaml").read_text()
+    (schema,) = re.findall(r"\A# yaml-language-server: \$schema=(\S+)\n", text)
+    jsonschema.validate(yaml.safe_load(text), json.loads((folder / schema).read_text()))
+
+
+def test_words_are_completed(monkeypatch, capsys):
+    def printed(*arguments):
+        with pytest.raises(SystemExit):
+            app(arguments, prog_name="voxlift")
+        return capsys.readouterr().out
+
+    assert "complete -o default -F _voxlift_completion voxlift" in printed("--show-completion", "bash")
+    monkeypatch.setenv("_VOXLIFT_COMPLETE", "complete_bash")
+    for words, expected in {
+        "voxlift p": ["presets", "promote"],
+        "voxlift upscale --sp": ["--spacing"],
+        "voxlift upscale --as ": ["image", "labels"],
+    }.items():
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+        assert printed().split() == expected
 
 
 def test_one_number_counts_for_all_axes():

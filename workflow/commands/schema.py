@@ -10,4 +10,5 @@ def schema() -> None:
     from configs.schema import RunConfig
 
     described = {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
+    described["properties"]["sweep"] = {"type": "object", "description": "Values of the keys that a sweep varies."}
     typer.echo(json.dumps(described, indent=2))
