@@ -68,12 +68,14 @@ class Data(Frozen):
         held_out: The part of the volume that is kept for scoring.
         validation: Files on which early stopping scores the network, and by which a sweep ranks its trainings; never
             trained on.
+        kind: "image" takes all files for images, also those that look like label maps, which are refused without it.
     """
 
     volumes: tuple[Path, ...] = ()
     mixture: Mixture = Mixture()
     held_out: HeldOut | None = None
     validation: tuple[Path, ...] = ()
+    kind: Literal["image"] | None = None
 
 
 class Augmentation(Frozen):

@@ -3,11 +3,14 @@
 import re
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.files.outputs import split_name
+from configs.errors import InputError
+from tasks.files.outputs import split_name, time_point
+from tasks.volume.scan import Volume
 
 LABEL_INTENT = 1002  # of NIfTI: each voxel is an index into a list of labels
 NAMES = re.compile(r"(_dseg|(^|[^a-z])(aparc|aseg|wmparc)([^a-z].*)?)$", re.IGNORECASE)
@@ -106,3 +109,25 @@ def label_reason(name: str, intent: int, counts: ValueCounts) -> str:
     if counts.are_labels:
         return f"its {len(counts.voxels)} values are whole numbers in uniform regions"
     return ""
+
+
+def require_image(path: Path, volume: Volume, unless: str) -> Volume:
+    """Return a volume to learn from or to score on, which needs the intensities of an image.
+
+    Args:
+        path: Of its file, perhaps with a time point.
+        volume: Read from it.
+        unless: Names the setting by which a label map is taken for an image all the same.
+
+    Raises:
+        InputError: It is a label map.
+    """
+    name, counts = time_point(path)[0].name, ValueCounts()
+    counts.add(volume.voxels)
+    reason = label_reason(name, volume.header.intent if volume.header else 0, counts)
+    if reason:
+        raise InputError(
+            f"Cannot use {name}: it is a label map ({reason}), and an image is needed here.",
+            f"Leave it out, or give {unless} if it is an image.",
+        )
+    return volume

@@ -67,7 +67,7 @@ def demo(tmp_path_factory, affine, any_store):
     folder = tmp_path_factory.mktemp("demo")
     random = np.random.default_rng(0)
     blobs = gaussian_filter(random.normal(size=(37, 60, 41)), 2) > 0
-    image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), affine)
+    image = nibabel.Nifti1Image((blobs * 900 + 100.5).astype(np.float32), affine)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
     image.header["descrip"] = b"DOE^JANE 1970"

@@ -31,8 +31,10 @@ from tasks.volume.nifti import read_volume, write_volume
 from tests.conftest import unused_port
 from tests.networks import small_restorer
 from tests.ray_nodes import ray_nodes
+from tests.tasks.images import affine, save
 from tests.tasks.small_training import SMALL
 from tests.tasks.small_training import volume as blobs
+from tests.tasks.test_labels import regions
 from tests.workflow.test_demo import ROOT, voxlift
 from workflow.checks.dry_run import DryRunOptions, dry_run
 from workflow.checks.estimates import restoring_seconds, seconds_per_step
@@ -106,6 +108,7 @@ def test_every_bad_volume_and_all_else_that_is_wrong_is_named_at_once(place, mon
     with gzip.open(listed[13], "rb") as file:
         header = file.read()[:352]
     listed[13].write_bytes(gzip.compress(header + bytes(24 * 20 * 22 * 2)))
+    save(listed[15], regions(9, (24, 20, 22)).astype(float), affine(), dtype="i2")
     inputs = [write(place / folder / "scan.nii.gz") for folder in ("one", "two")]
     small_restorer().save(place / "small.keras")
     (place / "out").write_text("a file")
@@ -128,7 +131,8 @@ def test_every_bad_volume_and_all_else_that_is_wrong_is_named_at_once(place, mon
     assert "no such file" in fault(faults, "sub-11_T1w.nii.gz").lower()
     assert "there is nothing to restore. Leave it out" in fault(faults, "sub-13_T1w.nii.gz")
     assert "no volume matches it; check the pattern. Fix" in fault(faults, "gone-*.nii.gz")
-    assert checks["data"].seen.count("\n") == 3
+    assert "it is a label map (its 10 values" in fault(faults, "sub-15_T1w.nii.gz")
+    assert checks["data"].seen.count("\n") == 4
     assert "Rename them or upscale them into separate folders" in fault(faults, "2 inputs would become this one")
     assert "Name a folder that you may write to with --out" in fault(faults, "Cannot write to", "out/run")
     assert "Start the server" in fault(faults, "Cannot record in the tracking store", "127.0.0.1")

@@ -78,7 +78,7 @@ def references(tmp_path_factory):
         gaussian_filter(np.random.default_rng(0).normal(size=(24, 32, 28)), 2),
     )
     for number, level in enumerate((0, 0.01, 0.02)):
-        voxels = (blobs > level) * 90 + 10
+        voxels = (blobs > level) * 90 + 10.5
         write_volume(folder / f"{number}.nii.gz", voxels.astype(np.float32), Grid(blobs.shape, np.eye(4)))
     return sorted(folder.iterdir())
 

@@ -106,7 +106,7 @@ def sweep(folder, steps, *more):
 
 def prepared(folder, name, varied):
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=(37, 60, 41)), 2) > 0
-    image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.eye(4))
+    image = nibabel.Nifti1Image((blobs * 900 + 100.5).astype(np.float32), np.eye(4))
     nibabel.save(image, folder / "here.nii.gz")
     content = {"degradation": "iso2x", "tracking": {"experiment": name, "registered_model": name}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content | {"sweep": varied}, sort_keys=False))

@@ -5,16 +5,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.ndimage import gaussian_filter
 
 from configs.axes import FileShape
-from configs.errors import ConfigError, ReadError
+from configs.degradation import named_degradation
+from configs.errors import ConfigError, InputError, ReadError
 from configs.load import load_config
+from configs.schema import Resources
+from tasks.artifacts.network_file import read_network
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import read_volume, write_slabs, write_volume
-from workflow.evaluate.evaluation import read_mask
+from tests.networks import small_restorer
+from tests.tasks.images import affine, save
+from tests.tasks.test_labels import regions
+from workflow.evaluate.evaluation import evaluate, read_mask
 from workflow.train.data import ranking_volumes, training_inputs, training_volumes, validation_volumes
 
 STOPS = "training.early_stopping={every: 2, patience: 1}"
@@ -25,7 +32,7 @@ def scan(tmp_path):
     """Odd sizes, slices along the first file axis, which runs against its world axis."""
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=(21, 35, 38)), 2) > 0
     path = tmp_path / "scan.nii.gz"
-    write_volume(path, blobs.astype(np.float32) * 900 + 100, Grid(blobs.shape, np.diag([-3.0, 1, 1, 1])))
+    write_volume(path, blobs.astype(np.float32) * 900 + 100.5, Grid(blobs.shape, np.diag([-3.0, 1, 1, 1])))
     return path
 
 
@@ -86,6 +93,29 @@ def test_of_several_time_points_one_is_chosen_by_its_number(tmp_path, key):
     (volume,) = read(chosen)
     np.testing.assert_array_equal(volume.fine.shape, (34, 34, 32) if key == "validation" else (34, 33, 32))
     np.testing.assert_allclose(read_volume(Path(f"{path}[1]")).voxels, series[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["volumes", "validation"])
+def test_a_label_map_is_refused_unless_it_is_said_to_be_an_image(tmp_path, key):
+    path = save(tmp_path / "atlas.nii.gz", regions(shape=(32, 33, 34)).astype(float), affine(), dtype="i2")
+    rules = [STOPS, f"data.{key}=['{path}']", *([f"data.validation=['{path}']"] if key == "volumes" else [])]
+    read: Any = {"volumes": training_volumes, "validation": validation_volumes}[key]
+    with pytest.raises(
+        InputError, match=r"Cannot use atlas\.nii\.gz: it is a label map \(its 41 values.*data\.kind=image"
+    ):
+        read(load_config("iso2x", rules))
+    (volume,) = read(load_config("iso2x", [*rules, "data.kind=image"]))
+    assert max(volume.fine.shape) == 34
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_label_map_as_reference_is_refused(tmp_path):
+    path = save(tmp_path / "sub-01_dseg.nii", regions(shape=(16, 17, 18)).astype(float), affine(), dtype="i2")
+    small_restorer().save(tmp_path / "small.keras")
+    network, resources = read_network(tmp_path / "small.keras"), Resources(workers=1)
+    arguments = ([path], network, named_degradation("iso2x"), resources, None, Console(quiet=True))
+    with pytest.raises(InputError, match=r"Cannot use sub-01_dseg\.nii: it is a label map \(its name.*give --as image"):
+        evaluate(*arguments)
 
 
 def test_a_mask_that_is_not_a_number_outside_counts_what_it_marks(tmp_path):

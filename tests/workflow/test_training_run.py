@@ -36,7 +36,7 @@ from workflow.train.run import LOCK
 def reference(tmp_path_factory):
     """A volume of odd sizes, oblique axes and uneven spacing."""
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=(37, 60, 41)), 2) > 0
-    image = nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.diag([0.9, 1.1, 1.2, 1]))
+    image = nibabel.Nifti1Image((blobs * 900 + 100.5).astype(np.float32), np.diag([0.9, 1.1, 1.2, 1]))
     path = tmp_path_factory.mktemp("data") / "brain.nii.gz"
     nibabel.save(image, path)
     return path

@@ -210,7 +210,7 @@ class _Rehearsal:
         if options.inputs:
             scale, spacing = options.scale, options.spacing
             request = UpscaleRequest(volumes.inputs, options.out, network, resources, scale=scale, spacing=spacing)
-            planned = plans.plan_inputs(self._checks, request)
+            planned = plans.plan_inputs(self._checks, request, volumes.labels)
         elif volumes.source is not None:
             planned = plans.plan_training_source(self._checks, volumes.source, network, resources.memory_budget_mib)
         if planned:

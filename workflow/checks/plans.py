@@ -78,15 +78,24 @@ def check_outputs(checks: Checklist, sources: Sequence[Path], out: Path, *, writ
         attempt.ok(", ".join(output.name for output in outputs[:MAX_SHOWN]) + more)
 
 
-def plan_inputs(checks: Checklist, request: UpscaleRequest) -> list[PlannedVolume]:
-    """Plan the inputs as `voxlift upscale` would; each that cannot be restored is a failure."""
+def plan_inputs(checks: Checklist, request: UpscaleRequest, labels: Sequence[str]) -> list[PlannedVolume]:
+    """Plan the inputs as `voxlift upscale` would; each that cannot be restored is a failure.
+
+    Args:
+        checks: Receive the plans.
+        request: The inputs, and how they are restored.
+        labels: Of each input, why it is taken for a label map; empty for an image.
+    """
     planned = []
     tried = f"{counted(len(request.sources), 'input')} in shards for {request.network.name}, by header"
     with checks.trying("shard plan", tried, REMEDY) as attempt:
-        for source in request.sources:
+        for source, reason in zip(request.sources, labels, strict=True):
             try:
                 (output,) = output_paths([source], request.out)
-                planned.append(_planned(plan_volume(request, open_volume(source), output)))
+                plan = plan_volume(request, open_volume(source), output, labels=reason)
+                planned.append(_planned(plan))
+                if plan.labels:
+                    attempt.ok(f"{plan.name}: {plan.label_note}")
             except InputError as error:
                 attempt.error(error)
         _note_plans(attempt, planned)

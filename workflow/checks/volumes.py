@@ -36,6 +36,7 @@ class VolumeCheck:
         error: Why it cannot be used, naming it.
         spacing: mm per voxel along depth, height and width, of a training volume.
         source: Of the first training volume.
+        labels: Why it is taken for a label map; empty for an image.
     """
 
     voxels: int = 0
@@ -43,6 +44,7 @@ class VolumeCheck:
     error: InputError | None = None
     spacing: tuple[float, float, float] | None = None
     source: TrainingSource | None = None
+    labels: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class VolumesSummary:
         source: Of the first of them, or of the template where all is synthetic; None if it cannot be used.
         validation_voxels: Of each validation volume.
         inputs: Volumes to restore that can be used.
+        labels: Of each of these, why it is taken for a label map; empty for an image.
         seconds: Time that the reading took.
     """
 
@@ -63,6 +66,7 @@ class VolumesSummary:
     source: TrainingSource | None
     validation_voxels: tuple[int, ...]
     inputs: tuple[Path, ...]
+    labels: tuple[str, ...]
     seconds: float
 
 
@@ -127,7 +131,13 @@ def _checked(config: RunConfig, wanted: tuple[Path, Role]) -> VolumeCheck:
         return VolumeCheck(error=InputError(named, remedy))
     first = source is not None and path == training_paths(config)[0]
     spacing = source.training.spacing if source else None
-    return VolumeCheck(prod(inspected.scan.grid.shape), inspected.warnings, None, spacing, source if first else None)
+    return VolumeCheck(
+        prod(inspected.scan.grid.shape),
+        inspected.warnings,
+        spacing=spacing,
+        source=source if first else None,
+        labels=inspected.labels,
+    )
 
 
 def _summary(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], seconds: float) -> VolumesSummary:
@@ -145,5 +155,6 @@ def _summary(config: RunConfig, found: dict[tuple[Path, Role], VolumeCheck], sec
         source=first,
         validation_voxels=tuple(check.voxels for (_, role), check in usable.items() if role == "validation"),
         inputs=tuple(path for path, role in usable if role == "input"),
+        labels=tuple(check.labels for (_, role), check in usable.items() if role == "input"),
         seconds=seconds,
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tasks.files.selection import expand_inputs
-from workflow.commands.options import MemoryBudget, Workers, resources_of
+from workflow.commands.options import AsImages, MemoryBudget, Workers, resources_of
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -20,6 +20,7 @@ def evaluate(
     mask: Annotated[
         Path | None, typer.Option(help="Volume whose nonzero voxels are scored, instead of the foreground.")
     ] = None,
+    kind: AsImages = None,
     workers: Workers = 2,
     memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,
@@ -36,5 +37,7 @@ def evaluate(
         resources = resources_of(workers, memory_budget)
         sources = expand_inputs(references)
         with naming_options():
-            report = evaluation.recorded_evaluation(sources, network, recipe, resources, mask, opened.console)
+            report = evaluation.recorded_evaluation(
+                sources, network, recipe, resources, mask, opened.console, as_images=kind == "image"
+            )
         opened.show(report, *evaluation.summary(report))

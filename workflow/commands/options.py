@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 Three = tuple[float, float, float]
 Volumes = Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")]
+AsImages = Annotated[
+    Literal["image"] | None, typer.Option("--as", help="Take all volumes for images, label maps too; else refused.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the configuration.")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tasks.files.selection import expand_inputs
-from workflow.commands.options import MemoryBudget, Workers, resources_of
+from workflow.commands.options import AsImages, MemoryBudget, Workers, resources_of
 from workflow.terminal.console import JsonOption, screen
 
 
@@ -19,6 +19,7 @@ def promote(
     ] = None,
     min_references: Annotated[int, typer.Option(min=1, help="Promote nothing on fewer different references.")] = 3,
     experiment: Annotated[str, typer.Option(help="MLflow experiment that records the comparison.")] = "voxlift",
+    kind: AsImages = None,
     workers: Workers = 2,
     memory_budget: MemoryBudget = 2000,
     as_json: JsonOption = False,
@@ -33,6 +34,13 @@ def promote(
         recipe = named_degradation(degradation) if degradation is not None else None
         with naming_options():
             done = promotion.promote(
-                name, expand_inputs(references), recipe, resources, experiment, opened.console, min_references
+                name,
+                expand_inputs(references),
+                recipe,
+                resources,
+                experiment,
+                opened.console,
+                min_references,
+                as_images=kind == "image",
             )
         opened.show(done, *promotion.promotion_table(done))

@@ -137,6 +137,7 @@ def upscale(
                     resume=resume,
                     overwrite=overwrite,
                     dataset=found.dataset,
+                    kind=kind,
                     console=opened.console,
                 )
         request = UpscaleRequest(

@@ -24,6 +24,7 @@ from tasks.scoring.protocol import BASELINES, WHOLE, DegradedReference, Score, S
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.restore import require_finite
 from tasks.volume.intensity import normalise
+from tasks.volume.labels import require_image
 from tasks.volume.nifti import open_single_volume, open_volume, read_volume
 from tasks.volume.scan import Voxels
 from workflow.cluster import cluster
@@ -142,6 +143,8 @@ def recorded_evaluation(
     resources: Resources,
     mask: Path | None,
     console: Console,
+    *,
+    as_images: bool = False,
 ) -> Evaluation:
     """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
     numbers = count(1)
@@ -159,7 +162,7 @@ def recorded_evaluation(
                 record_page(recorder, Path(scratch) / f"{number}.html", f"volume {number}", scored, number - 1)
 
         with recorder.phase("evaluation"):
-            evaluation = evaluate(references, network, recipe, resources, mask, console, record)
+            evaluation = evaluate(references, network, recipe, resources, mask, console, record, as_images=as_images)
         record_scores(recorder, evaluation)
     return evaluation
 
@@ -172,6 +175,8 @@ def evaluate(
     mask: Path | None,
     console: Console,
     on_scored: Callable[[ScoredVolume], None] = lambda _: None,
+    *,
+    as_images: bool = False,
 ) -> Evaluation:
     """Score a model on volumes.
 
@@ -183,15 +188,19 @@ def evaluate(
         mask: A volume on the references' grid: what is not 0 counts. The foreground by default.
         console: For progress and warnings.
         on_scored: Receives each volume, once it is scored.
+        as_images: Take label maps for images too.
 
     Raises:
-        InputError: A volume or the mask cannot be used.
+        InputError: A volume or the mask cannot be used, or a volume is a label map.
     """
     inside = None if mask is None else read_mask(mask, references)
     volumes = []
     with entering(console, "Starting Ray", cluster()):
         for path in references:
-            degraded = degraded_reference(read_volume(path), recipe)
+            reference = read_volume(path)
+            if not as_images:
+                require_image(path, reference, "--as image")
+            degraded = degraded_reference(reference, recipe)
             scored = score_volume(path, degraded, network, resources, console, mask=inside)
             on_scored(scored)
             volumes.append(scored.scores)

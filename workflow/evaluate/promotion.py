@@ -1,7 +1,7 @@
 """Promotion: the challenger of a registered model becomes its champion if it is better on the same references."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +69,8 @@ def promote(
     experiment: str,
     console: Console,
     min_references: int = MIN_REFERENCES,
+    *,
+    as_images: bool = False,
 ) -> Promotion:
     """Compare champion and challenger of a registered model, and move the alias if the challenger is better.
 
@@ -82,6 +84,7 @@ def promote(
         experiment: Where the comparison is recorded.
         console: For progress.
         min_references: Different references without which nothing is promoted.
+        as_images: Take label maps for images too.
 
     Raises:
         InputError: There is no champion or challenger, there are too few references, a model was not trained for the
@@ -105,12 +108,16 @@ def promote(
     for network in (champion, challenger):
         if network is not None:
             _require_trained_for(network, recipe, name)
+
+    def score(network: NetworkFile) -> Sequence[VolumeScores]:
+        return evaluate(references, network, recipe, resources, None, console, as_images=as_images).volumes
+
     with recorded_run(experiment, f"promote {name}", tags={"degradation": recipe.name}) as recorder:
         record_environment(recorder, "promote")
         recorder.parameters(flatten(recipe, "degradation"))
         recorder.inputs(inputs)
-        found = evaluate(references, challenger, recipe, resources, None, console).volumes
-        scores = _paired(_champion_scores(references, champion, recipe, resources, console), found)
+        found = score(challenger)
+        scores = _paired(_champion_scores(champion, score), found)
         promoted, reason = decide(scores)
         for step, one in enumerate(scores):
             for measure, figures in (("psnr", one.psnr), ("ssim", one.ssim)):
@@ -144,16 +151,12 @@ def _require_trained_for(network: NetworkFile, recipe: Degradation, name: str) -
 
 
 def _champion_scores(
-    references: Sequence[Path],
-    champion: NetworkFile | None,
-    recipe: Degradation,
-    resources: Resources,
-    console: Console,
+    champion: NetworkFile | None, score: Callable[[NetworkFile], Sequence[VolumeScores]]
 ) -> Sequence[VolumeScores]:
     """Score the champion; empty where its weights or results are not finite."""
     if champion is not None:
         with suppress(NotFiniteError):
-            return evaluate(references, champion, recipe, resources, None, console).volumes
+            return score(champion)
     return ()
 
 

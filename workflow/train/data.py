@@ -17,6 +17,7 @@ from tasks.training.job import ValidationVolume
 from tasks.training.template import template_path
 from tasks.volume.grid import Grid, NetworkAxes, network_axes, target_grid
 from tasks.volume.intensity import CLIP, find_intensity, normalise
+from tasks.volume.labels import require_image
 from tasks.volume.nifti import Volume, read_volume
 from workflow.tracking import InputVolume, input_volume
 
@@ -85,7 +86,7 @@ def read_training_source(config: RunConfig, path: Path) -> TrainingSource:
     Raises:
         InputError: It cannot be used.
     """
-    volume = read_volume(path)
+    volume = _read_image(config, path)
     if config.data.mixture.slices:
         axes = network_axes(volume.grid)
         return TrainingSource(
@@ -149,7 +150,7 @@ def validation_volume(
     Raises:
         InputError: It cannot be used.
     """
-    volume = read_volume(path)
+    volume = _read_image(config, path)
     part = volume.voxels[held_out_slabs(volume.grid.shape, held_out)[1]]
     volume = Volume(part, Grid(FileShape(*part.shape), volume.grid.affine))
     degraded = degraded_reference(volume, config.degradation, seed)
@@ -165,3 +166,9 @@ def validation_volume(
         else resample(coarse, shape)
     )
     return ValidationVolume(coarse, np.clip(resampled, 0, np.float32(CLIP)), fine)
+
+
+def _read_image(config: RunConfig, path: Path) -> Volume:
+    """Read a volume; InputError if it is a label map and the configuration does not say otherwise."""
+    volume = read_volume(path)
+    return volume if config.data.kind == "image" else require_image(path, volume, "--set data.kind=image")

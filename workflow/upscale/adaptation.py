@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -43,6 +44,7 @@ def run_adaptation(
     console: Console,
     overwrite: bool = False,
     dataset: Path | None = None,
+    kind: Literal["image", "labels"] | None = None,
 ) -> Path:
     """Train a network on thick-slice volumes themselves, recorded as a run of its own and not registered.
 
@@ -58,6 +60,7 @@ def run_adaptation(
         console: For progress.
         overwrite: Replace an earlier adaptation.
         dataset: Root of the BIDS dataset that the sources are from.
+        kind: Of all sources; None goes by header, name and values of each. Label maps are left out.
 
     Returns:
         The `.keras` file.
@@ -69,7 +72,12 @@ def run_adaptation(
     if not (resume or overwrite):
         require_new(output_paths(sources, out, dataset))  # before the training
     initial = None if model is None else saved_network(model)
-    inspected = [inspect_volume(source) for source in sources]
+    found = [inspect_volume(source) for source in sources]
+    inspected = [one for one in found if kind == "image" or not (one.labels or kind)]
+    if not inspected:
+        raise InputError("Cannot adapt a network to label maps: no image is given.", "Leave --adapt out.")
+    if kind == "image":
+        settings = [*settings, "data.kind=image"]
     config = adaptation_config([one.scan for one in inspected], initial, scale, spacing, resources, settings)
     folder = out.resolve() / FOLDER
     made_from = json.dumps(
