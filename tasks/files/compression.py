@@ -7,18 +7,20 @@ between theirs (`benchmarks/volumes.py`). Written bytes carry no time and no nam
 import bz2
 import hashlib
 import io
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from isal import igzip, igzip_threaded, isal_zlib
+from isal import igzip_threaded, isal_zlib
 
 from configs.errors import ReadError
 
 LEVEL = 2
 CHUNK = 1 << 20
+MAX_PART = 1 << 24  # decompressed at once
 # Noise compresses to half its size, an empty volume to a thousandth: a file that decompresses to more is no scan.
 BOMB_BYTES = 256 << 20
 BOMB_RATIO = 200
@@ -103,6 +105,50 @@ def check_packing(path: Path) -> None:
         raise ReadError(path.name, "it is compressed and not called so", "Add .gz to its name.")
 
 
+class GzipReader:
+    """Reads the members of a gzip file one after another, and counts what follows the last of them.
+
+    Args:
+        file: At the start of the first member.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.trailing = 0  # bytes after the last member, without padding of zeros
+        self._file, self._pending = file, b""
+        self._member: Any = None
+
+    def read(self, size: int = -1) -> bytes:
+        """Read decompressed bytes, all for a negative size; fewer than `size` only at the end.
+
+        Raises:
+            EOFError: The file ends within a member.
+        """
+        parts, left = [], size if size >= 0 else sys.maxsize
+        while left and (self._member is not None or self._starts_member()):
+            data = self._pending or self._file.read(CHUNK)
+            part = self._member.decompress(data, min(left, MAX_PART))
+            self._pending = self._member.unconsumed_tail
+            if self._member.eof:
+                self._pending, self._member = self._member.unused_data, None
+            elif not data and not part:
+                raise EOFError
+            parts.append(part)
+            left -= len(part)
+        return b"".join(parts)
+
+    def _starts_member(self) -> bool:
+        """Begin the next member; False, at the end of the file, if there is none."""
+        data = self._pending if len(self._pending) >= len(GZIP) else self._pending + self._file.read(CHUNK)
+        if data.startswith(GZIP):
+            self._member, self._pending = isal_zlib.decompressobj(wbits=31), data
+            return True
+        while data:
+            self.trailing += len(data.strip(b"\0"))
+            data = self._file.read(CHUNK)
+        self._pending = b""
+        return False
+
+
 class ForwardReader(io.BufferedIOBase):
     """Reads a file once, from its first byte to its last, decompressed where it is compressed, and hashes it.
 
@@ -128,11 +174,11 @@ class ForwardReader(io.BufferedIOBase):
         self._opened.seek(0)
         self.compressed = start.startswith((GZIP, BZIP2))
         buffered = io.BufferedReader(self._hashed, CHUNK)
-        self._file: BinaryIO = buffered
+        self._file: BinaryIO | bz2.BZ2File | GzipReader = buffered
         if start == BZIP2:
-            self._file = cast("BinaryIO", bz2.BZ2File(buffered))
+            self._file = bz2.BZ2File(buffered)
         elif self.compressed:
-            self._file = cast("BinaryIO", igzip.IGzipFile(fileobj=buffered, mode="rb"))
+            self._file = GzipReader(buffered)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Read forward to an offset; OSError if it lies behind."""
@@ -165,6 +211,11 @@ class ForwardReader(io.BufferedIOBase):
                 "If it is one, decompress it first and give the uncompressed file.",
             )
         return data
+
+    @property
+    def trailing(self) -> int:
+        """Bytes after a gzip stream that are none of it, once the file was read to its end."""
+        return self._file.trailing if isinstance(self._file, GzipReader) else 0
 
     def finish(self) -> tuple[int, str]:
         """Read on to the end; returns how many bytes the file holds decompressed, and the SHA-256 of its own bytes."""

@@ -25,7 +25,7 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     Raises:
         InputError: A list cannot be read, or a folder, glob or list yields no volume, or DICOM files.
     """
-    found = [path for one in given for path in _expand(_findable(Path(one)))]
+    found = [path for one in given for path in _expand(findable(Path(one)))]
     if not found:
         raise InputError("Cannot find volumes: none were given.", "Name files, folders, globs or lists of paths.")
     once: dict[Path, Path] = {}
@@ -86,10 +86,10 @@ def _listed(path: Path) -> list[Path]:
         raise InputError(
             f"Cannot read the list {path.name}: it holds a path with a zero byte.", "Save it anew as text."
         )
-    return [_findable(path.parent / name) for name in named]
+    return [findable(path.parent / name) for name in named]
 
 
-def _findable(path: Path) -> Path:
+def findable(path: Path) -> Path:
     """Return the path; InputError if the file system cannot look it up, for example because its name is too long."""
     try:
         path.exists()

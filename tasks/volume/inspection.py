@@ -187,6 +187,7 @@ def inspect_volume(path: Path) -> InspectedVolume:
             _require_all_bytes(scan, reader.finish()[0])
             raise
         size, digest = reader.finish()
+        trailing = reader.trailing
     _require_all_bytes(scan, size)
     digests = {scan.data_path: digest}
     if path not in digests:
@@ -194,7 +195,7 @@ def inspect_volume(path: Path) -> InspectedVolume:
             digests[path] = reader.finish()[1]
     labels = label_reason(path.name, scan.header.intent, extent.values)
     found = tuple(digests[file] for file in scan.files)
-    return InspectedVolume(scan, found, extent, _warnings(scan, extent, size), labels)
+    return InspectedVolume(scan, found, extent, _warnings(scan, extent, size, trailing), labels)
 
 
 def _require_all_bytes(scan: Scan, size: int) -> None:
@@ -207,8 +208,15 @@ def _require_all_bytes(scan: Scan, size: int) -> None:
         )
 
 
-def _warnings(scan: Scan, extent: Extent, size: int) -> tuple[str, ...]:
-    """List what is odd about a volume of `size` bytes; refuse it if no time point has two different finite values."""
+def _warnings(scan: Scan, extent: Extent, size: int, after_stream: int) -> tuple[str, ...]:
+    """List what is odd about a volume; refuse it if no time point has two different finite values.
+
+    Args:
+        scan: The volume.
+        extent: Of its voxels.
+        size: Bytes of its file, decompressed.
+        after_stream: Bytes of its file after the compressed stream.
+    """
     if len(extent.constant_timepoints) == scan.header.n_timepoints:
         what = f"every voxel is {extent.lowest:g}" if extent.lowest <= extent.highest else "no voxel is a finite number"
         raise InputError(
@@ -220,6 +228,8 @@ def _warnings(scan: Scan, extent: Extent, size: int) -> tuple[str, ...]:
     )
     if trailing > MAX_TRAILING_BYTES and scan.header.format.startswith("NIfTI"):
         warnings.append(f"{trailing} bytes follow the voxels and are left out")
+    if after_stream:
+        warnings.append(f"{after_stream} bytes follow the compressed stream and are left out")
     return tuple(warnings)
 
 

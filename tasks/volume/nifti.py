@@ -17,6 +17,7 @@ from indexed_gzip import IndexedGzipFile
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.openers import ImageOpener
+from nibabel.quaternions import fillpositive
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from numpy.typing import DTypeLike, NDArray
 
@@ -54,6 +55,7 @@ AFNI_TIME_UNITS = {77001: "msec", 77002: "sec", 77003: "hz"}
 # NIfTI intents whose fourth axis is not time: matrices, displacements, vectors, point sets, triangles, quaternions;
 # colours, with and without opacity.
 VECTOR_INTENTS = (*range(1004, 1011), 2003, 2004)
+MAX_QUATERNION_EXCESS = 1e-5  # of the squared length over 1, by rounding; nibabel allows 3.6e-7
 KEPT_FIELDS = (
     *("descrip", "aux_file", "intent_code", "intent_name", "intent_p1", "intent_p2", "intent_p3"),
     *("cal_max", "cal_min", "toffset", "dim_info"),
@@ -68,6 +70,22 @@ def _open_gzip(path: str, mode: str = "rb", compresslevel: int = 1, mtime: int =
 
 
 ImageOpener.compress_ext_map |= dict.fromkeys((".gz", ".mgz"), (_open_gzip, ImageOpener.gz_def[1]))
+
+
+def _qform_quaternion(header: Any) -> NDArray[np.float64]:  # noqa: ANN401 - nibabel has no types
+    """Return the quaternion of a header's qform; one that rounding has made longer than 1 is taken for a rotation."""
+    imaginary = np.array([float(header[f"quatern_{axis}"]) for axis in "bcd"])
+    if 0 < _quaternion_excess(header) <= MAX_QUATERNION_EXCESS:
+        imaginary /= np.linalg.norm(imaginary)
+    return np.asarray(fillpositive(imaginary, header.quaternion_threshold))
+
+
+def _quaternion_excess(header: Any) -> float:  # noqa: ANN401 - nibabel has no types
+    """Return by how much the square of the quaternion's imaginary part is over 1."""
+    return sum(float(header[f"quatern_{axis}"]) ** 2 for axis in "bcd") - 1
+
+
+nibabel.Nifti1Header.get_qform_quaternion = _qform_quaternion
 # What nibabel logs about a header becomes a warning about the volume instead of a line on the terminal.
 nibabel_logger.handlers[:] = [logging.NullHandler()]
 
@@ -344,6 +362,9 @@ def _form(
     """Return qform or sform in mm, and its code: (None, 0) if it is not set or not valid, (None, 1) but for NIfTI."""
     if not isinstance(native, nibabel.Nifti1Header):
         return None, 1
+    excess = _quaternion_excess(native)
+    if name == "qform" and 3 * np.finfo(np.float32).eps < excess <= MAX_QUATERNION_EXCESS:
+        warnings.append(f"the quaternion of the qform is longer than 1, its square by {excess:.1e}: taken as rounding")
     try:
         affine, code = getattr(native, f"get_{name}")(coded=True)
         return (None, 0) if affine is None else (Grid(FileShape(1, 1, 1), in_mm @ affine).affine, int(code))

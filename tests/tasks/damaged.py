@@ -129,7 +129,7 @@ CATALOGUE: dict[str, tuple[Maker, str]] = {
     "text called .nii.gz": (lambda f: written(f, "scan.nii.gz", b"this is no image\n"), "not a compressed file"),
     "text, compressed": (lambda f: written(f, "scan.nii.gz", gzip.compress(b"no image " * 99)), "scan.nii.gz"),
     "a picture": (lambda f: written(f, "scan.png", b"\x89PNG\r\n\x1a\n" + bytes(99)), "file type"),
-    "a DICOM slice": (lambda f: written(f, "0.dcm", (PACKAGED / "0.dcm").read_bytes()), "file type"),
+    "a DICOM slice": (lambda f: written(f, "0.dcm", (PACKAGED / "0.dcm").read_bytes()), "folder of the series"),
     "surfaces": (lambda f: written(f, "a.dconn.nii", (PACKAGED / "row_major.dconn.nii").read_bytes()), "not a volume"),
     "a header alone": (lone_header, "scan.img"),
     "not compressed but called so": (lambda f: renamed(f, "scan.nii", "s.nii.gz"), "rename it without .gz"),

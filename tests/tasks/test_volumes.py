@@ -180,3 +180,36 @@ def test_a_data_offset_of_zero_means_after_the_header(name, pack, kind, field, s
     (tmp_path / "cut.nii").write_bytes(raw[:-2])
     with pytest.raises(InputError, match=r"its header declares \d+ bytes"):
         inspect_volume(tmp_path / "cut.nii")
+
+
+@pytest.mark.parametrize(
+    ("behind", "warned"),
+    [(b"junk" * 5, "20 bytes follow the compressed stream"), (b"j", "1 bytes follow"), (bytes(512), ""), (b"", "")],
+)
+def test_bytes_after_a_gzip_stream_are_left_out_with_a_warning(tmp_path, behind, warned):
+    path = save(tmp_path / "scan.nii.gz", ramp(affine(), (60, 50, 40)), affine())
+    halves = (raw := gzip.decompress(path.read_bytes()))[:9000], raw[9000:]
+    path.write_bytes(b"".join(gzip.compress(half) for half in halves) + behind)  # of two members
+    found = inspect_volume(path)
+    assert found.warnings == () if not warned else found.warnings[0].startswith(warned)
+    np.testing.assert_array_equal(next(found.volumes()).voxels, np.asarray(nibabel.load(path).dataobj))
+    path.write_bytes(path.read_bytes() + gzip.compress(bytes(500))[:-9])
+    if not behind:
+        with pytest.raises(InputError, match="the compressed file is truncated"):
+            inspect_volume(path)
+
+
+@pytest.mark.parametrize("excess", [4.8e-7, 5e-6])
+def test_a_quaternion_that_rounding_made_too_long_is_a_rotation(tmp_path, excess):
+    half_turn = affine((1.0, 1.5, 3.0), axes="LPS")  # whose quaternion has no real part
+    path = save(tmp_path / "scan.nii", ramp(half_turn, (9, 8, 7)), half_turn, codes=(1, 0))
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<f", raw, 264, np.sqrt(1 + excess))  # quatern_d
+    path.write_bytes(raw)
+    found = inspect_volume(path)
+    np.testing.assert_allclose(found.scan.grid.affine, half_turn, atol=1e-6)
+    assert any("longer than 1" in warning for warning in found.warnings)
+    struct.pack_into("<f", raw, 264, np.sqrt(1 + 1e-3))
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match="w2 should be positive"):
+        inspect_volume(path)

@@ -10,7 +10,7 @@ from rich.console import Console
 from configs.errors import InputError
 from tasks.files.bids import anatomical_images, is_dataset, require_own
 from tasks.files.outputs import without_outputs
-from tasks.files.selection import expand_inputs, is_dicom_folder
+from tasks.files.selection import expand_inputs, findable, is_dicom_folder
 from tasks.volume.dicom import convert_dicom
 from tasks.volume.nifti import open_volume
 from workflow.terminal.progress import waiting
@@ -55,9 +55,9 @@ def find_sources(
         InputError: There are none, or they cannot be used together.
     """
     if participants:
-        labels = [one for one in given if LABEL.fullmatch(one) and not Path(one).exists()]
+        labels = [one for one in given if LABEL.fullmatch(one) and not findable(Path(one)).exists()]
         participants, given = [*participants, *labels], [one for one in given if one not in labels]
-    paths = [Path(one) for one in given]
+    paths = [findable(Path(one)) for one in given]
     datasets, studies = list(filter(is_dataset, paths)), list(filter(is_dicom_folder, paths))
     if participants and not datasets:
         raise InputError("Cannot choose participants: no BIDS dataset is given.", "Leave --participant-label out.")
