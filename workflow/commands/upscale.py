@@ -104,15 +104,6 @@ def upscale(
                 f"Cannot adapt across --slice-axis {slice_axis}: --adapt uses the axis of the largest spacing.",
                 "Leave one of the two out.",
             )
-        found = find_sources(
-            volumes,
-            out,
-            opened.console,
-            participants=participant_label or (),
-            series=series or (),
-            overwrite=overwrite,
-        )
-        sources = found.paths
         resources = resources_of(
             workers,
             memory_budget,
@@ -122,6 +113,15 @@ def upscale(
             patience_seconds=patience,
         )
         by_scale, by_spacing = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
+        found = find_sources(
+            volumes,
+            out,
+            opened.console,
+            participants=participant_label or (),
+            series=series or (),
+            overwrite=overwrite,
+        )
+        sources = found.paths
         adapted = None
         if adapt:
             folder = out or sources[0].parent
