@@ -48,6 +48,14 @@ class Slurm:
             text=True,
         )
 
+    def use_image(self, image):
+        """Run jobs in an image, by a stand-in for Apptainer; only there is the environment of voxlift on the path."""
+        program = self.folder / "bin" / "apptainer"
+        inside = f'PATH="{Path(sys.executable).parent}:$PATH" exec "$@"'
+        program.write_text(f'#!/bin/sh\n[ "$1 $2" = "exec {image}" ] || exit 99\nshift 2\n{inside}\n')
+        program.chmod(0o755)
+        self.environment |= {"VOXLIFT_IMAGE": image, "VOXLIFT_VENV": "/nowhere"}
+
     def finish(self, submitted):
         reported, _ = submitted.communicate(timeout=600)
         job = reported.removeprefix("Submitted batch job ").strip()
@@ -119,7 +127,10 @@ def test_the_warning_before_the_time_limit_ends_a_job_that_can_be_resumed(slurm,
     assert sum(volume["shards_resumed"] for volume in report["volumes"]) >= kept
 
 
-def test_a_wrong_command_ends_the_job_with_its_status(slurm, work):
+@pytest.mark.parametrize("image", ["", "voxlift.sif"])
+def test_a_wrong_command_ends_the_job_with_its_status(slurm, work, image):
+    if image:
+        slurm.use_image(image)
     model = str(work.folder / "small.keras")
     submitted = slurm.submit("upscale", "absent.nii.gz", "--out", "refused", "--model", model, store=work.store)
     job, log = slurm.finish(submitted)
