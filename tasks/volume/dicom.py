@@ -18,6 +18,7 @@ ENDING = ".nii.gz"
 SEARCH_DEPTH = 5  # folders below the given one, as dcm2niix goes
 # dcm2niix writes a second file where it has corrected slices of unequal distances or a tilted gantry.
 CORRECTED = re.compile(r"(_Eq|_Tilt|_Eq_Tilt)_\d+$")
+CONVERTED = re.compile(rb"^Convert (\d+) DICOM", re.MULTILINE)  # as dcm2niix reports each volume
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,19 @@ class Series:
     path: Path
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What `dcm2niix` has made of a folder.
+
+    Args:
+        series: One for each volume, by number.
+        left_out: DICOM files of the folder that are in none of its volumes: damaged ones, and those without an image.
+    """
+
+    series: tuple[Series, ...]
+    left_out: int
+
+
 def is_dicom(path: Path) -> bool:
     """Check the first bytes of a file for those of DICOM."""
     try:
@@ -46,16 +60,18 @@ def is_dicom(path: Path) -> bool:
 
 def holds_dicom(folder: Path) -> bool:
     """Search a folder and those below it for a DICOM file."""
+    return any(True for _ in _dicom_files(folder))
+
+
+def _dicom_files(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
         if len(Path(place).relative_to(folder).parts) >= SEARCH_DEPTH:
             folders.clear()
         paths = (Path(place, name) for name in names)
-        if any(path.is_file() and is_dicom(path) for path in paths):
-            return True
-    return False
+        yield from (path for path in paths if path.is_file() and is_dicom(path))
 
 
-def convert_dicom(folder: Path, out: Path, *, only: Collection[int] = (), overwrite: bool = False) -> list[Series]:
+def convert_dicom(folder: Path, out: Path, *, only: Collection[int] = (), overwrite: bool = False) -> Conversion:
     """Convert the series of a folder and of those below it to NIfTI.
 
     Equal files give equal volumes, named `series-NUMBER.nii.gz`. Names, headers and sidecars hold no field about the
@@ -66,9 +82,6 @@ def convert_dicom(folder: Path, out: Path, *, only: Collection[int] = (), overwr
         out: Folder for the volumes and their sidecars; made only once all are converted.
         only: Numbers of the series to convert; empty for all.
         overwrite: Replace other volumes under these names.
-
-    Returns:
-        One for each volume, by number.
 
     Raises:
         InputError: `dcm2niix` is not installed or converts nothing, a wanted series is not there, or a volume is
@@ -82,7 +95,9 @@ def convert_dicom(folder: Path, out: Path, *, only: Collection[int] = (), overwr
     with tempfile.TemporaryDirectory(prefix="voxlift-") as place:
         # Without a settings file of the user, compressed without a time in it, and with an anonymous sidecar.
         options = ["-g", "i", "-z", "i", "-b", "y", "-ba", "y", "-c", "", "-f", "series-%s"]
-        done = subprocess.run([dcm2niix.bin, *options, "-o", place, str(folder)], capture_output=True, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603 - the program of the package, without a shell
+            [dcm2niix.bin, *options, "-o", place, str(folder.absolute())], capture_output=True, check=False
+        )
         found = sorted(_converted(Path(place)), key=lambda series: (series.number, series.path.name))
         if not found:
             reason = f"dcm2niix finds no series of images in it (status {done.returncode})"
@@ -101,7 +116,9 @@ def convert_dicom(folder: Path, out: Path, *, only: Collection[int] = (), overwr
                     f"Cannot write {kept.name}: another volume of this name is in {out.name} already.",
                     "Choose another output folder.",
                 )
-        return [Series(one.number, one.modality, _keep(one.path, out)) for one in wanted]
+        used = sum(map(int, CONVERTED.findall(done.stdout)))
+        left_out = max(0, sum(1 for _ in _dicom_files(folder)) - used)
+        return Conversion(tuple(Series(one.number, one.modality, _keep(one.path, out)) for one in wanted), left_out)
 
 
 def _converted(folder: Path) -> Iterator[Series]:

@@ -1,6 +1,7 @@
 """Folders of real DICOM files, converted by dcm2niix."""
 
 import json
+import shutil
 import sys
 
 import nibabel
@@ -27,7 +28,9 @@ def study(tmp_path_factory):
 
 
 def test_each_series_becomes_a_volume_where_the_scanner_had_it(study, tmp_path):
-    first, second = convert_dicom(study, tmp_path / "out")
+    done = convert_dicom(study, tmp_path / "out")
+    first, second = done.series
+    assert done.left_out == 0
     assert [(one.number, one.modality, one.path.name) for one in (first, second)] == [
         (2, "MR", "series-2.nii.gz"),
         (11, "MR", "series-11.nii.gz"),
@@ -43,7 +46,7 @@ def test_each_series_becomes_a_volume_where_the_scanner_had_it(study, tmp_path):
 
 
 def test_no_field_about_the_patient_is_kept(study, tmp_path):
-    volumes = convert_dicom(study, tmp_path)
+    volumes = convert_dicom(study, tmp_path).series
     assert json.loads((tmp_path / "series-2.json").read_text())["SliceThickness"] == 4
     contents = [path.read_bytes() for path in tmp_path.glob("*.json")]
     contents += [nibabel.load(one.path).header.binaryblock for one in volumes]
@@ -52,7 +55,7 @@ def test_no_field_about_the_patient_is_kept(study, tmp_path):
 
 
 def test_conversion_gives_the_same_bytes_again_and_replaces_nothing_else(study, tmp_path):
-    (before, _), (after, _) = convert_dicom(study, tmp_path / "a"), convert_dicom(study, tmp_path / "b")
+    (before, _), (after, _) = (convert_dicom(study, tmp_path / name).series for name in "ab")
     assert before.path.read_bytes() == after.path.read_bytes()
     convert_dicom(study, tmp_path / "a")
     after.path.write_bytes(b"another")
@@ -62,8 +65,17 @@ def test_conversion_gives_the_same_bytes_again_and_replaces_nothing_else(study, 
     assert before.path.read_bytes() == after.path.read_bytes()
 
 
+def test_files_that_are_left_out_are_counted(study, tmp_path):
+    folder = tmp_path / "study"
+    shutil.copytree(study, folder)
+    for path in (folder / "a" / "b").iterdir():
+        path.write_bytes(path.read_bytes()[:900])
+    done = convert_dicom(folder, tmp_path / "out")
+    assert ([one.number for one in done.series], done.left_out) == ([2], 6)
+
+
 def test_series_are_chosen_by_number(study, tmp_path):
-    assert [one.number for one in convert_dicom(study, tmp_path, only=[11])] == [11]
+    assert [one.number for one in convert_dicom(study, tmp_path, only=[11]).series] == [11]
     with pytest.raises(InputError, match=r"Cannot find series 3 in disc: it holds series 2, 11"):
         convert_dicom(study, tmp_path / "out", only=[2, 3])
     assert not (tmp_path / "out").exists()

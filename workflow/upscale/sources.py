@@ -76,11 +76,14 @@ def find_sources(
         require_own(out)
         return Sources(anatomical_images(first, participants), first)
     with waiting(console, "Converting DICOM files"):
-        converted = convert_dicom(first, out / CONVERTED, only=series, overwrite=overwrite)
-    for one in converted:
+        done = convert_dicom(first, out / CONVERTED, only=series, overwrite=overwrite)
+    if done.left_out:
+        warning = f"{first.name}: {done.left_out} DICOM files are damaged or hold no image, and are left out"
+        console.print(warning, style="yellow", markup=False, soft_wrap=True)
+    for one in done.series:
         scan = open_volume(one.path)
         voxels, mm = ("x".join(f"{value:.4g}" for value in sizes) for sizes in (scan.grid.shape, scan.grid.spacing))
         times = f", {scan.header.n_timepoints} time points" if scan.header.n_timepoints > 1 else ""
         line = f"series {one.number}: {one.modality or 'images'}, {voxels} voxels at {mm} mm{times}, as {CONVERTED}/"
         console.print(line + one.path.name, markup=False, soft_wrap=True)
-    return Sources([one.path for one in converted])
+    return Sources([one.path for one in done.series])
