@@ -81,7 +81,8 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
     model = ModelContract(total_stride=config.network.total_stride)
     write_volume(source, degraded.coarse.voxels, degraded.coarse.grid)
 
-    with recorded_run(config.tracking.experiment, "demo") as recorder, cluster():
+    run = recorded_run(config.tracking.experiment, "demo", folder=folder, console=console)
+    with run as recorder, cluster():
         training = record_training(job, recorder, console, command="demo")
         network = read_network(training.model)
         with recorder.phase("inference"):

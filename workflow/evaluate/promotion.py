@@ -105,7 +105,8 @@ def promote(
     for network in (champion, challenger):
         if network is not None:
             _require_trained_for(network, recipe, name)
-    with recorded_run(experiment, f"promote {name}", tags={"degradation": recipe.name}) as recorder:
+    tags = {"degradation": recipe.name}
+    with recorded_run(experiment, f"promote {name}", tags=tags, console=console) as recorder:
         record_environment(recorder, "promote")
         recorder.parameters(flatten(recipe, "degradation"))
         recorder.inputs(inputs)
