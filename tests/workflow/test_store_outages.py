@@ -15,12 +15,24 @@ from collections import Counter
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+import yaml
 from mlflow import MlflowClient
 from rich.console import Console
+from scipy.ndimage import gaussian_filter
 
 import workflow.tracking as tracking
+from configs.axes import NetworkShape
 from configs.errors import InputError
+from tasks.artifacts.contracts import ModelContract
+from tasks.artifacts.manifest import manifest_entry
+from tests.conftest import unused_port
+from tests.networks import small_restorer
+from tests.processes import until
+from tests.tasks.small_training import SMALL
+from tests.workflow.conftest import MLFLOW, answers
 from workflow.tracking import RunAddress, sender, store
 from workflow.tracking.verification import verify
 
@@ -175,7 +187,9 @@ with outage.recording() as recorder:
 """
 
 
-@pytest.mark.parametrize("by", ["sync", "the next start", "resuming it"])
+@pytest.mark.parametrize(
+    "by", ["resuming it", *(pytest.param(by, marks=pytest.mark.slow) for by in ("sync", "the next start"))]
+)
 def test_the_record_of_a_process_that_was_killed_is_uploaded(outage, voxlift, tmp_path, by):
     command = [sys.executable, "-c", KILLED, str(tmp_path)]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -309,3 +323,151 @@ def test_a_start_with_a_server_that_does_not_answer_is_refused(monkeypatch):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(InputError, match="Cannot record in"), tracking.recorded_run("away", "first"):
             pass
+
+
+class Server:
+    """A real server on a port and a database of its own, started as often as wanted."""
+
+    def __init__(self, folder):
+        self.folder, self.uri = folder, f"http://127.0.0.1:{unused_port()}"
+        self.process: subprocess.Popen | None = None
+
+    def start(self):
+        host, port = self.uri.removeprefix("http://").split(":")
+        command = [*MLFLOW, "server", "--host", host, "--port", port, "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
+        command += ["--artifacts-destination", f"{self.folder}/artifacts"]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True)
+        until(lambda: answers(f"{self.uri}/health"), self.process)
+
+    def signal(self, number):
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def kill(self):
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "server").mkdir()
+    made = Server(tmp_path / "server")
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_server_that_hangs_is_killed_and_restarted_has_the_whole_record(server, outage, monkeypatch, voxlift):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setattr(store, "ANSWER_SECONDS", 1.0)
+    outage.uri = server.uri
+    model = outage.work.parent / "model.keras"
+    small_restorer().save(model)
+    with outage.recording() as recorder:
+        record(recorder, range(3))
+        server.signal(signal.SIGSTOP)
+        record(recorder, range(3, 6))
+        fill(recorder)
+        server.signal(signal.SIGCONT)
+        until(lambda: not outage.records)
+        record(recorder, range(6, 9))
+        server.kill()
+        record(recorder, range(9, 12))
+        contract = ModelContract()
+        assert recorder.model(model, manifest_entry(model, contract), NetworkShape(8, 16, 16)) == str(model)
+        assert recorder.register("away") is None
+    run_id = recorder.address.run_id
+    with pytest.raises(InputError, match="Connection refused"), outage.recording("refused"):
+        pass
+    server.start()
+    status, out, err = voxlift("sync", str(outage.work), "--json")
+    assert status == 0, err
+    assert [one["run_id"] for one in json.loads(out)["uploaded"]] == [run_id]
+    run = outage.require_whole(run_id, range(12))
+    assert len(run.outputs.model_outputs) == 1
+    assert [version.run_id for version in outage.client.search_model_versions("name = 'away'")] == [run_id]
+    assert tracking.resolve_model("models:/away@champion").read_bytes() == model.read_bytes()
+    assert outage.said.getvalue().count("Cannot record in the tracking store") == 1
+
+
+def training(folder):
+    blobs = gaussian_filter(np.random.default_rng(0).normal(size=(37, 60, 41)), 2) > 0
+    nibabel.save(nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.eye(4)), folder / "here.nii.gz")
+    tracked = {"experiment": "voxlift", "registered_model": "away"}
+    content = {"degradation": "iso2x", "tracking": tracked, "sweep": {"training.seed": [0, 1]}}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
+    del content["sweep"]
+    (folder / "train.yaml").write_text(yaml.safe_dump(content))
+    rules = [*SMALL, "training.steps=6", "data.volumes=[here.nii.gz]", "data.validation=[here.nii.gz]"]
+    return [word for rule in [*rules, "resources.workers=1"] for word in ("--set", rule)]
+
+
+COMMANDS = {
+    "train": ["train.yaml", "--out", "out"],
+    "sweep": ["sweep.yaml", "--out", "out", "--parallel", "1"],
+    "upscale": ["here.nii.gz", "--out", "out", "--scale", "2", "--workers", "1"],
+    "evaluate": ["here.nii.gz", "--degradation", "iso2x", "--workers", "1"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_whose_store_goes_away_does_its_work(outage, command, voxlift):
+    settings = training(outage.work)
+
+    def start(*more):
+        words = [*COMMANDS[command], *(settings if command in {"train", "sweep"} else []), *more]
+        given = [sys.executable, "-m", "workflow", command, *words, "--json"]
+        environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        with (outage.work.parent / "log").open("a") as log:
+            return subprocess.Popen(
+                given, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=log
+            )
+
+    def runs():
+        with closing(sqlite3.connect(outage.database, timeout=60)) as database:
+            return database.execute("SELECT count(*) FROM runs").fetchone()[0]
+
+    process = start()
+    # The first training of a sweep has a run, the second has none yet.
+    until(lambda: runs() == 1 + (command == "sweep"), process)
+    outage.leave()
+    out, _ = process.communicate(timeout=250)
+    said = (outage.work.parent / "log").read_text()
+    assert process.returncode == 0, said
+    assert said.count("Cannot record in the tracking store") == 1
+    assert f"voxlift sync {outage.work}" in said
+    outage.come_back()
+    if command == "sweep":
+        assert json.loads(out)["comparison"] is None
+        assert "The trainings are not compared: the store lacks the records of 2 of them." in said
+    assert voxlift("sync")[0] == 0
+    if command == "sweep":
+        again = start("--resume")
+        out, _ = again.communicate(timeout=250)
+        assert again.returncode == 0
+        report = json.loads(out)
+        assert [child["status"] for child in report["children"]] == ["kept", "kept"]
+        assert len(report["comparison"]["rows"]) == 2
+    assert not outage.records
+    client = outage.client
+    found = client.search_runs([client.get_experiment_by_name("voxlift").experiment_id])
+    assert [run.info.status for run in found] == ["FINISHED"] * (3 if command == "sweep" else 1)
+    for run in found:
+        assert verify(run.info.run_id).damages == ()
+        if run.info.run_name not in {"upscale", "evaluate"} and "validation/psnr_best" in run.data.metrics:
+            losses = client.get_metric_history(run.info.run_id, "train/loss")
+            assert [metric.step for metric in losses] == list(range(1, 7))
+            assert len(run.outputs.model_outputs) == 1
+    registered = client.search_model_versions("name = 'away'")
+    assert len(registered) == (command in {"train", "sweep"})

@@ -249,8 +249,9 @@ def _compared(
     # Without a score are trainings that an earlier version has finished.
     comparison = compare(runs, SCORE if any(SCORE in run.metrics for run in runs) else None)
     files = write_comparison(folder, comparison, read_curves(done, CURVE))
-    for file in files:
-        recorder.artifact(file, "comparison")
+    with recorder.together():
+        for file in files:
+            recorder.artifact(file, "comparison")
     best = _best(comparison)
     verdict = "None has a score to be ranked by."
     if best is not None:
