@@ -330,7 +330,7 @@ class Server:
 
     def __init__(self, folder):
         self.folder, self.uri = folder, f"http://127.0.0.1:{unused_port()}"
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self):
         host, port = self.uri.removeprefix("http://").split(":")
@@ -365,7 +365,7 @@ def server(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_server_that_hangs_is_killed_and_restarted_has_the_whole_record(server, outage, monkeypatch, voxlift):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     monkeypatch.setattr(store, "ANSWER_SECONDS", 1.0)
@@ -420,7 +420,7 @@ COMMANDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_whose_store_goes_away_does_its_work(outage, command, voxlift):
     settings = training(outage.work)
@@ -442,7 +442,7 @@ def test_a_command_whose_store_goes_away_does_its_work(outage, command, voxlift)
     # The first training of a sweep has a run, the second has none yet.
     until(lambda: runs() == 1 + (command == "sweep"), process)
     outage.leave()
-    out, _ = process.communicate(timeout=250)
+    out, _ = process.communicate(timeout=400)
     said = (outage.work.parent / "log").read_text()
     assert process.returncode == 0, said
     assert said.count("Cannot record in the tracking store") == 1
@@ -454,7 +454,7 @@ def test_a_command_whose_store_goes_away_does_its_work(outage, command, voxlift)
     assert voxlift("sync")[0] == 0
     if command == "sweep":
         again = start("--resume")
-        out, _ = again.communicate(timeout=250)
+        out, _ = again.communicate(timeout=400)
         assert again.returncode == 0
         report = json.loads(out)
         assert [child["status"] for child in report["children"]] == ["kept", "kept"]

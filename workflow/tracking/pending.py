@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from configs.errors import InputError, ReadError
 from tasks.artifacts.manifest import ManifestEntry
+from tasks.files.atomic import replacing
 from tasks.files.lock import locked
-from workflow.tracking.entries import Address, Artifact, Ending, Entry, Stored, TrainedModel
+from workflow.tracking.entries import Address, Artifact, Ending, Entry, Registration, Stored, TrainedModel
 from workflow.tracking.store import RunAddress
 
 FOLDER = ".voxlift/pending"
@@ -42,13 +44,13 @@ class PendingRecord:
 
     Args:
         base: Folder that it is for, next to the outputs of the run.
-        name: Of its own folder.
         header: Returns its first line.
     """
 
-    def __init__(self, base: Path, name: str, header: Callable[[], Header]) -> None:
+    def __init__(self, base: Path, header: Callable[[], Header]) -> None:
         self.base = base
-        self._name, self._header = name, header
+        self._name, self._header = secrets.token_hex(8), header
+        self._scratch: Path | None = None
         self._open = ExitStack()
         self._file: BinaryIO | None = None
         self._files = 0
@@ -67,7 +69,7 @@ class PendingRecord:
             copy.parent.mkdir(parents=True)
             shutil.copyfile(entry.file, copy)
             entry = entry.model_copy(update={"file": copy})
-        self._append(file, _on_disk(entry, self._folder))
+        self._append(file, _line(_on_disk(entry, self._folder)))
         return entry
 
     def discard(self) -> None:
@@ -75,6 +77,8 @@ class PendingRecord:
         if self._file is not None:
             _remove(self._folder)
         self.close()
+        if self._scratch is not None:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def close(self) -> None:
         """Leave what is on disk to others."""
@@ -91,25 +95,27 @@ class PendingRecord:
             return self._begin()
         except (OSError, InputError):
             self.close()
-            self.base = Path(tempfile.mkdtemp(prefix="voxlift-record-"))
+            self._scratch = self._scratch or Path(tempfile.mkdtemp(prefix="voxlift-record-"))
+            wanted, self.base = self.base, self._scratch
             try:
                 return self._begin()
             except (OSError, InputError):
                 self.close()
+                self.base = wanted
                 raise
 
     def _begin(self) -> BinaryIO:
+        path = self._folder / RECORD
         self._open.enter_context(locked(self._folder / LOCK, f"the record in {self.base.name}"))
-        file = self._open.enter_context((self._folder / RECORD).open("ab", buffering=0))
-        self._append(file, self._header())
-        self._file = file
-        return file
+        with replacing(path) as partial:
+            partial.write_bytes(_line(self._header()))
+        self._file = self._open.enter_context(path.open("ab", buffering=0))
+        return self._file
 
-    def _append(self, file: BinaryIO, line: Stored) -> None:
-        """Append a line, whole and on the disk, or not at all."""
+    def _append(self, file: BinaryIO, content: bytes) -> None:
+        """Append to the record, whole and on the disk, or not at all."""
         before = file.tell()
         try:
-            content = line.model_dump_json().encode() + b"\n"
             if file.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())
@@ -167,10 +173,20 @@ def reading(folder: Path) -> Iterator[LeftRecord]:
             header = Header.model_validate_json(first)
             # After the last line break is nothing, or what a killed process had begun.
             entries = [_from_disk(ENTRY.validate_json(line), folder) for line in lines[:-1]]
+            entries.sort(key=_rank)
             last = path.stat().st_mtime_ns // 1_000_000
         except (OSError, ValidationError) as error:
             raise ReadError(str(path), "it holds no record of a run", "Remove its folder.") from error
         yield LeftRecord(folder, header, entries, last)
+
+
+def _line(stored: Stored) -> bytes:
+    return stored.model_dump_json().encode() + b"\n"
+
+
+def _rank(entry: Entry) -> int:
+    """What needs all else comes last: entries that a full disk delayed may have been added after it."""
+    return 2 if isinstance(entry, Ending) else 1 if isinstance(entry, Registration) else 0
 
 
 def _on_disk(entry: Entry, folder: Path) -> Entry:

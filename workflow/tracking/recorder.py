@@ -1,7 +1,6 @@
 """One run and its only writer: its records, their contracts, and its end."""
 
 import logging
-import secrets
 import shutil
 import signal
 import sys
@@ -306,8 +305,7 @@ def _recorder(
     def notify(message: str) -> None:
         console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    name = writer.address.run_id or secrets.token_hex(8)
-    record = PendingRecord(base, name, lambda: Header(run=writer.address, seals=writer.seals))
+    record = PendingRecord(base, lambda: Header(run=writer.address, seals=writer.seals))
     sender = Sender(writer, record, notify)
     if opening is not None:
         sender.send(opening)

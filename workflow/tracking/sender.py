@@ -74,7 +74,11 @@ class Sender:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._closed or not self._items, END_SECONDS)
+            while (waiting := len(self._items)) and self._changed.wait_for(
+                lambda: self._closed or len(self._items) < waiting, END_SECONDS
+            ):
+                if self._closed:
+                    break
             self._closed = True
             self._changed.notify_all()
             left = [*self._refused, *self._items]
@@ -109,9 +113,11 @@ class Sender:
                 self._changed.wait_for(lambda: self._closed or self._items)
                 if self._closed:
                     return
-                item = self._items[0]
+                item, away = self._items[0], self._away
             error = None
             try:
+                if away:  # MLflow would try for minutes
+                    require_answer(self._writer.address.tracking_uri)
                 self._writer.write(item.entry)
             except Exception as caught:  # noqa: BLE001 - whatever a store's backend raises
                 error = caught
