@@ -15,7 +15,7 @@ from configs.errors import VoxliftError
 
 COMMANDS = (
     *("compare", "demo", "doctor", "dry-run", "evaluate", "inspect"),
-    *("presets", "promote", "schema", "shapes", "sweep", "train", "upscale", "verify"),
+    *("presets", "promote", "schema", "shapes", "sweep", "sync", "train", "upscale", "verify"),
 )
 HELP = {"help_option_names": ["-h", "--help"]}
 

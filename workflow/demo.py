@@ -81,21 +81,23 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
     model = ModelContract(total_stride=config.network.total_stride)
     write_volume(source, degraded.coarse.voxels, degraded.coarse.grid)
 
-    with recorded_run(config.tracking.experiment, "demo") as recorder, cluster():
+    run = recorded_run(config.tracking.experiment, "demo", folder=folder, console=console)
+    with run as recorder, cluster():
         training = record_training(job, recorder, console, command="demo")
         network = read_network(training.model)
         with recorder.phase("inference"):
             scored = evaluation.score_volume(path, degraded, network, config.resources, console, slab=slab)
         write_volume(output, scored.voxels, reference.grid, like=reference, dtype="float32")
         console.print("Recording …")
-        entries = {
-            MODEL: manifest_entry(training.model, model),
-            output.name: manifest_entry(output, fine),
-            source.name: recorder.volume(source, "volumes", coarse, with_header=True),
-            picture.name: evaluation.record_picture(recorder, picture, scored),
-            page.name: evaluation.record_page(recorder, page, "restored volume of the demo", scored),
-        }
-        recorder.volume(output, "volumes", fine, with_header=config.tracking.record_paths)
+        with recorder.together():
+            entries = {
+                MODEL: manifest_entry(training.model, model),
+                output.name: manifest_entry(output, fine),
+                source.name: recorder.volume(source, "volumes", coarse, with_header=True),
+                picture.name: evaluation.record_picture(recorder, picture, scored),
+                page.name: evaluation.record_page(recorder, page, "restored volume of the demo", scored),
+            }
+            recorder.volume(output, "volumes", fine, with_header=config.tracking.record_paths)
         write_contracts(folder, entries, recorder.address.run_id)
         evaluated, shape = evaluation.evaluation_of([scored.scores], degraded.recipe), "x".join(map(str, fine.shape))
         introduction = f"Degraded a volume of {shape} voxels, trained on one part of it, and scored another.\n\n"

@@ -7,7 +7,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
@@ -114,22 +114,37 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
             killed = Process.of(_content(path))
             if killed is not None and killed.is_gone:
                 path.unlink(missing_ok=True)
-            with path.open("x") as file:
+            with path.open("x") as file, _removed_on_error(path):
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
     except FileExistsError:
         raise _taken(path, name) from None
     except OSError as error:
+        _remove_empty(made)
         raise InputError(f"Cannot write {name}: {error.strerror}.", "Choose another folder.") from error
     try:
         yield Lock(path, content, killed)
     finally:
         if _content(path) == content:
             path.unlink(missing_ok=True)
-        with suppress(OSError):
-            for folder in made:
-                folder.rmdir()  # if it is empty
+        _remove_empty(made)
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    """Remove a file that a full disk left empty: nobody could say whose lock it is."""
+    try:
+        yield
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager

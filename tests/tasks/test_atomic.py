@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -139,3 +140,14 @@ def test_a_folder_that_cannot_hold_a_lock_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="Cannot write it: "), locked(tmp_path / "file" / "lock", "it"):
         pass
+
+
+def test_a_full_disk_leaves_no_lock_without_a_holder(tmp_path):
+    path, limits = tmp_path / "runs" / "lock", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(InputError, match="Cannot write it: File too large"), locked(path, "it"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

@@ -149,7 +149,7 @@ def recorded_evaluation(
     """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
     numbers = count(1)
     inputs = [input_volume(path, "reference", record_paths=False) for path in references]
-    run = recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name})
+    run = recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}, console=console)
     with entering(console, "Opening the tracking store", run) as recorder:
         record_environment(recorder, "evaluate")
         recorder.inputs(inputs)

@@ -112,7 +112,8 @@ def promote(
     def score(network: NetworkFile) -> Sequence[VolumeScores]:
         return evaluate(references, network, recipe, resources, None, console, as_images=as_images).volumes
 
-    with recorded_run(experiment, f"promote {name}", tags={"degradation": recipe.name}) as recorder:
+    tags = {"degradation": recipe.name}
+    with recorded_run(experiment, f"promote {name}", tags=tags, console=console) as recorder:
         record_environment(recorder, "promote")
         recorder.parameters(flatten(recipe, "degradation"))
         recorder.inputs(inputs)

@@ -33,34 +33,60 @@ if TYPE_CHECKING:
 def logged_model(
     address: RunAddress, model_path: Path, probe_shapes: Sequence[NetworkShape], contract: ModelContract | None = None
 ) -> Iterator[str]:
-    """Check a trained model against its contract, through MLflow's own loader, and log it.
+    """Check a trained model, as `checked_model`, and log it; yields the model's URI, once."""
+    (entry,) = checked_model(model_path, probe_shapes, contract)
+    client = mlflow_api.MlflowClient(tracking_uri=address.tracking_uri)
+    yield log_model(client, address.run_id, model_path, entry, probe_shapes[0])
 
-    A resumed run that has logged the same network already keeps that one. Loads TensorFlow: it runs in a worker.
+
+def checked_model(
+    model_path: Path, probe_shapes: Sequence[NetworkShape], contract: ModelContract | None = None
+) -> Iterator[ManifestEntry]:
+    """Check a trained model against its contract, through MLflow's own loader; it needs no store.
+
+    Loads TensorFlow: it runs in a worker.
 
     Args:
-        address: Of the run.
         model_path: The `.keras` file.
         probe_shapes: Depth, height and width of inputs that the model must return in their own shape; the first is
-            also that of the logged example.
+            also that of the example.
         contract: Of the model; a restorer of any stride by default.
 
     Yields:
-        The model's URI, once.
+        The manifest entry of the file, once.
 
     Raises:
         ContractError: The file, or the output of the network, violates the contract.
     """
-    client = mlflow_api.MlflowClient(tracking_uri=address.tracking_uri)
-    run = client.get_run(address.run_id)
     contract = contract or ModelContract()
-    manifest = manifest_entry(model_path, contract)
-    if known := _logged_before(client, run, model_path):
-        yield f"models:/{known}"
-        return
+    entry = manifest_entry(model_path, contract)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        write_folder(folder, model_path, manifest, probe_shapes[0])
+        write_folder(folder, model_path, entry, probe_shapes[0])
         require_answers(folder, contract, probe_shapes)
+    yield entry
+
+
+def log_model(
+    client: "MlflowClient", run_id: str, model_path: Path, entry: ManifestEntry, example: NetworkShape
+) -> str:
+    """Log a model that was checked; returns its URI.
+
+    A run that has logged the same network already keeps that one.
+
+    Args:
+        client: Of the store.
+        run_id: Of the run.
+        model_path: The `.keras` file.
+        entry: Of the file.
+        example: Depth, height and width of the logged example.
+    """
+    run = client.get_run(run_id)
+    if known := _logged_before(client, run, model_path):
+        return f"models:/{known}"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        write_folder(folder, model_path, entry, example)
         entity = client.create_logged_model(
             run.info.experiment_id,
             "model",
@@ -68,11 +94,11 @@ def logged_model(
             params=run.data.params,
             model_type="restorer",
         )
-        write_mlmodel(folder, manifest, run.info.run_id, entity.model_id)
+        write_mlmodel(folder, entry, run.info.run_id, entity.model_id)
         client.log_model_artifacts(entity.model_id, str(folder))
         client.finalize_logged_model(entity.model_id, mlflow_api.LoggedModelStatus.READY)
         client.log_outputs(run.info.run_id, [mlflow_api.LoggedModelOutput(entity.model_id, step=0)])
-    yield f"models:/{entity.model_id}"
+    return f"models:/{entity.model_id}"
 
 
 def resolve_model(text: str) -> Path:

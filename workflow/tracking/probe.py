@@ -1,17 +1,13 @@
 """Probe of the tracking store: a run is opened, written, read back and deleted."""
 
-import socket
-import sqlite3
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from configs.errors import InputError
 from workflow.tracking import mlflow_api, store
@@ -19,8 +15,6 @@ from workflow.tracking import mlflow_api, store
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-ANSWER_SECONDS = 10.0
-PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 PARAMETER, METRIC, ARTIFACT = ("probe", "written"), ("probe", 0.5), ("probe.txt", "written")
 
 
@@ -53,10 +47,7 @@ def probe_store(uri: str | None = None) -> StoreProbe:
     started = time.monotonic()
     uri = uri or store.tracking_uri()
     with _one_message(uri):
-        _require_answer(uri)
-        if urlsplit(uri).scheme in {"http", "https"}:
-            # For a server that does not answer, MLflow's client waits for minutes.
-            server_version(uri)
+        store.require_answer(uri, locks=True)
         with store.opened_store("record", uri) as client:
             # A unique name: probes at the same time do not delete each other's experiment.
             experiment = store.experiment_id(client, uri, f"voxlift-probe-{uuid.uuid4().hex}")
@@ -118,14 +109,9 @@ def server_version(uri: str) -> str:
     Raises:
         InputError: The server does not answer.
     """
-    # MLflow's own request, which brings the credentials and certificates that MLflow is configured with.
     with _one_message(uri):
-        _require_answer(uri)
-        credentials = mlflow_api.get_default_host_creds(uri)
-        answer = mlflow_api.http_request(
-            credentials, "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
-        )
-    return str(answer.text).strip() if answer.status_code == 200 else f"unknown, HTTP status {answer.status_code}"
+        store.require_answer(uri)
+        return store.reported_version(uri)
 
 
 def _differing(client: "MlflowClient", run_id: str) -> list[str]:
@@ -156,7 +142,7 @@ def _delete(client: "MlflowClient", experiment: str, run_id: str | None) -> str 
             client.delete_run(run_id)
         client.delete_experiment(experiment)
     except Exception as error:  # noqa: BLE001 - whatever a store's backend raises
-        return f"the experiment {experiment} could not be deleted: {_first_line(error)}"
+        return f"the experiment {experiment} could not be deleted: {store.first_line(error)}"
     return None
 
 
@@ -169,21 +155,6 @@ def _delete_artifact(artifact_uri: str) -> None:
                 folder.rmdir()
 
 
-def _require_answer(uri: str) -> None:
-    """Lock the SQLite file, or connect to the server: MLflow itself tries for up to two minutes."""
-    if file := store.sqlite_file(uri):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(file, timeout=ANSWER_SECONDS, isolation_level=None)) as database:
-            database.execute("BEGIN IMMEDIATE")
-            database.execute("ROLLBACK")
-        return
-    address = urlsplit(uri)
-    port = address.port or PORTS.get(address.scheme.partition("+")[0])
-    behind_proxy = address.scheme in getproxies() and not proxy_bypass(address.hostname or "")
-    if address.hostname and port and not behind_proxy:
-        socket.create_connection((address.hostname, port), ANSWER_SECONDS).close()
-
-
 @contextmanager
 def _one_message(uri: str) -> Iterator[None]:
     """Turn any error of the store into one message, without the password that the URI may hold."""
@@ -194,16 +165,6 @@ def _one_message(uri: str) -> Iterator[None]:
     except Exception as error:
         remedy = "Make room there and check that you may write" if uri.startswith(store.SQLITE) else "Start the server"
         raise InputError(
-            f"Cannot record in the tracking store {store.shown(uri)}: {_first_line(error)}.",
+            f"Cannot record in the tracking store {store.shown(uri)}: {store.first_line(error)}.",
             f"{remedy}, or set MLFLOW_TRACKING_URI to a store that is there.",
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    root: BaseException = error
-    while deeper := root.__cause__ or root.__context__:
-        root = deeper
-    # The system's message is plainer than that of the clients on top of it.
-    reported = root if isinstance(root, OSError | sqlite3.Error) else error
-    said = (isinstance(reported, OSError) and reported.strerror) or str(reported) or type(reported).__name__
-    return said.strip().splitlines()[0][:200].rstrip(". ").replace(". ", "; ")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
-from workflow.tracking.recorder import PARENT_TAG
+from workflow.tracking.entries import PARENT_TAG
 from workflow.tracking.store import opened_store
 
 if TYPE_CHECKING:

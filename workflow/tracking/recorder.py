@@ -13,23 +13,35 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
+from configs.axes import NetworkShape
 from configs.errors import ContractsError, UsageError
 from tasks.artifacts.contracts import Contract, VolumeContract
-from tasks.artifacts.manifest import (
-    CONTRACTS_FILE,
-    PLAIN,
-    Contracts,
-    ManifestEntry,
-    file_digest,
-    manifest_entry,
-    read_contracts,
-)
+from tasks.artifacts.manifest import CONTRACTS_FILE, PLAIN, ManifestEntry, manifest_entry, read_contracts
 from tasks.files.lock import Process
 from tasks.volume.nifti import anonymous_copy
 from workflow.tracking import mlflow_api
-from workflow.tracking.inputs import InputVolume, dataset_input
-from workflow.tracking.models import model_entries
-from workflow.tracking.store import RunAddress, experiment_id, opened_store, tracking_uri
+from workflow.tracking.entries import (
+    PARENT_TAG,
+    PROCESS_TAG,
+    Address,
+    Artifact,
+    Batch,
+    Ending,
+    Inputs,
+    Manifest,
+    Opening,
+    Registration,
+    TrainedModel,
+    Writer,
+    this_process,
+)
+from workflow.tracking.inputs import InputVolume
+from workflow.tracking.pending import Header, PendingRecord
+from workflow.tracking.sender import Sender
+from workflow.tracking.store import RunAddress, StoreError, experiment_id, opened_store, tracking_uri
+from workflow.tracking.upload import upload_left
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,47 +49,49 @@ if TYPE_CHECKING:
 
 METRICS_PER_REQUEST = 500
 FLUSH_SECONDS = 5.0
-INPUT_TRIES = 3
-PARENT_TAG = "mlflow.parentRunId"
 NOTE_TAG = "mlflow.note.content"
-CONTRACTS_TAG = "voxlift.contracts"
-PROCESS_TAG = "voxlift.process"
 
 
 class Recorder:
     """Writes one run: metrics in batches, and every artifact with its manifest entry.
 
+    While the store does not take the record, it waits in memory and on disk, and the work goes on.
+
     Args:
-        client: Of the store.
-        address: Of the run.
+        writer: Of the run.
+        sender: Of its entries.
         steps: Last step of each metric that an earlier part of the run has logged; none up to it is logged again.
-        entries: Manifest entries of the artifacts that it has logged.
         had_finished: Whether the run had finished before it was resumed.
     """
 
     def __init__(
-        self,
-        client: "MlflowClient",
-        address: RunAddress,
-        steps: Mapping[str, int] | None = None,
-        entries: Mapping[str, ManifestEntry] | None = None,
-        *,
-        had_finished: bool = False,
+        self, writer: Writer, sender: Sender, steps: Mapping[str, int] | None = None, *, had_finished: bool = False
     ) -> None:
-        self.address, self.had_finished = address, had_finished
+        self.had_finished = had_finished
         self.failed = False  # set by work that ends without an exception and has nothing to show for it
-        self._client = client
+        self._writer, self._sender = writer, sender
         self._pending: list[tuple[str, float, int, int]] = []
         self._steps = dict(steps or {})
-        self._entries = dict(entries or {})
+        self._held = set(writer.seals)
         self._together = False
         self._lock = threading.RLock()
         self._flushed = time.monotonic()
 
+    @property
+    def address(self) -> RunAddress:
+        """Address of the run; that of a run of a sweep has no id before the store has made the run."""
+        return self._writer.address
+
+    def note_address(self, file: Path) -> None:
+        """Write the address to a file, by which the run is resumed, once it has an id."""
+        if self.address.run_id:
+            self.address.write(file)
+        else:
+            self._sender.send(Address(file=file))
+
     def parameters(self, values: Mapping[str, str]) -> None:
         """Record parameters by name."""
-        params = [mlflow_api.Param(key, value) for key, value in values.items()]
-        self._client.log_batch(self.address.run_id, params=params)
+        self._sender.send(Batch(parameters=dict(values)))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record metrics at a step; they are sent in batches, every few seconds and at the end."""
@@ -92,7 +106,7 @@ class Recorder:
         """Send the metrics that are waiting."""
         with self._lock:
             while batch := self._pending[:METRICS_PER_REQUEST]:
-                self._client.log_batch(self.address.run_id, metrics=[mlflow_api.Metric(*entry) for entry in batch])
+                self._sender.send(Batch(metrics=tuple(batch)))
                 del self._pending[:METRICS_PER_REQUEST]
             self._flushed = time.monotonic()
 
@@ -125,11 +139,11 @@ class Recorder:
             with tempfile.TemporaryDirectory() as scratch:
                 return self.artifact(Path(shutil.copyfile(path, Path(scratch) / name)), folder, contract)
         entry = manifest_entry(path, contract)
-        self._client.log_artifact(self.address.run_id, str(path), folder)
-        self._entries[f"{folder}/{path.name}" if folder else path.name] = entry
+        self._sender.send(Artifact(file=path, folder=folder, entry=entry))
+        self._held.add(f"{folder}/{path.name}" if folder else path.name)
         # Not only at the end: a run that is killed and resumed still has its contracts.
         if not self._together:
-            self._log_contracts()
+            self._sender.send(Manifest())
         return entry
 
     @contextmanager
@@ -140,7 +154,7 @@ class Recorder:
             yield
         finally:
             self._together = False
-        self._log_contracts()
+        self._sender.send(Manifest())
 
     def volume(self, path: Path, folder: str, contract: VolumeContract, *, with_header: bool) -> ManifestEntry:
         """Record a volume, with only the geometry of its header unless `with_header`.
@@ -162,26 +176,33 @@ class Recorder:
             path.write_text(content, encoding="utf-8")
             self.artifact(path)
 
+    def model(self, path: Path, entry: ManifestEntry, example: NetworkShape) -> str:
+        """Record a trained model that `checked_model` has checked; returns its URI, the file's where it waits.
+
+        Args:
+            path: The `.keras` file.
+            entry: Of the file.
+            example: Depth, height and width of the example that is logged with it.
+        """
+        self._sender.send(TrainedModel(file=path, entry=entry, example=example))
+        return self._writer.model_uri or str(path)
+
+    def register(self, name: str) -> str | None:
+        """Register the model of the run, as `register_model`; returns the URI of its version, None while it waits."""
+        self._sender.send(Registration(name=name))
+        return self._writer.version.uri if self._writer.version else None
+
     def holds(self, artifact: str) -> bool:
         """Return whether the run, or an earlier part of it, has recorded an artifact of that path."""
-        return artifact in self._entries
+        return artifact in self._held
 
     def inputs(self, volumes: Sequence[InputVolume]) -> None:
         """Record the volumes that the run works on: digest, geometry and role."""
-        for attempt in range(INPUT_TRIES):
-            try:
-                self._client.log_inputs(self.address.run_id, datasets=[dataset_input(volume) for volume in volumes])
-            except mlflow_api.MlflowException:
-                # Of runs that make the entry of one volume at once, all but the first find it at the next attempt.
-                if attempt == INPUT_TRIES - 1:
-                    raise
-            else:
-                return
+        self._sender.send(Inputs(volumes=tuple(volumes)))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags by name."""
-        tags = [mlflow_api.RunTag(key, value) for key, value in values.items()]
-        self._client.log_batch(self.address.run_id, tags=tags)
+        self._sender.send(Batch(tags=dict(values)))
 
     def describe(self, markdown: str) -> None:
         """Describe the run in Markdown, at the top of its page."""
@@ -189,25 +210,9 @@ class Recorder:
 
     def end(self, status: str, end_time: int | None = None) -> None:
         """Send what is waiting, log the contracts of models too, and end the run, now or at a time in milliseconds."""
-        try:
-            self.flush()
-            run = self._client.get_run(self.address.run_id)
-            with tempfile.TemporaryDirectory() as scratch:
-                self._entries = model_entries(self._client, run, Path(scratch)) | self._entries
-            self.tags({CONTRACTS_TAG: self._log_contracts()})
-        except Exception:
-            status = "FAILED"
-            raise
-        finally:
-            self._client.set_terminated(self.address.run_id, status, end_time)
-
-    def _log_contracts(self) -> str:
-        """Log the manifest; returns its digest."""
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / CONTRACTS_FILE
-            path.write_text(Contracts(run_id=self.address.run_id, seals=self._entries).text())
-            self._client.log_artifact(self.address.run_id, str(path))
-            return file_digest(path)
+        self.flush()
+        self._sender.send(Ending(status=status, end_time=end_time or int(time.time() * 1000)))
+        self._sender.close()
 
 
 @contextmanager
@@ -219,12 +224,15 @@ def recorded_run(
     killed: Process | None = None,
     parent: str | None = None,
     tags: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    console: Console | None = None,
 ) -> Iterator[Recorder]:
     """Record what happens inside the block as one run, which ends with it.
 
     The run ends FINISHED, FAILED after an exception or if its recorder is marked as `failed`, KILLED after an
     interrupt, an exit or a SIGTERM. A run that is resumed ends as it had before if it had finished, or if resuming it
-    is refused. Runs of the experiment whose process on this machine was killed are ended as KILLED first.
+    is refused. Runs of the experiment whose process on this machine was killed are ended as KILLED first, and records
+    that waited in the folder are uploaded.
 
     Args:
         experiment: Name of the experiment; made if it is not there.
@@ -232,8 +240,10 @@ def recorded_run(
         run_id: A run of that experiment to resume: no step of a metric is logged again. If it was deleted, a new one is
             opened.
         killed: Without a `run_id`, a process whose run of this name is resumed: it was killed before it noted the id.
-        parent: Id of the run whose child this one is.
+        parent: Id of the run whose child this one is. A new child begins without the store too: its parent had it.
         tags: Recorded before anything else.
+        folder: Where what the store does not take waits; the working directory by default.
+        console: For messages about the store; standard error by default.
 
     Yields:
         The run's only writer.
@@ -242,21 +252,27 @@ def recorded_run(
         InputError: The store cannot be used.
     """
     with exit_on_sigterm():
-        uri = tracking_uri()
-        with opened_store("record", uri) as client:
-            own = experiment_id(client, uri, experiment)
-            left = {run.info.run_name: run for run, process in _end_killed(client, own) if process == killed}
-            known = _known(client, run_id) if run_id else left.get(name)
-            if known is not None:
-                recorder = _resumed(client, RunAddress(uri, experiment, known.info.run_id), known)
-            else:
-                started = {
-                    **(tags or {}),
-                    PROCESS_TAG: Process.this().text(),
-                    **({PARENT_TAG: parent} if parent else {}),
-                }
-                run = client.create_run(own, run_name=name, tags=started)
-                recorder = Recorder(client, RunAddress(uri, experiment, run.info.run_id))
+        uri, base = tracking_uri(), (folder or Path.cwd()).resolve()
+        started = {**(tags or {}), **this_process(), **({PARENT_TAG: parent} if parent else {})}
+        opening, known, steps = None, None, {}
+        try:
+            with opened_store("record", uri) as client:
+                upload_left(base, uri)
+                own = experiment_id(client, uri, experiment)
+                left = {run.info.run_name: run for run, process in _end_killed(client, own) if process == killed}
+                known = _known(client, run_id) if run_id else left.get(name)
+                if known is not None:
+                    writer = Writer(RunAddress(uri, experiment, known.info.run_id), _seals(client, known), client)
+                    steps = _resumed(client, known)
+                else:
+                    made = client.create_run(own, run_name=name, tags=started)
+                    writer = Writer(RunAddress(uri, experiment, made.info.run_id), client=client)
+        except StoreError:
+            if parent is None or run_id or killed:
+                raise
+            opening = Opening(name=name, tags=started, start_time=int(time.time() * 1000))
+            writer = Writer(RunAddress(uri, experiment, ""))
+        recorder = _recorder(writer, base, console or Console(stderr=True), steps, known, opening)
         status, end_time = "FAILED", None
         try:
             with SystemSampler(recorder.metrics, recorder.next_step(SYSTEM_PREFIX)):
@@ -274,6 +290,26 @@ def recorded_run(
                 status, end_time = _ended(known)
             with uninterrupted():
                 recorder.end(status, end_time)
+
+
+def _recorder(
+    writer: Writer,
+    base: Path,
+    console: Console,
+    steps: Mapping[str, int],
+    known: "Run | None",
+    opening: Opening | None,
+) -> Recorder:
+    """Make the recorder of a run that is known, new, or yet to be opened."""
+
+    def notify(message: str) -> None:
+        console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    record = PendingRecord(base, lambda: Header(run=writer.address, seals=writer.seals))
+    sender = Sender(writer, record, notify)
+    if opening is not None:
+        sender.send(opening)
+    return Recorder(writer, sender, steps, had_finished=known is not None and known.info.status == "FINISHED")
 
 
 def _end_killed(client: "MlflowClient", experiment: str) -> list[tuple["Run", Process]]:
@@ -302,21 +338,25 @@ def _ended(run: "Run") -> tuple[str, int | None]:
     return ("KILLED" if run.info.status == "RUNNING" else run.info.status), run.info.end_time
 
 
-def _resumed(client: "MlflowClient", address: RunAddress, run: "Run") -> Recorder:
-    """Continue a run where it stopped; one that has finished stays so."""
+def _seals(client: "MlflowClient", run: "Run") -> Mapping[str, ManifestEntry]:
+    """Return the manifest entries of the artifacts that a run has."""
     run_id = run.info.run_id
-    steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
     with tempfile.TemporaryDirectory() as scratch:
-        entries: Mapping[str, ManifestEntry] = {}
         if any(entry.path == CONTRACTS_FILE for entry in client.list_artifacts(run_id)):
             client.download_artifacts(run_id, CONTRACTS_FILE, scratch)
             with suppress(ContractsError):
-                entries = read_contracts(Path(scratch)).seals
+                return read_contracts(Path(scratch)).seals
+    return {}
+
+
+def _resumed(client: "MlflowClient", run: "Run") -> dict[str, int]:
+    """Continue a run where it stopped, one that has finished stays so; returns the last step of each metric."""
+    run_id = run.info.run_id
+    steps = {key: max(metric.step for metric in client.get_metric_history(run_id, key)) for key in run.data.metrics}
     client.set_tag(run_id, PROCESS_TAG, Process.this().text())
-    had_finished = run.info.status == "FINISHED"
-    if not had_finished:
+    if run.info.status != "FINISHED":
         client.update_run(run_id, status="RUNNING")
-    return Recorder(client, address, steps, entries, had_finished=had_finished)
+    return steps
 
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)

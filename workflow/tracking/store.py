@@ -1,15 +1,19 @@
 """Tracking store: its client, its experiments, and the message when it cannot be used."""
 
 import json
+import logging
 import os
 import re
 import shlex
+import socket
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+ANSWER_SECONDS = 10.0
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # An absent server is reported after seconds, not after minutes.
@@ -28,6 +34,12 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # Progress bars of uploads and downloads would stand between those of the work.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# It prints a traceback for every call that a database refuses; what it raises says the same.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+class StoreError(InputError):
+    """A tracking store that cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +94,11 @@ def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]
         uri: Of the store; `tracking_uri()` by default.
 
     Raises:
-        InputError: The store cannot be used.
+        StoreError: The store cannot be used.
     """
     uri = uri or tracking_uri()
     try:
-        client = _client(uri)
+        client = store_client(uri)
     except Exception as error:
         raise _refusal(doing, uri, error) from error
     try:
@@ -154,17 +166,65 @@ def local_folder(uri: str) -> Path | None:
     return Path(unquote(address.path)) if address.scheme in {"file", ""} else None
 
 
-def _client(uri: str) -> "MlflowClient":
-    """Open the store, which makes the tables of a SQLite file that has none."""
+def store_client(uri: str) -> "MlflowClient":
+    """Open a store, which makes the tables of a SQLite file that has none; any error if it does not answer."""
     file = sqlite_file(uri)
     # Processes that make the tables of a SQLite file at once disturb each other.
     with alone_in(file.parent) if file else nullcontext():
+        require_answer(uri)
         return mlflow_api.MlflowClient(tracking_uri=uri)
 
 
-def _refusal(doing: str, uri: str, error: Exception) -> InputError:
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(". ")
-    return InputError(
-        f"Cannot {doing} in the tracking store {shown(uri)}: {said}.",
+def require_answer(uri: str, *, locks: bool = False) -> None:
+    """Check that a store answers within seconds: MLflow itself tries for minutes.
+
+    Args:
+        uri: Of the store.
+        locks: Whether a SQLite file must be ours to lock, as for writing.
+
+    Raises:
+        Exception: It does not; of any type.
+    """
+    if file := sqlite_file(uri):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(file, timeout=ANSWER_SECONDS, isolation_level=None)) as database:
+            database.execute("PRAGMA schema_version")
+            if locks:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("ROLLBACK")
+        return
+    address = urlsplit(uri)
+    port = address.port or PORTS.get(address.scheme.partition("+")[0])
+    behind_proxy = address.scheme in getproxies() and not proxy_bypass(address.hostname or "")
+    if address.hostname and port and not behind_proxy:
+        socket.create_connection((address.hostname, port), ANSWER_SECONDS).close()
+    if address.scheme in {"http", "https"}:
+        reported_version(uri)
+
+
+def reported_version(uri: str) -> str:
+    """Ask a tracking server for its version; the HTTP status where it does not report it."""
+    # MLflow's own request, which brings the credentials and certificates that MLflow is configured with.
+    credentials = mlflow_api.get_default_host_creds(uri)
+    answer = mlflow_api.http_request(
+        credentials, "/version", "GET", max_retries=0, timeout=ANSWER_SECONDS, raise_on_status=False
+    )
+    return str(answer.text).strip() if answer.status_code == 200 else f"unknown, HTTP status {answer.status_code}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return why a store could not be used, in a line without a full stop."""
+    root = error
+    while deeper := root.__cause__ or root.__context__:
+        root = deeper
+    # The system's message is plainer than that of the clients on top of it.
+    reported = root if isinstance(root, OSError | sqlite3.Error) else error
+    said = (isinstance(reported, OSError) and reported.strerror) or str(reported) or type(reported).__name__
+    return said.strip().splitlines()[0][:200].rstrip(". ").replace(". ", "; ")
+
+
+def _refusal(doing: str, uri: str, error: Exception) -> StoreError:
+    return StoreError(
+        f"Cannot {doing} in the tracking store {shown(uri)}: {first_line(error)}.",
         "Start the server, or set MLFLOW_TRACKING_URI to a store that is there.",
     )

@@ -12,8 +12,8 @@ from rich.text import Text
 from configs.errors import ContractsError, InputError
 from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, file_digest, read_contracts
 from workflow.tracking import mlflow_api
+from workflow.tracking.entries import CONTRACTS_TAG
 from workflow.tracking.models import fetch_models
-from workflow.tracking.recorder import CONTRACTS_TAG
 from workflow.tracking.store import opened_store, tracking_uri
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from workflow.cluster import cluster, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
 from workflow.terminal.progress import entering, progress_bar, waiting
-from workflow.tracking import Recorder, RunAddress, logged_model, recorded_run, register_model, tracking_uri
+from workflow.tracking import Recorder, RunAddress, checked_model, recorded_run, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.tracking.recorder import exit_on_sigterm
 from workflow.train.data import ranking_volumes, training_inputs, training_volumes, validation_volumes
@@ -38,7 +38,7 @@ STOP_SECONDS = 12.0  # for a last checkpoint: batch systems allow 20 to 30 s bet
 
 @dataclass(frozen=True)
 class MlflowReport(RunAddress):
-    """Address of the run and of its model."""
+    """Address of the run and of its model; that of the file while the record waits for its store."""
 
     model: str
     registered: str
@@ -115,7 +115,7 @@ def run_train(
             require_same(folder, config)
         experiment, run_id = (address.experiment, address.run_id) if address else (config.tracking.experiment, None)
         killed = lock.killed if resume else None
-        run = recorded_run(experiment, name, run_id, killed=killed, parent=parent)
+        run = recorded_run(experiment, name, run_id, killed=killed, parent=parent, folder=folder, console=console)
         with (
             entering(console, "Opening the tracking store", run) as recorder,
             entering(console, "Starting Ray", cluster()),
@@ -181,12 +181,12 @@ def record_training(
         registers: Whether the model is registered.
         stop: Interrupts the training, once it is set.
     """
-    config, folder, where = job.config, job.model_path.parent, recorder.address
+    config, folder = job.config, job.model_path.parent
     require_shared(folder)
     if not job.resume and job.checkpoints is not None:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
         job.model_path.unlink(missing_ok=True)
-    where.write(folder / ADDRESS)
+    recorder.note_address(folder / ADDRESS)
     with replacing(folder / CONFIG) as partial:
         partial.write_text(resolved_yaml(config))
     # The environment is recorded last, so that it stands for the whole setup, that of an earlier start included.
@@ -200,8 +200,9 @@ def record_training(
     request, contract = training_request(config), ModelContract(total_stride=stride)
     with recorder.phase("model check"):
         probes = [stride, config.training.patch]
-        (uri,) = stream(logged_model, where, trained.model, probes, contract, request=request, stop=stop)
-    registered = register_model(where, uri, config.tracking.registered_model).uri if registers else uri
+        (entry,) = stream(checked_model, trained.model, probes, contract, request=request, stop=stop)
+        uri = recorder.model(trained.model, entry, probes[0])
+    registered = (recorder.register(config.tracking.registered_model) if registers else None) or uri
     recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
     recorder.metrics({"model/parameters": trained.parameters})
     if trained.validation_psnr is not None:
@@ -215,7 +216,7 @@ def record_training(
         multiply_adds_per_voxel=cost.multiply_adds(stride) // prod(stride),
         receptive_field=tuple(axis.halo for axis in cost.field.axes),
         final_loss=loss,
-        mlflow=MlflowReport(**vars(where), model=uri, registered=registered),
+        mlflow=MlflowReport(**vars(recorder.address), model=uri, registered=registered),
     )
 
 

@@ -24,6 +24,8 @@ from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, without_paths
 from workflow.tracking.reading import read_curves, read_runs
 from workflow.tracking.registry import model_of_run
+from workflow.tracking.store import StoreError
+from workflow.tracking.upload import WaitingRecord, upload_below
 from workflow.train.data import ranking_parts
 from workflow.train.run import ADDRESS, SCORE, TrainReport, only_writer, resumable_run, run_train
 
@@ -110,11 +112,14 @@ def run_sweep(
     _require_comparable(list(configs.values()))
     tracking = configs[trials[0]].tracking
     with only_writer(folder, (SWEEP,), resume=resume, overwrite=overwrite) as lock:
+        if resume:
+            upload_below([folder])
         parent = _parent(folder, trials) if resume else None
         finished = _finished(folder, trials) if parent else set()
         stop = Event()
         title, killed = f"sweep of {len(trials)}", lock.killed if resume else None
-        with recorded_run(tracking.experiment, title, parent, killed=killed) as recorder, cluster():
+        run = recorded_run(tracking.experiment, title, parent, killed=killed, folder=folder, console=console)
+        with run as recorder, cluster():
             if not recorder.holds(ENVIRONMENT):
                 record_environment(recorder, "sweep")
                 recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(varied)})
@@ -150,6 +155,7 @@ def run_sweep(
                     stop.set()
                     pool.shutdown(cancel_futures=True)
                     raise
+            waiting = upload_below([folder / str(trial.number) for trial in trials]).waiting
             children = tuple(
                 ChildReport(
                     **vars(trial),
@@ -159,10 +165,20 @@ def run_sweep(
                 )
                 for trial in trials
             )
-            comparison, files = _compared(children, folder, recorder)
-            if comparison is not None and (first := _best(comparison)) is not None:
-                best = replace(recorder.address, run_id=first.run_id)
-                register_model(best, model_of_run(best.run_id), tracking.registered_model)
+            comparison: Comparison | None = None
+            files: tuple[Path, ...] = ()
+            try:
+                _require_recorded(waiting)
+                comparison, files = _compared(children, folder, recorder)
+                if comparison is not None and (first := _best(comparison)) is not None:
+                    best = replace(recorder.address, run_id=first.run_id)
+                    register_model(best, model_of_run(best.run_id), tracking.registered_model)
+            except StoreError as error:
+                console.print(
+                    f"The trainings are not compared: {error.problem} Compare them once the store can be written, with"
+                    f" `voxlift sync {folder}` and then this command with --resume.",
+                    markup=False,
+                )
         return SweepReport(recorder.address.run_id, children, comparison, files)
 
 
@@ -233,8 +249,9 @@ def _compared(
     # Without a score are trainings that an earlier version has finished.
     comparison = compare(runs, SCORE if any(SCORE in run.metrics for run in runs) else None)
     files = write_comparison(folder, comparison, read_curves(done, CURVE))
-    for file in files:
-        recorder.artifact(file, "comparison")
+    with recorder.together():
+        for file in files:
+            recorder.artifact(file, "comparison")
     best = _best(comparison)
     verdict = "None has a score to be ranked by."
     if best is not None:
@@ -247,6 +264,12 @@ def _compared(
         + "".join(f"\n\n- training {child.number} failed" for child in failed)
     )
     return comparison, tuple(files)
+
+
+def _require_recorded(waiting: Sequence[WaitingRecord]) -> None:
+    """StoreError if the store lacks the records of some trainings."""
+    if waiting:
+        raise StoreError(f"the store lacks the records of {len(waiting)} of them.")
 
 
 def _best(comparison: Comparison) -> Row | None:

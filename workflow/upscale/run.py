@@ -100,7 +100,14 @@ def _recorded(
     earlier = RunAddress.read(address_file) if request.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
         earlier = None  # a new run, in this store, of the same cores
-    run = recorded_run(EXPERIMENT, "upscale", earlier.run_id if earlier else None, killed=killed)
+    run = recorded_run(
+        EXPERIMENT,
+        "upscale",
+        earlier.run_id if earlier else None,
+        killed=killed,
+        folder=request.outputs[0].parent,
+        console=console,
+    )
     with (
         resumable(console, lambda: _saved(list(numbers))),
         entering(console, "Opening the tracking store", run) as recorder,
