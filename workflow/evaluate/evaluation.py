@@ -329,11 +329,11 @@ def record_scores(recorder: Recorder, evaluation: Evaluation, introduction: str 
     """Record the means as scores of the run, those of each volume by its number, and all in its description."""
     for measure in ("psnr", "ssim", "nmse"):
         means = asdict(getattr(evaluation.overall, measure))
-        recorder.metrics({f"{measure}/{name}": value for name, value in means.items()})
+        recorder.scores({f"{measure}/{name}": value for name, value in means.items()})
         for number, volume in enumerate(evaluation.volumes):
             scores = asdict(getattr(volume, measure))
             recorder.metrics({f"volumes/{measure}/{name}": value for name, value in scores.items()}, number)
-    recorder.metrics({"psnr/gain": evaluation.overall.gain, "consistency": evaluation.overall.consistency})
+    recorder.scores({"psnr/gain": evaluation.overall.gain, "consistency": evaluation.overall.consistency})
     recorder.describe(introduction + description(evaluation))
 
 

@@ -28,7 +28,7 @@ from tasks.files.lock import Process
 from tasks.volume.nifti import anonymous_copy
 from workflow.tracking import mlflow_api
 from workflow.tracking.inputs import InputVolume, dataset_input
-from workflow.tracking.models import model_entries
+from workflow.tracking.models import logged_with, model_entries
 from workflow.tracking.store import RunAddress, experiment_id, opened_store, tracking_uri
 
 if TYPE_CHECKING:
@@ -66,8 +66,9 @@ class Recorder:
     ) -> None:
         self.address, self.had_finished = address, had_finished
         self.failed = False  # set by work that ends without an exception and has nothing to show for it
+        self.model_id: str | None = None  # of the logged model that `scores` are about
         self._client = client
-        self._pending: list[tuple[str, float, int, int]] = []
+        self._pending: list[tuple[str, float, int, int, str | None]] = []
         self._steps = dict(steps or {})
         self._entries = dict(entries or {})
         self._together = False
@@ -79,12 +80,16 @@ class Recorder:
         params = [mlflow_api.Param(key, value) for key, value in values.items()]
         self._client.log_batch(self.address.run_id, params=params)
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Record metrics at a step; they are sent in batches, every few seconds and at the end."""
+    def scores(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record metrics of the run that are shown with its model too."""
+        self.metrics(values, step, self.model_id)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
+        """Record metrics at a step, of the run and of a logged model; they are sent in batches and at the end."""
         now = int(time.time() * 1000)
         with self._lock:
             new = {key: value for key, value in values.items() if step > self._steps.get(key, -1)}
-            self._pending += [(key, value, now, step) for key, value in new.items()]
+            self._pending += [(key, value, now, step, model_id) for key, value in new.items()]
             if len(self._pending) >= METRICS_PER_REQUEST or time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self.flush()
 
@@ -177,6 +182,13 @@ class Recorder:
                     raise
             else:
                 return
+
+    def uses(self, digest: str) -> None:
+        """Record the logged model with a file of that digest as the one that the run works with, if there is one."""
+        self.model_id = logged_with(self._client, digest)
+        if self.model_id is not None:
+            models = [mlflow_api.LoggedModelInput(self.model_id)]
+            self._client.log_inputs(self.address.run_id, models=models)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags by name."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+# MLflow's pages show runs, models and charts of such an experiment, and ask nobody for its kind.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 # An absent server is reported after seconds, not after minutes.
@@ -113,7 +115,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     found = require_experiment(client, uri, name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location(uri)))
+            return str(client.create_experiment(name, artifact_location=artifact_location(uri), tags=MODEL_TRAINING))
         except mlflow_api.MlflowException:
             # Another process may have made it meanwhile.
             found = require_experiment(client, uri, name)
