@@ -178,7 +178,7 @@ def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
     assert f"| restored | {psnr['restored']:.2f} |" in note
     assert f"| cubic with correction | {psnr['corrected']:.2f} |" in note
     kept = [entry.path for entry in client.list_artifacts(run.info.run_id)]
-    assert sorted(kept) == ["contracts.json", "environment.json", "model_card.md", "quality"]
+    assert sorted(kept) == ["contracts.json", "environment.json", "model_card.md", "pictures", "quality"]
     (page,) = client.list_artifacts(run.info.run_id, "quality")
     content = Path(client.download_artifacts(run.info.run_id, page.path)).read_text()
     assert "37 × 60 × 41" in content

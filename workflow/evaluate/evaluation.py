@@ -33,6 +33,7 @@ from workflow.restore.restoration import Restored, plan_restoration, restore_vol
 from workflow.terminal.progress import entering, progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
+from workflow.tracking.reading import PICTURES
 from workflow.upscale.plan import range_warnings
 
 EXPERIMENT = "voxlift"
@@ -157,6 +158,8 @@ def recorded_evaluation(
             number = next(numbers)
             with tempfile.TemporaryDirectory() as scratch:
                 record_page(recorder, Path(scratch) / f"{number}.html", f"volume {number}", scored, number - 1)
+                if number == 1:  # stands for the run where runs are compared
+                    record_picture(recorder, Path(scratch) / f"{number}.png", scored)
 
         with recorder.phase("evaluation"):
             evaluation = evaluate(references, network, recipe, resources, mask, console, record)
@@ -294,7 +297,7 @@ def record_picture(recorder: Recorder, path: Path, scored: ScoredVolume) -> Mani
     places = [int(np.quantile(indices, 0.35)) for indices in np.nonzero(inside)]
     source = on_finer_grid(coarse, scored.degraded.coarse.grid, scored.degraded.reference.grid)
     write_planes(path, {"input": source, "cubic": cubic, "restored": restored}, truth, places)
-    return recorder.artifact(path, "pictures")
+    return recorder.artifact(path, PICTURES)
 
 
 def record_page(recorder: Recorder, path: Path, title: str, scored: ScoredVolume, step: int = 0) -> ManifestEntry:
