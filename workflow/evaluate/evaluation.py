@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from configs.degradation import Degradation, named_degradation
 from configs.errors import InputError
@@ -361,16 +363,17 @@ def headline(evaluation: Evaluation) -> str:
 
 def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corrected") -> list[RenderableType]:
     """Show the scores in a table; {} in its title is the degradation."""
-    table = Table(title=title.format(evaluation.degradation), title_justify="left")
-    for column in ("", "", "PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
-        table.add_column(column, justify="right" if column else "left")
+    table = Table(title=title.format(evaluation.degradation), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for column in ("PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
+        table.add_column(Text(column), justify="right", no_wrap=True)
     rows: list[tuple[str, Overall]] = [(one.reference.name, one) for one in evaluation.volumes]
     if len(rows) > 1:
         rows.append(("mean", evaluation.overall))
     for volume, one in rows:
+        table.add_row(Text(volume))
         for name, row in ESTIMATES.items():
             psnr, ssim, nmse = (getattr(score, name) for score in (one.psnr, one.ssim, one.nmse))
-            once = (volume, f"{one.consistency:.1e}") if name == "restored" else ("", "")
             figures = (f"{psnr:.2f}", f"{psnr - one.psnr.cubic:+.2f}", f"{ssim:.4f}", f"{nmse:.4f}")
-            table.add_row(once[0], row, *figures, once[1])
+            table.add_row(f"  {row}", *figures, f"{one.consistency:.1e}" if name == "restored" else "")
     return [table, headline(evaluation)]
