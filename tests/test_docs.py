@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.ray_nodes import ray_nodes
 from workflow.cli import COMMANDS, app
 
 ROOT = Path(__file__).parent.parent
@@ -125,12 +126,18 @@ def test_the_commands_of_a_page_lead_to_its_end(pages, tmp_path):
     log = tmp_path / "log"
     folder = tmp_path / "work"
     folder.mkdir()
-    with log.open("w") as out:
+    # One Ray for all commands of a page: starting one takes 5 to 12 seconds.
+    with log.open("w") as out, ray_nodes(tmp_path, "--num-cpus=4") as cluster:
         done = subprocess.run(
-            ["bash", "-c", "\n".join(script)], cwd=folder, env=environment, stdout=out, stderr=out, check=False
+            ["bash", "-c", "\n".join(script)],
+            cwd=folder,
+            env={**environment, **cluster.environment},
+            stdout=out,
+            stderr=out,
+            check=False,
         )
     assert done.returncode == 0, log.read_text()
-    # What the text says is there.
+    # The files of the page's tables are there.
     for page in pages:
         for name in re.findall(r"^\| `([\w/.-]+)`", (ROOT / "docs" / page).read_text(), re.MULTILINE):
             assert list(folder.glob(f"**/{name}")), name
