@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from configs.errors import InputError
 from tasks.files.atomic import replacing
@@ -318,9 +319,9 @@ def _short_table(comparison: Comparison) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison.rows:
         name = row.name if row.status == "FINISHED" else f"{row.name}\n{row.status}"
-        cells = [row.run_id[:8], name]
+        cells: list[str | Text] = [row.run_id[:8], Text(name)]
         if shown:
-            cells.append("\n".join(f"{key} {row.parameters[key]}" for key in shown if row.parameters[key]))
+            cells.append(Text("\n".join(f"{key} {row.parameters[key]}" for key in shown if row.parameters[key])))
         if metric:
             cells.append(f"{row.metrics[metric]:.4g}" if metric in row.metrics else "")
         if cubic:
@@ -343,11 +344,8 @@ def _baseline(metric: str, name: str) -> str:
     >>> _baseline("psnr/restored", "cubic"), _baseline("validation/psnr_best", "cubic")
     ('psnr/cubic', 'validation/psnr_cubic')
     """
-    return (
-        f"{metric.removesuffix('restored')}{name}"
-        if "/restored" in metric
-        else f"{metric.removesuffix('_best')}_{name}"
-    )
+    start = metric.removesuffix("restored") if metric.endswith("/restored") else f"{metric.removesuffix('_best')}_"
+    return start + name
 
 
 def _full_tables(comparison: Comparison, width: int) -> list[Table]:
@@ -368,6 +366,6 @@ def _full_tables(comparison: Comparison, width: int) -> list[Table]:
             texts = {name: f"{value:.4g}" for name, value in figures.items() if value is not None}
             columns.append(known | texts | dict(row.parameters))
         for name in names:
-            table.add_row(name, *(column.get(name, "") for column in columns))
+            table.add_row(name, *(Text(column.get(name, "")) for column in columns))
         tables.append(table)
     return tables
