@@ -184,7 +184,7 @@ def test_failed_runs_and_parents_are_compared_only_if_asked_for(store, capfd):
 
     shown, remarks = names()
     assert shown == {"child"}
-    assert remarks == ["2 runs that failed, were killed or are parents of others are left out; --all-runs shows them"]
+    assert remarks == ["left out: 2 of 3 runs (failed, killed, or parents of others); --all-runs shows them"]
     assert names("--all-runs")[0] == {"child", "broken", "parent"}
     assert names("--runs", "broken,child")[0] == {"child", "broken"}
 

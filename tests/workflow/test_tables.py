@@ -73,3 +73,4 @@ def test_a_table_fits_80_columns_and_cuts_no_name(tables, tmp_path, capsys):
         assert any(NAME in "".join(cells[n].strip() for cells in columns if len(cells) > n) for n in (0, 1))
     if tables is evaluated:
         assert "PSNR [dB]" in printed
+        assert "cubic with correction  " in printed

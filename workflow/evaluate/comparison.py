@@ -192,7 +192,9 @@ def compare_runs(
         )
     found = compare(kept, sort)
     if left := len(records) - len(kept):
-        remark = f"{left} runs that failed, were killed or are parents of others are left out; --all-runs shows them"
+        remark = (
+            f"left out: {left} of {len(records)} runs (failed, killed, or parents of others); --all-runs shows them"
+        )
         found = replace(found, remarks=(*found.remarks, remark))
     if folder is None:
         return found, []

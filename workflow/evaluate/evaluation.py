@@ -363,8 +363,8 @@ def headline(evaluation: Evaluation) -> str:
 
 def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corrected") -> list[RenderableType]:
     """Show the scores in a table; {} in its title is the degradation."""
-    table = Table(title=title.format(evaluation.degradation), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
+    title = title.format(evaluation.degradation)
+    table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
         table.add_column(Text(column), justify="right", no_wrap=True)
     rows: list[tuple[str, Overall]] = [(one.reference.name, one) for one in evaluation.volumes]
