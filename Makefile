@@ -1,4 +1,4 @@
-# make setup | demo | develop | test | test-slow | bench | weights | lint | format | constraints
+# make setup | demo | develop | test | test-slow | docs | bench | weights | lint | format | constraints
 # PYTHON chooses the interpreter (3.11 or newer), EXTRA the TensorFlow wheel, cpu (default) or gpu, and further extras:
 # EXTRA=cpu,itk.
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --edita
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: setup demo develop test test-slow bench weights lint format constraints clean
+.PHONY: setup demo develop test test-slow docs bench weights lint format constraints clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,11 @@ test: develop
 
 test-slow: develop
 	$(BIN)/python -m pytest -m slow
+
+# The pages of docs/ as a site in .site; a link that leads nowhere is an error.
+docs: setup
+	$(PIP) '.[$(EXTRA),docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 # Against peers, side by side on this machine; their packages go into an environment of their own.
 bench: develop
@@ -69,8 +74,8 @@ format: develop
 # Resolves anew and writes what was found: names and versions only.
 constraints:
 	rm -rf .venv && $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet '.[$(EXTRA),dev]'
+	$(BIN)/python -m pip install --quiet '.[$(EXTRA),dev,docs]'
 	$(BIN)/python -m pip freeze --exclude voxlift | grep -E '^[A-Za-z0-9._-]+==' | sed 's/+.*//' > constraints.txt
 
 clean:
-	rm -rf .venv .bench .bootstrap .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .bench .site .bootstrap .mypy_cache .ruff_cache .pytest_cache .hypothesis

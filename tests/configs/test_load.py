@@ -88,6 +88,11 @@ def test_a_missing_file_names_the_presets(tmp_path):
         load_config(tmp_path / "absent.yaml")
 
 
+def test_every_preset_registers_its_models_under_a_name_of_its_own():
+    names = [load_config(name).tracking.registered_model for name in preset_names()]
+    assert len({*names, RunConfig(degradation="iso2x").tracking.registered_model}) == len(names) + 1
+
+
 def test_presets_are_plain_yaml():
     for name in preset_names():
         assert yaml.safe_load(resolved_yaml(load_config(name))) is not None

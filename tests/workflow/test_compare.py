@@ -10,13 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import workflow.tracking as tracking
 from configs.errors import InputError
 from workflow.cli import app
-from workflow.evaluate.comparison import as_csv, compare
-from workflow.tracking.reading import RunRecord, read_curves, read_runs
+from workflow.evaluate.comparison import as_csv, compare, comparison_table, write_comparison
+from workflow.terminal.console import screen
+from workflow.tracking.reading import PICTURES, RunRecord, read_curves, read_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,6 +86,50 @@ def test_a_metric_that_no_run_has_is_refused():
         compare([])
 
 
+@pytest.fixture
+def wordy():
+    """Runs with long names, long values and more parameters than a narrow table holds."""
+    keys = [f"section.a_long_name_of_a_key_{number}" for number in range(9)]
+    return [
+        run(
+            f"training number {number} of a sweep-over_many_parameters",
+            30.0 + number,
+            parameters={**{key: f"{number}{key[-1]}" for key in keys}, "training.steps": "300"},
+            started=number * 86_400_000,
+        )
+        for number in range(4)
+    ]
+
+
+@pytest.mark.parametrize("width", [None, 80], ids=["short", "all columns"])
+def test_the_table_fits_80_columns_and_cuts_no_name(wordy, width, capsys):
+    found = compare(wordy, "psnr")
+    with screen(as_json=False) as opened:
+        opened.console.width = 80
+        opened.show(found, *comparison_table(found, width))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    lines = printed.splitlines()
+    header = next(line for line in lines if line.lstrip().startswith("run "))
+    starts = [0, *(match.end() for match in re.finditer(r" {2,}", header)), 80]
+
+    def column(number):
+        return "".join(line[slice(*starts[number : number + 2])].strip() for line in lines)
+
+    for row in found.rows:
+        assert row.run_id[:8] in printed
+        assert f"{row.scores['psnr/restored']:.4g}" in printed
+    if width:
+        assert {*found.differing, "psnr/cubic", "psnr/restored"} <= set(printed.split())
+        assert "1970-01-03" in printed
+        return
+    assert all(row.name.replace(" ", "") in column(1).replace(" ", "") for row in found.rows)
+    assert [name in column(2) for name in found.differing] == [True] * 5 + [False] * 4
+    assert "4 more parameters differ; --all-columns shows them" in printed
+    assert "+5.1" in printed  # over cubic
+
+
 def test_csv_reads_back():
     runs = [run('a, the "first"', 31.25), run("b", parameters={"training.steps": "600"})]
     rows = list(csv.DictReader(io.StringIO(as_csv(compare(runs)))))
@@ -94,13 +140,17 @@ def test_csv_reads_back():
 
 
 @pytest.fixture(scope="module")
-def recorded(store):
+def recorded(store, tmp_path_factory):
     for steps in (100, 200):
         with tracking.recorded_run("compared", f"<b>{steps}</b>") as recorder:
             recorder.parameters({"training.steps": str(steps), "training.seed": "0"})
             recorder.metrics({"psnr/restored": 28 + steps / 100, "psnr/cubic": 28, "psnr/trilinear": 27})
             for step in range(1, 4):
                 recorder.metrics({"train/loss": 1 / step / steps}, step)
+            if steps == 200:
+                planes = tmp_path_factory.mktemp("planes") / "planes.png"
+                Image.new("L", (4, 4)).save(planes)
+                recorder.artifact(planes, PICTURES)
 
 
 def test_what_was_recorded_is_compared(recorded, tmp_path, capfd):
@@ -117,6 +167,46 @@ def test_what_was_recorded_is_compared(recorded, tmp_path, capfd):
     page = (tmp_path / "comparison.html").read_text()
     assert "&lt;b&gt;200&lt;/b&gt;" in page
     assert not re.search(r"(?:src|href)=\"(?!data:)", page)
+    assert re.search(r"<td>20\d\d-\d\d-\d\d \d\d:\d\d<td>FINISHED", page)
+    assert page.count("<img") == 2  # the plots, and the planes that one of the runs has recorded
+
+
+def test_failed_runs_and_parents_are_compared_only_if_asked_for(store, capfd):
+    with tracking.recorded_run("family", "parent") as parent:
+        for name in ("child", "broken"):
+            with tracking.recorded_run("family", name, parent=parent.address.run_id) as recorder:
+                recorder.failed = name == "broken"
+
+    def names(*options):
+        assert CliRunner().invoke(app, ["compare", "--experiment", "family", "--json", *options]).exit_code == 0
+        found = json.loads(capfd.readouterr().out)
+        return {row["name"] for row in found["rows"]}, found["remarks"]
+
+    shown, remarks = names()
+    assert shown == {"child"}
+    assert remarks == ["left out: 2 of 3 runs (failed, killed, or parents of others); --all-runs shows them"]
+    assert names("--all-runs")[0] == {"child", "broken", "parent"}
+    assert names("--runs", "broken,child")[0] == {"child", "broken"}
+
+
+def test_an_experiment_without_a_finished_run_names_the_option(store):
+    with tracking.recorded_run("hopeless", "broken") as recorder:
+        recorder.failed = True
+    with pytest.raises(InputError, match=r"none of the 1 runs of hopeless has finished.*--all-runs"):
+        app(["compare", "--experiment", "hopeless"], standalone_mode=False)
+
+
+def test_nothing_empty_is_drawn(tmp_path):
+    files = write_comparison(tmp_path, compare([run("a"), run("b")]), {})
+    assert [path.name for path in files] == ["comparison.csv", "comparison.html"]
+    assert "<img" not in (tmp_path / "comparison.html").read_text()
+    scored, curve = compare([run("a", 31.0)]), {"a0123": [(1, 0.5), (2, 0.25)]}
+    widths = []
+    for number, (found, curves) in enumerate([(scored, {}), (compare([run("a")]), curve), (scored, curve)]):
+        write_comparison(tmp_path / str(number), found, curves)
+        with Image.open(tmp_path / str(number) / "comparison.png") as picture:
+            widths.append(picture.width)
+    assert widths[0] == widths[1] == widths[2] / 2
 
 
 def test_runs_are_found_by_name_or_the_start_of_their_id(recorded):

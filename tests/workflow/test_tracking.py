@@ -21,6 +21,7 @@ from models.network.restorer import build_restorer
 from models.stages.stage import Stage
 from tasks.artifacts.contracts import ModelContract, volume_contract
 from tasks.artifacts.model_card import add_card, make_card
+from tasks.artifacts.network_file import read_network
 from tasks.files.lock import locked
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_volume
@@ -372,6 +373,23 @@ def test_a_logged_model_brings_its_card(logged):
     assert "| training | 3 steps, seed 0 |" in card
 
 
+def test_scores_of_another_run_are_shown_with_the_model_that_it_uses(client, logged, restorer):
+    with tracking.recorded_run("elsewhere", "scores") as recorder:
+        recorder.uses(read_network(restorer[1]).digest)
+        recorder.scores({"psnr/restored": 30.5})
+        recorder.metrics({"seconds/evaluation": 2.0})
+    run = client.get_run(recorder.address.run_id)
+    model_id = logged[1].removeprefix("models:/")
+    assert [used.model_id for used in run.inputs.model_inputs] == [model_id]
+    assert [(one.key, one.value) for one in client.get_logged_model(model_id).metrics] == [("psnr/restored", 30.5)]
+    with tracking.recorded_run("elsewhere", "of a network that was never logged") as recorder:
+        recorder.uses("0" * 64)
+        recorder.scores({"psnr/restored": 30.5})
+    assert client.get_run(recorder.address.run_id).data.metrics["psnr/restored"] == 30.5
+    kinds = {client.get_experiment_by_name(name).tags["mlflow.experimentKind"] for name in ("things", "elsewhere")}
+    assert kinds == {"custom_model_development"}  # as MLflow's pages name the training of models
+
+
 def test_a_resumed_run_logs_and_registers_the_same_network_once(client, logged, restorer, tmp_path):
     _, path = restorer
     again = tmp_path / "again.keras"
@@ -387,6 +405,8 @@ def test_a_resumed_run_logs_and_registers_the_same_network_once(client, logged, 
         assert list(tracking.logged_model(address, again, [NetworkShape(2, 4, 4)])) == [logged[1]]
         second = tracking.register_model(address, logged[1], "once")
     assert second == first
+    assert "models:/once@champion" in client.get_registered_model("once").description
+    assert client.get_model_version("once", "1").description == "Trained for an unknown degradation."
     assert (first.version, first.alias) == ("1", "champion")
     assert len(client.get_run(logged[0]).outputs.model_outputs) == 1
 

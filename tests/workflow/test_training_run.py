@@ -83,6 +83,10 @@ def test_training_leaves_model_configuration_and_run(trained):
     assert run.data.params["data.volumes"] == "['not-recorded.nii.gz']"
     curve = client.get_metric_history(run.info.run_id, "train/loss")
     assert [point.step for point in curve] == [1, 2, 3, 4, 5, 6]
+    assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    (registered,) = client.search_registered_models()
+    assert f"models:/{registered.name}@champion" in registered.description
+    assert registered.latest_versions[0].description == "Trained for iso2x."
 
 
 def test_a_finished_training_is_neither_repeated_nor_harmed(trained, reference, monkeypatch):
@@ -161,12 +165,20 @@ def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
     assert run.data.params["model.sha256"] == read_network(folder / "run" / "model.keras").digest
     assert run.data.metrics["psnr/gain"] == volume["gain"]
     assert run.data.metrics["psnr/corrected"] == psnr["corrected"]
+    # With the model that the run of the training has logged, whichever name the command knew it by.
+    (model,) = client.get_run(training["mlflow"]["run_id"]).outputs.model_outputs
+    used = client.get_run(run.info.run_id).inputs.model_inputs
+    assert [one.model_id for one in used] == [model.model_id]
+    shown = {metric.key: metric.value for metric in client.get_logged_model(model.model_id).metrics}
+    assert shown["psnr/gain"] == volume["gain"]
+    assert {name: shown[f"psnr/{name}"] for name in psnr} == psnr
+    assert shown["model/parameters"] == training["parameters"]
     note = run.data.tags["mlflow.note.content"]
     assert f"{volume['gain']:+.2f} dB PSNR over the best baseline, cubic with correction." in note
     assert f"| restored | {psnr['restored']:.2f} |" in note
     assert f"| cubic with correction | {psnr['corrected']:.2f} |" in note
     kept = [entry.path for entry in client.list_artifacts(run.info.run_id)]
-    assert sorted(kept) == ["contracts.json", "environment.json", "model_card.md", "quality"]
+    assert sorted(kept) == ["contracts.json", "environment.json", "model_card.md", "pictures", "quality"]
     (page,) = client.list_artifacts(run.info.run_id, "quality")
     content = Path(client.download_artifacts(run.info.run_id, page.path)).read_text()
     assert "37 × 60 × 41" in content

@@ -16,11 +16,18 @@ def compare(
         str | None, typer.Option(metavar="METRIC", help="Metric to sort by, best first: psnr, ssim, seconds/training …")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for a CSV file, a picture and an HTML page.")] = None,
+    all_columns: Annotated[
+        bool, typer.Option("--all-columns", help="Show every metric and every parameter that differs.")
+    ] = False,
+    all_runs: Annotated[
+        bool, typer.Option("--all-runs", help="Show runs that failed or were killed, and parents of runs, too.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs between runs, their scores next to the baselines, time and size."""
     with screen(as_json) as opened:
         from workflow.evaluate.comparison import compare_runs, comparison_table
 
-        found, files = compare_runs(experiment, runs.split(",") if runs else (), sort, out)
-        opened.show({**asdict(found), "files": files}, *comparison_table(found), *map(str, files))
+        found, files = compare_runs(experiment, runs.split(",") if runs else (), sort, out, every=all_runs)
+        table = comparison_table(found, opened.console.width if all_columns else None)
+        opened.show({**asdict(found), "files": files}, *table, *map(str, files))

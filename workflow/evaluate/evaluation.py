@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from configs.degradation import Degradation, named_degradation
 from configs.errors import InputError
@@ -34,6 +36,7 @@ from workflow.restore.restoration import Restored, plan_restoration, restore_vol
 from workflow.terminal.progress import entering, progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
+from workflow.tracking.reading import PICTURES
 from workflow.upscale.plan import range_warnings
 
 EXPERIMENT = "voxlift"
@@ -160,6 +163,8 @@ def recorded_evaluation(
             number = next(numbers)
             with tempfile.TemporaryDirectory() as scratch:
                 record_page(recorder, Path(scratch) / f"{number}.html", f"volume {number}", scored, number - 1)
+                if number == 1:  # stands for the run where runs are compared
+                    record_picture(recorder, Path(scratch) / f"{number}.png", scored)
 
         with recorder.phase("evaluation"):
             evaluation = evaluate(references, network, recipe, resources, mask, console, record, as_images=as_images)
@@ -303,7 +308,7 @@ def record_picture(recorder: Recorder, path: Path, scored: ScoredVolume) -> Mani
     places = [int(np.quantile(indices, 0.35)) for indices in np.nonzero(inside)]
     source = on_finer_grid(coarse, scored.degraded.coarse.grid, scored.degraded.reference.grid)
     write_planes(path, {"input": source, "cubic": cubic, "restored": restored}, truth, places)
-    return recorder.artifact(path, "pictures")
+    return recorder.artifact(path, PICTURES)
 
 
 def record_page(recorder: Recorder, path: Path, title: str, scored: ScoredVolume, step: int = 0) -> ManifestEntry:
@@ -338,11 +343,11 @@ def record_scores(recorder: Recorder, evaluation: Evaluation, introduction: str 
     """Record the means as scores of the run, those of each volume by its number, and all in its description."""
     for measure in ("psnr", "ssim", "nmse"):
         means = asdict(getattr(evaluation.overall, measure))
-        recorder.metrics({f"{measure}/{name}": value for name, value in means.items()})
+        recorder.scores({f"{measure}/{name}": value for name, value in means.items()})
         for number, volume in enumerate(evaluation.volumes):
             scores = asdict(getattr(volume, measure))
             recorder.metrics({f"volumes/{measure}/{name}": value for name, value in scores.items()}, number)
-    recorder.metrics({"psnr/gain": evaluation.overall.gain, "consistency": evaluation.overall.consistency})
+    recorder.scores({"psnr/gain": evaluation.overall.gain, "consistency": evaluation.overall.consistency})
     recorder.describe(introduction + description(evaluation))
 
 
@@ -367,16 +372,17 @@ def headline(evaluation: Evaluation) -> str:
 
 def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corrected") -> list[RenderableType]:
     """Show the scores in a table; {} in its title is the degradation."""
-    table = Table(title=title.format(evaluation.degradation), title_justify="left")
-    for column in ("", "", "PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
-        table.add_column(column, justify="right" if column else "left")
+    title = title.format(evaluation.degradation)
+    table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
+        table.add_column(Text(column), justify="right", no_wrap=True)
     rows: list[tuple[str, Overall]] = [(one.reference.name, one) for one in evaluation.volumes]
     if len(rows) > 1:
         rows.append(("mean", evaluation.overall))
     for volume, one in rows:
+        table.add_row(Text(volume))
         for name, row in ESTIMATES.items():
             psnr, ssim, nmse = (getattr(score, name) for score in (one.psnr, one.ssim, one.nmse))
-            once = (volume, f"{one.consistency:.1e}") if name == "restored" else ("", "")
             figures = (f"{psnr:.2f}", f"{psnr - one.psnr.cubic:+.2f}", f"{ssim:.4f}", f"{nmse:.4f}")
-            table.add_row(once[0], row, *figures, once[1])
+            table.add_row(f"  {row}", *figures, f"{one.consistency:.1e}" if name == "restored" else "")
     return [table, headline(evaluation)]

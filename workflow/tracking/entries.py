@@ -13,7 +13,7 @@ from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, ManifestEntry, f
 from tasks.files.lock import Process
 from workflow.tracking import mlflow_api
 from workflow.tracking.inputs import InputVolume, dataset_input
-from workflow.tracking.models import log_model, model_entries
+from workflow.tracking.models import log_model, logged_with, model_entries
 from workflow.tracking.registry import Version, register_model
 from workflow.tracking.store import RunAddress, experiment_id, store_client
 
@@ -51,10 +51,11 @@ class Address(Stored):
 
 
 class Batch(Stored):
-    """Metrics (name, value, milliseconds since 1970, step), parameters and tags."""
+    """Metrics (name, value, milliseconds since 1970, step), of the model of the run too or not, parameters and tags."""
 
     kind: Literal["batch"] = "batch"
     metrics: tuple[tuple[str, float, int, int], ...] = ()
+    of_model: bool = False
     parameters: dict[str, str] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
 
@@ -90,6 +91,13 @@ class TrainedModel(Stored):
     example: NetworkShape
 
 
+class Usage(Stored):
+    """Digest of the file of a model that the run works with."""
+
+    kind: Literal["usage"] = "usage"
+    digest: str
+
+
 class Registration(Stored):
     """The name under which the model of the run is registered."""
 
@@ -106,7 +114,7 @@ class Ending(Stored):
 
 
 Entry = Annotated[
-    Opening | Address | Batch | Artifact | Manifest | Inputs | TrainedModel | Registration | Ending,
+    Opening | Address | Batch | Artifact | Manifest | Inputs | TrainedModel | Usage | Registration | Ending,
     Field(discriminator="kind"),
 ]
 
@@ -147,12 +155,7 @@ class Writer:
             case Address(file=file):
                 self.address.write(file)
             case Batch():
-                client.log_batch(
-                    run_id,
-                    metrics=[mlflow_api.Metric(*metric) for metric in entry.metrics],
-                    params=[mlflow_api.Param(*parameter) for parameter in entry.parameters.items()],
-                    tags=[mlflow_api.RunTag(*tag) for tag in entry.tags.items()],
-                )
+                self._log_batch(entry)
             case Artifact(file=file, folder=folder):
                 client.log_artifact(run_id, str(file), folder)
                 self.seals[f"{folder}/{file.name}" if folder else file.name] = entry.entry
@@ -160,8 +163,8 @@ class Writer:
                 self._log_contracts()
             case Inputs(volumes=volumes):
                 self._log_inputs(volumes)
-            case TrainedModel():
-                self.model_uri = log_model(client, run_id, entry.file, entry.entry, entry.example)
+            case TrainedModel() | Usage():
+                self._log_model(entry)
             case Registration(name=name):
                 self.version = register_model(self.address, self.model_uri or self._model(), name)
             case Ending():
@@ -182,6 +185,23 @@ class Writer:
                 return str(child.info.run_id)
         made = self.client.create_run(own, run_name=entry.name, tags=entry.tags, start_time=entry.start_time)
         return str(made.info.run_id)
+
+    def _log_batch(self, entry: Batch) -> None:
+        model_id = self.model_uri.removeprefix("models:/") if entry.of_model and self.model_uri else None
+        self.client.log_batch(
+            self.address.run_id,
+            metrics=[mlflow_api.Metric(*metric, model_id) for metric in entry.metrics],
+            params=[mlflow_api.Param(*parameter) for parameter in entry.parameters.items()],
+            tags=[mlflow_api.RunTag(*tag) for tag in entry.tags.items()],
+        )
+
+    def _log_model(self, entry: TrainedModel | Usage) -> None:
+        """Log the model that the run has trained, or name the one that it uses, if the store has that."""
+        if isinstance(entry, TrainedModel):
+            self.model_uri = log_model(self.client, self.address.run_id, entry.file, entry.entry, entry.example)
+        elif model_id := logged_with(self.client, entry.digest):
+            self.model_uri = f"models:/{model_id}"
+            self.client.log_inputs(self.address.run_id, models=[mlflow_api.LoggedModelInput(model_id)])
 
     def _log_inputs(self, volumes: tuple[InputVolume, ...]) -> None:
         for attempt in range(INPUT_TRIES):

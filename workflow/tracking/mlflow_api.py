@@ -9,8 +9,8 @@ from typing import Any
 NAMES = {
     "mlflow": "MlflowClient pyfunc",
     "mlflow.artifacts": "download_artifacts",
-    "mlflow.entities": "Dataset DatasetInput InputTag LifecycleStage LoggedModelOutput LoggedModelStatus"
-    " Metric Param RunTag",
+    "mlflow.entities": "Dataset DatasetInput InputTag LifecycleStage LoggedModelInput LoggedModelOutput"
+    " LoggedModelStatus Metric Param RunTag",
     "mlflow.exceptions": "MlflowException",
     "mlflow.models": "Model ModelSignature",
     "mlflow.protos.databricks_pb2": "ErrorCode RESOURCE_DOES_NOT_EXIST",

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+DIGEST_TAG = "voxlift.sha256"  # of the file with the weights
+
 
 def logged_model(
     address: RunAddress, model_path: Path, probe_shapes: Sequence[NetworkShape], contract: ModelContract | None = None
@@ -91,6 +93,7 @@ def log_model(
             run.info.experiment_id,
             "model",
             source_run_id=run.info.run_id,
+            tags={DIGEST_TAG: entry.sha256},
             params=run.data.params,
             model_type="restorer",
         )
@@ -134,6 +137,17 @@ def resolve_model(text: str) -> Path:
         said = "; ".join(logged.problems(files[0]))
         raise InputError(f"Cannot load the model {text}: {files[0].name} differs from what was logged: {said}.")
     return files[0]
+
+
+def logged_with(client: "MlflowClient", digest: str) -> str | None:
+    """Return the id of the newest logged model with a file of that digest, None if the store has none."""
+    found = client.search_logged_models(
+        [experiment.experiment_id for experiment in client.search_experiments()],
+        filter_string=f"tags.`{DIGEST_TAG}` = '{digest}'",
+        max_results=1,
+        order_by=[{"field_name": "creation_timestamp", "ascending": False}],
+    )
+    return str(found[0].model_id) if found else None
 
 
 def model_entries(client: "MlflowClient", run: "Run", into: Path) -> dict[str, ManifestEntry]:

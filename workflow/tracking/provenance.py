@@ -60,6 +60,7 @@ def record_environment(recorder: Recorder, command: str, tags: Mapping[str, str]
 def record_network(recorder: Recorder, network: NetworkFile) -> None:
     """Record which network restores: its digest, its size and, where it carries one, its card."""
     recorder.parameters({"model.sha256": network.digest})
+    recorder.uses(network.digest)
     if network.card is not None:
         recorder.metrics({"model/parameters": network.card.parameters})
         recorder.text(network.card.markdown(), "model_card.md")

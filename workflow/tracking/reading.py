@@ -1,7 +1,9 @@
 """Read runs from the store, as plain data."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 PAGE = 1000
+PICTURES = "pictures"  # folder of a run's artifacts
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,18 @@ def read_curves(run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int
             for run_id in run_ids
         }
     return {run_id: sorted(curve) for run_id, curve in curves.items() if curve}
+
+
+def read_pictures(run_ids: Sequence[str]) -> dict[str, bytes]:
+    """Read the first picture that a run has recorded, as PNG, for each run that has one."""
+    pictures = {}
+    with opened_store("read pictures") as client, tempfile.TemporaryDirectory() as scratch:
+        for run_id in run_ids:
+            entries = client.list_artifacts(run_id, PICTURES)
+            path = next((entry.path for entry in entries if entry.path.endswith(".png")), None)
+            if path is not None:
+                pictures[run_id] = Path(client.download_artifacts(run_id, path, scratch)).read_bytes()
+    return pictures
 
 
 def _all_runs(client: "MlflowClient", experiment_id: str) -> list[RunRecord]:

@@ -34,6 +34,7 @@ from workflow.tracking.entries import (
     Opening,
     Registration,
     TrainedModel,
+    Usage,
     Writer,
     this_process,
 )
@@ -95,12 +96,20 @@ class Recorder:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Record metrics at a step; they are sent in batches, every few seconds and at the end."""
-        now = int(time.time() * 1000)
         with self._lock:
-            new = {key: value for key, value in values.items() if step > self._steps.get(key, -1)}
-            self._pending += [(key, value, now, step) for key, value in new.items()]
+            self._pending += self._new(values, step)
             if len(self._pending) >= METRICS_PER_REQUEST or time.monotonic() - self._flushed > FLUSH_SECONDS:
                 self.flush()
+
+    def scores(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record metrics that are shown with the model of the run too, at a step."""
+        if new := self._new(values, step):
+            self._sender.send(Batch(metrics=new, of_model=True))
+
+    def _new(self, values: Mapping[str, float], step: int) -> tuple[tuple[str, float, int, int], ...]:
+        """Return the metrics that an earlier part of the run has not recorded."""
+        now = int(time.time() * 1000)
+        return tuple((key, value, now, step) for key, value in values.items() if step > self._steps.get(key, -1))
 
     def flush(self) -> None:
         """Send the metrics that are waiting."""
@@ -199,6 +208,10 @@ class Recorder:
     def inputs(self, volumes: Sequence[InputVolume]) -> None:
         """Record the volumes that the run works on: digest, geometry and role."""
         self._sender.send(Inputs(volumes=tuple(volumes)))
+
+    def uses(self, digest: str) -> None:
+        """Record the logged model with a file of that digest as the one that the run works with, if there is one."""
+        self._sender.send(Usage(digest=digest))
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Record tags by name."""

@@ -40,20 +40,34 @@ def register_model(address: RunAddress, model_uri: str, name: str) -> Version:
         name: Of the registered model; made if it is not there.
     """
     with opened_store("register the model", address.tracking_uri) as client:
+        degradation = client.get_run(address.run_id).data.tags.get("degradation", "an unknown degradation")
         # Another process may be registering the first of this name.
         with suppress(mlflow_api.MlflowException):
-            client.create_registered_model(name)
+            client.create_registered_model(name, description=_description(name, degradation))
         for known in client.search_model_versions(f"name = '{name}' and run_id = '{address.run_id}'"):
             if known.source == model_uri:
                 # What a search finds lacks its aliases.
                 aliases = client.get_model_version(name, known.version).aliases
                 return _version(known, next(iter(aliases), None))
         made = client.create_model_version(
-            name, model_uri, address.run_id, model_id=model_uri.removeprefix("models:/"), await_creation_for=0
+            name,
+            model_uri,
+            address.run_id,
+            description=f"Trained for {degradation}.",
+            model_id=model_uri.removeprefix("models:/"),
+            await_creation_for=0,
         )
         alias = CHALLENGER if CHAMPION in client.get_registered_model(name).aliases else CHAMPION
         client.set_registered_model_alias(name, alias, made.version)
     return Version(name, str(made.version), address.run_id, alias)
+
+
+def _description(name: str, degradation: str) -> str:
+    return (
+        f"Super-resolution networks of voxlift, trained for {degradation}. The version with the alias {CHAMPION} is the"
+        f" one to use: `voxlift upscale SCAN --model models:/{name}@{CHAMPION}`. `voxlift promote {name} REFERENCE…`"
+        f" compares the {CHALLENGER} with it on fine volumes."
+    )
 
 
 def model_of_run(run_id: str) -> str:

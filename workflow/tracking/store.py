@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 SQLITE = "sqlite:///"
+# MLflow's pages show runs, models and charts of such an experiment, and ask nobody for its kind.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 ANSWER_SECONDS = 10.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -125,7 +127,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     found = require_experiment(client, uri, name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifact_location(uri)))
+            return str(client.create_experiment(name, artifact_location=artifact_location(uri), tags=MODEL_TRAINING))
         except mlflow_api.MlflowException:
             # Another process may have made it meanwhile.
             found = require_experiment(client, uri, name)

@@ -194,7 +194,8 @@ def record_training(
         recorder.inputs(training_inputs(config))
         record_setup(recorder, config, command)
     baselines = baseline_psnr(job.validation, config.degradation) if job.validation else {}
-    recorder.metrics({f"validation/psnr_{name}": psnr for name, psnr in baselines.items()})
+    interpolated = {f"validation/psnr_{name}": psnr for name, psnr in baselines.items()}
+    recorder.metrics(interpolated)
     trained, loss = _streamed(job, recorder, console, stop)
     stride = config.network.total_stride
     request, contract = training_request(config), ModelContract(total_stride=stride)
@@ -204,9 +205,11 @@ def record_training(
         uri = recorder.model(trained.model, entry, probes[0])
     registered = (recorder.register(config.tracking.registered_model) if registers else None) or uri
     recorder.metrics({"seconds/training": trained.seconds, "train/waiting_share": trained.waiting_share})
-    recorder.metrics({"model/parameters": trained.parameters})
+    recorder.scores({"model/parameters": trained.parameters})
     if trained.validation_psnr is not None:
-        recorder.metrics({SCORE: trained.validation_psnr})
+        recorder.scores({SCORE: trained.validation_psnr})
+        # At the last step too: a level line next to the curve of the network.
+        recorder.scores(interpolated, trained.steps)
     if not recorder.had_finished:  # what was measured then stands
         recorder.describe(description(trained, loss, baselines))
     cost = read_network(trained.model).cost
