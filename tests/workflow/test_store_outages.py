@@ -252,7 +252,7 @@ def test_a_full_disk_stops_no_work(outage, room):
     outage.require_whole(recorder.address.run_id, range(6))
 
 
-def test_a_run_of_a_sweep_begins_without_the_store(outage, voxlift):
+def test_a_run_of_a_sweep_begins_without_the_store(outage, voxlift, monkeypatch):
     with outage.recording("sweep") as parent:
         outage.leave()
         note = outage.work / "1" / "run.json"
@@ -263,6 +263,10 @@ def test_a_run_of_a_sweep_begins_without_the_store(outage, voxlift):
             fill(child)
         assert not note.exists()
         outage.come_back()
+    create_run = MlflowClient.create_run
+    with monkeypatch.context() as patch:  # the run is made, and the connection is lost before the answer
+        patch.setattr(MlflowClient, "create_run", lambda *given, **named: create_run(*given, **named) and 1 / 0)
+        assert voxlift("sync", str(outage.work))[0] == 1
     assert voxlift("sync", str(outage.work))[0] == 0
     address = RunAddress.read(note)
     assert address is not None
