@@ -30,6 +30,7 @@ from tasks.volume.encoding import stored_name
 from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.nifti import open_volume
 from workflow.cluster import cluster
+from workflow.pages.index import write_index
 from workflow.pages.quality import QualityCase, model_facts, write_quality_page
 from workflow.pages.verdict import Measure
 from workflow.restore.restoration import Progress
@@ -133,15 +134,25 @@ def _recorded(
 def _complete_folders(
     recorder: Recorder, request: UpscaleRequest, numbers: Mapping[VolumeWork, int], console: Console
 ) -> None:
-    """Make the QC pages that are missing, then the manifests of the folders."""
+    """Make the QC pages that are missing, then the manifests and the tables of QC pages of the folders."""
     for work, number in numbers.items():
         if work.failure is None:
             try:
                 _add_page_if_absent(recorder, request, number, work)
             except InputError as error:  # the output is complete
                 console.print(f"{work.plan.name}: no QC page: {error}", markup=False)
-    for folder in {work.plan.output.parent for work in numbers}:
+    folders = {work.plan.output.parent for work in numbers}
+    for folder in folders:
         collect_entries(folder, recorder.address.run_id)
+    # Below the folder of the outputs all pages count; next to inputs, those next to them.
+    pages = (
+        {one: one.glob(page_name("*")) for one in folders}
+        if request.out is None
+        else {request.out: request.out.rglob(page_name("*"))}
+    )
+    for folder, found in pages.items():
+        if table := write_index(folder, found):
+            console.print(f"Table of the QC pages: {table.absolute()}", markup=False, soft_wrap=True)
 
 
 def _saved(works: Sequence[VolumeWork]) -> str:
