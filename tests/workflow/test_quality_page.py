@@ -276,6 +276,10 @@ ACT = """
   under.select.value = 2;
   await show(under);
   found.difference = [element("left-scale").className, under.viewer.volumes[0].colormap];
+  const canvas = element("over"), box = canvas.getBoundingClientRect(), before = millimetres();
+  const [clientX, clientY] = [box.left + box.width * .15, box.top + box.height / 2];
+  canvas.dispatchEvent(new WheelEvent("wheel", { deltaY: 100, clientX, clientY, bubbles: true }));
+  found.scrolled = millimetres().map((place, axis) => Math.abs(place - before[axis]));
   set("x", 5, "change"); set("y", 7, "change"); set("z", 9, "change");
   found.place = millimetres();
   return found;
@@ -294,6 +298,7 @@ def test_the_controls_work_in_a_browser(tab, page, anatomy):
     assert found["zoom"] == [3, 3]
     assert found["radiological"] == [True, True]
     assert found["difference"] == ["signed", "difference"]
+    assert found["scrolled"] == pytest.approx([0, 0, 1.5])  # an axial slice
     assert found["place"] == pytest.approx([5, 7, 9])
     assert len(np.unique(np.asarray(Image.open(io.BytesIO(tab.picture())).convert("L")))) > 50
     assert tab.errors == []

@@ -96,8 +96,9 @@ function setWindow() {
 async function attach(side) {
   side.viewer = new niivue.Niivue({
     backColor: [0, 0, 0, 1], crosshairColor: [.94, .71, .16, 1], crosshairWidth: .3, crosshairWidthUnit: "percent",
-    fontColor: [.94, .71, .16, 1], isForceMouseClickToVoxelCenters: true, multiplanarShowRender: 0, dragMode: 3, dragAndDropEnabled: false,
-    loadingText: "", logLevel: "error",
+    fontColor: [.94, .71, .16, 1], isForceMouseClickToVoxelCenters: true, multiplanarShowRender: 0, dragMode: 0, dragAndDropEnabled: false,
+    // Modes of NiiVue: 8 moves the crosshair, 3 pans. The wheel goes from slice to slice unless the first mode is 3.
+    mouseEventConfig: { leftButton: { primary: 8 }, centerButton: 3, rightButton: 3 }, loadingText: "", logLevel: "error",
   });
   element(side.canvas).parentElement.hidden = false;
   await side.viewer.attachTo(side.canvas, false);
