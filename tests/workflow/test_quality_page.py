@@ -255,6 +255,23 @@ def test_the_crosshair_has_the_millimetres_and_values_of_nibabel(tab, anatomy, t
     assert [one for one in tab.requests if not one.startswith(("data:", path.as_uri()))] == []
 
 
+@pytest.mark.slow
+def test_the_crosshair_keeps_its_place_between_means_and_full_resolution(tab, anatomy, tmp_path, monkeypatch):
+    monkeypatch.setattr(viewer, "MAX_VOXELS", 500)
+    monkeypatch.setattr(viewer, "PART", 8)
+    affine = np.vstack([np.c_[TURNED, [-31.25, 12.5, 40]], [0, 0, 0, 1]])
+    path, grid = tmp_path / "quality.html", Grid(RAS.shape, affine)
+    write_quality_page(path, case(anatomy, grid=grid, input_grid=covering_grid(grid, FileShape(10, 12, 8))))
+    tab.open(path)
+    tab.run("opened")
+    for part, voxel in enumerate([(10, 13, 7), (9, 11, 6)]):  # the middle of a block, then a voxel
+        tab.run(f"element('view').value = {part}; Promise.all(sides.map(show))")
+        tab.run(f"moveTo({apply_affine(affine, voxel).tolist()})")
+        assert tab.run("millimetres()") == pytest.approx(apply_affine(affine, voxel), abs=2e-3)
+    assert float(tab.run("element('right-value').value")) == pytest.approx(anatomy[9, 11, 6], abs=0.004)
+    assert tab.errors == []
+
+
 ACT = """
 (async () => {
   const set = (name, value, kind) => {
