@@ -64,15 +64,18 @@ def verdict_of(measures: Iterable[Measure], warnings: Sequence[str]) -> Verdict:
 
 
 def artefact_measures(before: Iterable[Spectrum], restored: Iterable[Spectrum], found: Sequence[Seam]) -> list[Measure]:
-    """Judge the measures of `tasks.scoring.quality`: periodic noise along each axis, and the worst seam."""
+    """Judge the measures of `tasks.scoring.quality`: periodic noise along each axis, and the worst seam.
+
+    Both over those of the input, whose interpolation has periods and whose anatomy has edges.
+    """
     measures = [
         Measure(
             f"periodic noise along {'ijk'[after.axis]}",
-            after.peak,
+            after.peak / max(1.0, was.peak),
             PERIODIC,
             PERIODIC_FAIL,
-            "Look for stripes or a checkerboard in flat regions; if the input has none, use another model.",
-            f"every {after.stride} voxels; {was.peak:.2f} in the input",
+            "Look for stripes or a checkerboard in flat regions; if there are, use another model.",
+            f"every {after.stride} voxels, {after.peak:.2f} times its surroundings; {was.peak:.2f} in the input",
         )
         for was, after in zip(before, restored, strict=True)
         if after.stride > 1 and after.amplitudes.size > 1  # long enough to be measured
