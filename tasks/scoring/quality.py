@@ -18,8 +18,10 @@ from tasks.volume.scan import Voxels
 LINE_VOXELS = 4_000_000  # lines with this many voxels together are enough for a mean
 NEIGHBOURS = 8  # planes on either side that a border is compared with
 BATCH_VOXELS = 500_000
+MIN_LINE = 48  # differences along an axis: fewer leave nothing around a multiple of 1/stride to compare it with
 MIN_VOXELS = 64  # of the foreground, for a step to be measured
 EDGE = 0.05  # normalised difference to which an edge of the anatomy counts
+UNSEEN = 0.0005  # normalised amplitude of a pattern that nobody sees: an eighth of a step of a display
 PERIODIC, SEAM = 1.6, 1.5  # ratios that no sound volume reaches: tests/tasks/test_quality.py
 
 
@@ -32,7 +34,8 @@ class Spectrum:
         stride: Total stride of the network along that axis.
         frequencies: Cycles per voxel, up to 0.5.
         amplitudes: Of its second differences, root mean square over lines.
-        peak: The largest amplitude at a multiple of 1/stride, over the median amplitude around it; 0 for stride 1.
+        peak: The largest amplitude at a multiple of 1/stride, over the median amplitude around it, or over that of a
+            pattern too weak to be seen where this is larger; 0 for stride 1.
     """
 
     axis: int
@@ -77,7 +80,7 @@ def spectrum(voxels: Voxels, axis: int, stride: int) -> Spectrum:
     """
     lines = _lines(voxels, axis)
     size = max(0, lines.shape[1] - 2)
-    if size < 16 or not lines.any():
+    if size < MIN_LINE or not lines.any():
         return Spectrum(axis, stride, np.zeros(1), np.zeros(1), 0.0)
     # Line by line in batches: the transform is complex and twice as wide.
     power = np.zeros(size // 2 + 1, np.float64)
@@ -85,9 +88,11 @@ def spectrum(voxels: Voxels, axis: int, stride: int) -> Spectrum:
         power += (np.abs(np.fft.rfft(np.diff(batch, 2, axis=1) * np.hanning(size))) ** 2).sum(axis=0)
     amplitudes = np.sqrt(power / len(lines)) * 2 / size
     frequencies = np.fft.rfftfreq(size)
-    places = [round(order / stride * size) for order in range(1, stride // 2 + 1)]
-    peak = max((_peak(amplitudes, place) for place in places), default=0.0)
-    return Spectrum(axis, stride, frequencies, amplitudes, peak)
+    orders = np.arange(1, stride // 2 + 1) / stride
+    # A wave of amplitude a has second differences of a (2 - 2 cos), of which the window keeps half.
+    unseen = UNSEEN * (1 - np.cos(2 * np.pi * orders))
+    peaks = [_peak(amplitudes, round(order * size), least) for order, least in zip(orders, unseen, strict=True)]
+    return Spectrum(axis, stride, frequencies, amplitudes, max(peaks, default=0.0))
 
 
 def seams(voxels: Voxels, before: Voxels, borders: Iterable[tuple[int, int]]) -> list[Seam]:
@@ -158,12 +163,12 @@ def quality_warnings(spectra: Iterable[Spectrum], found: Iterable[Seam]) -> list
     ]
 
 
-def _peak(amplitudes: NDArray[np.floating], at: int) -> float:
-    """Return the amplitude of a line over the median around it."""
+def _peak(amplitudes: NDArray[np.floating], at: int, least: float) -> float:
+    """Return the amplitude of a line over the median around it, which counts as `least` at least."""
     reach = max(6, amplitudes.size // 20)
     around = np.concatenate([amplitudes[max(2, at - reach) : max(2, at - 2)], amplitudes[at + 3 : at + reach + 1]])
     line = amplitudes[max(0, at - 1) : at + 2]
-    background = float(np.median(around)) if around.size else 0.0
+    background = max(float(np.median(around)), least) if around.size else 0.0
     return float(line.max() / background) if line.size and background > 0 else 0.0
 
 

@@ -58,20 +58,28 @@ def find_level(voxels: NDArray[np.float32]) -> float:
     return float(np.float32(low)) if 0 < high - low < LEVEL_CONTRAST * abs(low) else 0.0
 
 
-def normalise(voxels: NDArray[np.float32], intensity: Intensity, clip: float | None = None) -> NDArray[np.float32]:
+def normalise(
+    voxels: NDArray[np.float32],
+    intensity: Intensity,
+    clip: float | None = None,
+    out: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
     """Map low to 0 and high to 1.
 
     Args:
         voxels: In the unit of the volume, any shape.
         intensity: From `find_intensity` of the whole volume.
         clip: Limit to 0..clip; training and scores use `CLIP`.
+        out: Receives the result, and may be `voxels` itself.
 
     >>> normalise(np.array([0, 50, 400], np.float32), Intensity(0, 100), clip=1.5).tolist()
     [0.0, 0.5, 1.5]
     """
     low, span = np.float32(intensity.low), np.float32(intensity.high - intensity.low)
-    normalised = (np.asarray(voxels, np.float32) - low) / span
-    return normalised if clip is None else np.clip(normalised, 0, np.float32(clip))
+    normalised: NDArray[np.float32] = np.divide(
+        np.subtract(np.asarray(voxels, np.float32), low, out=out), span, out=out
+    )
+    return normalised if clip is None else np.clip(normalised, 0, np.float32(clip), out=out)
 
 
 def restore(normalised: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from unicodedata import category
 import nibabel
 import numpy as np
 from indexed_gzip import IndexedGzipFile
+from isal import igzip
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.imageglobals import logger as nibabel_logger
 from nibabel.openers import ImageOpener
@@ -24,7 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from configs.axes import FileShape, triple
 from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
-from tasks.files.compression import ForwardReader, check_packing, open_to_write
+from tasks.files.compression import LEVEL, ForwardReader, check_packing, open_to_write
 from tasks.files.outputs import time_point
 from tasks.volume.encoding import Encoding, choose_encoding
 from tasks.volume.forms import written_qform
@@ -35,6 +36,7 @@ from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_
 __all__ = [
     "Volume",
     "anonymous_copy",
+    "display_copy",
     "open_single_volume",
     "open_volume",
     "read_forward",
@@ -262,6 +264,23 @@ def anonymous_copy(source: Path, copy: Path) -> None:
     count = scan.header.n_timepoints
     bare = replace(scan, header=replace(scan.header, native=None))
     write_slabs(copy, (slab for time in range(count) for slab in scan.slabs(time)), scan.grid, bare, n_timepoints=count)
+
+
+def display_copy(steps: NDArray[np.uint8], grid: Grid, slope: float, inter: float) -> bytes:
+    """Return a compressed NIfTI file of a volume at display precision.
+
+    Args:
+        steps: `[i, j, k]`.
+        grid: Of the voxels.
+        slope: Unit of the volume per step.
+        inter: What a step of 0 means.
+    """
+    header = _nifti_header(grid, None, 1, Encoding("uint8", slope, inter))
+    serialised = io.BytesIO()
+    header.write_to(serialised)
+    content = serialised.getvalue().ljust(int(header["vox_offset"]), b"\0") + steps.tobytes(order="F")
+    compressed: bytes = igzip.compress(content, LEVEL, mtime=0)
+    return compressed
 
 
 def _nifti_header(grid: Grid, like: Volume | Scan | None, n_timepoints: int, encoding: Encoding) -> Any:  # noqa: ANN401 - untyped

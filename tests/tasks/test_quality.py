@@ -42,6 +42,14 @@ def test_a_sound_volume_has_no_periodic_noise(anatomy, brain, stride):
         assert all(spectrum(volume, axis, stride).peak < PERIODIC for axis in range(3))
 
 
+@pytest.mark.parametrize(("height", "counts"), [(0.001, False), (0.02, True)])
+def test_a_pattern_too_weak_to_be_seen_does_not_count(height, counts):
+    """Also where the volume is so smooth that the pattern stands out."""
+    smooth = gaussian_filter(np.random.default_rng(0).random((96, 40, 40)), 6).astype(np.float32)
+    smooth[::8] += height
+    assert (spectrum(smooth, 0, 8).peak > PERIODIC) == counts
+
+
 def test_a_seam_is_found_where_it_is(anatomy):
     seamed = anatomy.copy()
     seamed[:, 40:] += 0.08

@@ -1,6 +1,7 @@
 """`voxlift upscale`: one JSON object, exit status, and what is recorded."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,8 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
     for page in pages:
         content = Path(client.download_artifacts(run.info.run_id, page)).read_text()
         assert not [name for name in ("sub-01", "other_sr", "other.nii", str(place)) if name in content]
+    table = (place / "out" / "index.html").read_text()
+    assert re.findall(r'href="([^"]+)"', table) == ["other_sr_quality.html", "sub-01_rec-voxlift_T1w_quality.html"]
     found = verify(run.info.run_id), verify(str(place / "out"))
     assert [(one.artifacts, one.damages) for one in found] == [(4, ()), (6, ())]
     (place / "out" / "other_sr_quality.html").write_text("<p>all is well")

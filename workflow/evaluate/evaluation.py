@@ -31,7 +31,8 @@ from tasks.volume.nifti import open_single_volume, open_volume, read_volume
 from tasks.volume.scan import Voxels
 from workflow.cluster import cluster
 from workflow.pages.planes import write_planes
-from workflow.pages.quality import QualityCase, on_finer_grid, write_quality_page
+from workflow.pages.quality import QualityCase, model_facts, on_finer_grid, write_quality_page
+from workflow.pages.verdict import gain_measure
 from workflow.restore.restoration import Restored, plan_restoration, restore_volume
 from workflow.terminal.progress import entering, progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
@@ -332,7 +333,16 @@ def record_page(recorder: Recorder, path: Path, title: str, scored: ScoredVolume
         borders=shard_borders(plan, axes),
         truth=truth,
         consistency=-axes.to_file(lacks),
-        facts={"degradation": degraded.recipe.name, "shards": str(len(plan.shards)), **measured},
+        facts={
+            **model_facts(scored.network),
+            "acquisition": f"degradation {degraded.recipe.name}, which made the input",
+            "shards": str(len(plan.shards)),
+            **measured,
+        },
+        warnings=scored.scores.warnings,
+        unit=degraded.intensity,
+        noise=degraded.recipe.noise.sigma,
+        measures=[gain_measure(scored.scores.gain, BASELINES[scored.scores.psnr.best_baseline])],
     )
     write_quality_page(path, case)
     recorder.metrics({"shards/count": len(plan.shards), "shards/overhead": plan.overhead}, step)

@@ -31,7 +31,9 @@ from tasks.volume.encoding import stored_name
 from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.nifti import open_volume
 from workflow.cluster import cluster
-from workflow.pages.quality import QualityCase, write_quality_page
+from workflow.pages.index import write_index
+from workflow.pages.quality import QualityCase, model_facts, write_quality_page
+from workflow.pages.verdict import Measure
 from workflow.restore.restoration import Progress
 from workflow.terminal.progress import entering, progress_bar, resumable, waiting
 from workflow.tracking import Recorder, RunAddress, described_volume, recorded_run, resolve_model, tracking_uri
@@ -39,7 +41,7 @@ from workflow.tracking.provenance import ENVIRONMENT, record_environment, record
 from workflow.tracking.recorder import exit_on_sigterm
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
 from workflow.upscale.report import COLUMNS, UpscaleReport, geometry
-from workflow.upscale.volume_work import Output, VolumeWork
+from workflow.upscale.volume_work import LEEWAY, MAX_OUTSIDE_SHARE, Output, VolumeWork, Written
 from workflow.upscale.volumes import only_writer, plan_volumes, require_new, upscale
 
 EXPERIMENT = "voxlift"
@@ -128,22 +130,39 @@ def _recorded(
                 advance(speed, progress.shards)
 
             def record(work: VolumeWork, output: Output) -> None:
-                if problem := _record_output(recorder, numbers[work], work, output):
+                if problem := _record_output(recorder, request, numbers[work], work, output):
                     console.print(f"{work.plan.name}: {problem}.", markup=False)
 
             report = upscale(replace(request, run_id=address.run_id), planned, show, record)
         _record_report(recorder, report)
         recorder.failed = len(report.failed) == len(report.volumes)
-        for work, number in numbers.items():
-            if work.failure is None:
-                try:
-                    _add_page_if_absent(recorder, number, work)
-                except InputError as error:  # the output is complete
-                    console.print(f"{work.plan.name}: no QC page: {error}", markup=False)
-        for folder in {work.plan.output.parent for work in numbers}:
-            collect_entries(folder, address.run_id)
+        _complete_folders(recorder, request, numbers, console)
     address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
+
+
+def _complete_folders(
+    recorder: Recorder, request: UpscaleRequest, numbers: Mapping[VolumeWork, int], console: Console
+) -> None:
+    """Make the QC pages that are missing, then the manifests and the tables of QC pages of the folders."""
+    for work, number in numbers.items():
+        if work.failure is None:
+            try:
+                _add_page_if_absent(recorder, request, number, work)
+            except InputError as error:  # the output is complete
+                console.print(f"{work.plan.name}: no QC page: {error}", markup=False)
+    folders = {work.plan.output.parent for work in numbers}
+    for folder in folders:
+        collect_entries(folder, recorder.address.run_id)
+    # Below the folder of the outputs all pages count; next to inputs, those next to them.
+    pages = (
+        {one: one.glob(page_name("*")) for one in folders}
+        if request.out is None
+        else {request.out: request.out.rglob(page_name("*"))}
+    )
+    for folder, found in pages.items():
+        if table := write_index(folder, found):
+            console.print(f"Table of the QC pages: {table.absolute()}", markup=False, soft_wrap=True)
 
 
 def _saved(works: Sequence[VolumeWork]) -> str:
@@ -192,7 +211,7 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
         record_environment(recorder, "upscale")
 
 
-def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Output) -> str:
+def _record_output(recorder: Recorder, request: UpscaleRequest, number: int, work: VolumeWork, output: Output) -> str:
     """Add an output and its sidecar to the manifest, and make its QC page; returns why there is no page, or ""."""
     plan = work.plan
     _page(plan).unlink(missing_ok=True)  # of an earlier output
@@ -206,53 +225,94 @@ def _record_output(recorder: Recorder, number: int, work: VolumeWork, output: Ou
     work.conclude(output)  # before the page, without which the output is still of use
     if restored is None:
         return "no QC page is made of a label map" if plan.labels else "too large for a QC page"
-    _add_page(recorder, number, work, output.first, restored)
+    _add_page(recorder, request, number, work, output.first, restored)
     return ""
 
 
-def _add_page_if_absent(recorder: Recorder, number: int, work: VolumeWork) -> None:
+def _add_page_if_absent(recorder: Recorder, request: UpscaleRequest, number: int, work: VolumeWork) -> None:
     """Make the QC page of an output whose run was stopped before it had made one."""
     plan = work.plan
     if _has_page(plan) and not _page(plan).exists():
         coarse = plan.coarse_volume(plan.scan.read(0, finite=False).voxels, Intensity(0.0, 1.0))
-        _add_page(recorder, number, work, coarse, open_volume(plan.output).read(0, finite=False).voxels)
+        _add_page(recorder, request, number, work, coarse, open_volume(plan.output).read(0, finite=False).voxels)
 
 
 def _add_page(
-    recorder: Recorder, number: int, work: VolumeWork, coarse: CoarseVolume, voxels: NDArray[np.float32]
+    recorder: Recorder,
+    request: UpscaleRequest,
+    number: int,
+    work: VolumeWork,
+    coarse: CoarseVolume,
+    voxels: NDArray[np.float32],
 ) -> None:
-    """Make, record and contract the QC page of a volume, from the first time point of its input and of its output."""
+    """Make, record and contract the QC page of a volume, from the first time point of its input and of its output.
+
+    The voxels are overwritten.
+    """
     plan, axes, page = work.plan, work.plan.axes, _page(work.plan)
     interpolated = resample(axes.to_file(coarse.voxels), plan.target.shape)
     if coarse.level:
         voxels = voxels - np.float32(coarse.level)
     for _, mask in plan.padding_in_file(coarse):
         voxels[mask] = interpolated[mask]
-    source, restored = (normalise(volume, coarse.intensity) for volume in (coarse.voxels, voxels))
+    source = normalise(coarse.voxels, coarse.intensity)
+    # In place: each is as large as the output. Where nothing is interpolated it may be the input itself.
+    own = None if np.may_share_memory(interpolated, coarse.voxels) else interpolated
+    before = normalise(interpolated, coarse.intensity, out=own)
+    restored = normalise(voxels, coarse.intensity, out=voxels)
     consistency = None
     if plan.recipe is not None:
         consistency = -axes.to_file(residual(axes.to_network(restored), source, plan.recipe))
-    time_point = {"time point": f"1 of {plan.n_timepoints}"} if plan.n_timepoints > 1 else {}
+    low, high, written = coarse.intensity.low, coarse.intensity.high, work.written or Written()
     case = QualityCase(
-        title=f"volume {number}",
+        title=f"volume {number}, SHA-256 {work.inspected.digests[0][:12]}…",
         input_grid=plan.scan.grid,
         grid=plan.target,
-        before=normalise(interpolated, coarse.intensity),
+        before=before,
         restored=restored,
         strides=axes.file_shape(plan.network.cost.field.strides),
         borders=shard_borders(plan.shard_plan, axes),
         consistency=consistency,
-        facts={
-            "acquisition": str(plan.acquisition or "the model's degradation"),
-            "shards": str(plan.shards),
-            "corrected": "yes" if plan.corrects else "no",
-            **time_point,
-        },
-        warnings=work.warnings,
+        facts=_facts(request, plan, written, recorder.address.run_id),
+        warnings=[warning for warning in work.warnings if warning != written.range_warning],
+        unit=Intensity(low + coarse.level, high + coarse.level),
+        noise=written.noise,
+        measures=_outside(written),
     )
     write_quality_page(page, case)
     recorder.artifact(page, "quality", name=f"{number}.html")
     note_entries(page.parent, {page: manifest_entry(page)}, recorder.address.run_id)
+
+
+def _outside(written: Written) -> list[Measure]:
+    """Judge the share of the voxels that are outside the input's range, if it is known."""
+    if written.outside is None:
+        return []
+    remedy = "Look for ringing at sharp edges; give the acquisition (--acquisition, --blur) if it is known."
+    percent, limit = 100 * written.outside, 100 * MAX_OUTSIDE_SHARE
+    note = f"by more than {LEEWAY:.0%} of that range"
+    return [Measure("voxels outside the input's range [%]", percent, limit, 10 * limit, remedy, note)]
+
+
+def _facts(request: UpscaleRequest, plan: VolumePlan, written: Written, run_id: str) -> dict[str, str]:
+    """Describe how an output was made: command without paths, model, acquisition, noise and plan."""
+    given = {"scale": request.scale, "spacing": request.spacing, "blur": request.blur}
+    options = [f"--{name} {','.join(f'{one:g}' for one in values)}" for name, values in given.items() if values]
+    chosen = {"as": request.kind, "acquisition": request.profile, "dtype": request.dtype}
+    options += [f"--{name} {value}" for name, value in chosen.items() if value]
+    options += [] if request.correct else ["--no-correct"]
+    shards, resources = plan.shard_plan, request.resources
+    return {
+        "command": " ".join(["voxlift upscale VOLUME", *options]),
+        "MLflow run": run_id,
+        **model_facts(plan.network),
+        "acquisition": str(plan.acquisition or "the model's degradation"),
+        "noise found": "not measured" if written.noise is None else f"{written.noise:.4f} of the intensity range",
+        "corrected": "yes" if plan.corrects else "no",
+        "shards": f"{plan.shards}, cores of up to {'x'.join(map(str, shards.core_shape))} voxels",
+        "workers": f"{resources.workers}, memory budget {resources.memory_budget_mib} MiB",
+        **({"time point": f"1 of {plan.n_timepoints}"} if plan.n_timepoints > 1 else {}),
+    }
 
 
 def _page(plan: VolumePlan) -> Path:
