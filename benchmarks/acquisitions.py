@@ -25,7 +25,7 @@ from configs.degradation import AxisDegradation, Degradation, Noise, isotropic, 
 from tasks.artifacts.network_file import NetworkFile
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.acquisition import default_acquisition
-from tasks.imaging.consistency import correct
+from tasks.imaging.consistency import consistent_interpolation, correct
 from tasks.imaging.degrade import degrade
 from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import resample
@@ -135,7 +135,7 @@ def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Resto
             spectra = find_spectra(coarse, recipe.scale)
             assumed = default_acquisition(restore.trained_for, lowest, spectra)
             estimates = {
-                "corrected": correct(cubic, coarse, recipe, noise=sigma).voxels,
+                "corrected": consistent_interpolation(coarse, shape, recipe, sigma),
                 "default": restore(coarse, shape, assumed.degradation(shape, NetworkShape(*coarse.shape))),
                 "known": restore(coarse, shape, recipe),
             }
