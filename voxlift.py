@@ -17,10 +17,10 @@ import nibabel
 import numpy as np
 
 from configs.axes import triple
+from configs.degradation import Profile
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.shipped import shipped_network
-from tasks.imaging.acquisition import Profile
 from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.volumes import plan_volumes, upscale
 
