@@ -1,5 +1,6 @@
 """The Python interface: from image to image in this process, without Ray and without a tracking store."""
 
+import itertools
 import subprocess
 import sys
 
@@ -45,6 +46,18 @@ def test_what_is_known_of_the_acquisition_and_the_type_count(restore):
     assumed, known = restore(given, dtype="float32"), restore(given, acquisition="box", dtype="float32")
     assert known.get_data_dtype() == np.float32
     assert not np.allclose(assumed.dataobj, known.dataobj, atol=1)
+
+
+def test_an_ensemble_averages_the_mirror_images(restore):
+    given = image((16, 16, 8))
+    voxels, found = np.asarray(given.dataobj), np.zeros((32, 32, 16))
+    for axes in [axes for count in range(4) for axes in itertools.combinations(range(3), count)]:
+        mirrored = nibabel.Nifti1Image(np.flip(voxels, axes), given.affine)
+        found += np.flip(np.asarray(restore(mirrored, dtype="float32").dataobj), axes) / 8
+    ensemble = np.asarray(Restorer(ensemble=8)(given, dtype="float32").dataobj)
+    span = np.ptp(voxels)
+    np.testing.assert_allclose(ensemble / span, found / span, atol=1e-4)
+    assert np.abs(ensemble - np.asarray(restore(given, dtype="float32").dataobj)).max() > 1e-3 * span
 
 
 def test_a_model_of_ones_own_is_used(tmp_path):

@@ -194,6 +194,7 @@ class VolumePlan:
                 "worker": [self.resources.cpus_per_worker, self.resources.gpus_per_worker],
                 "programs": program_versions(),
                 **({"labels": True} if self.labels else {}),
+                **({"flips": self.network.flips} if self.network.flips > 1 else {}),
                 **({"acquisition": self.recipe.model_dump()} if self.network.needs_acquisition and self.recipe else {}),
             }
         )
