@@ -7,6 +7,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from configs.errors import InputError
 from tests.networks import small_restorer
@@ -49,15 +50,15 @@ def test_what_is_known_of_the_acquisition_and_the_type_count(restore):
 
 
 def test_an_ensemble_averages_the_mirror_images(restore):
-    given = image((16, 16, 8))
-    voxels, found = np.asarray(given.dataobj), np.zeros((32, 32, 16))
+    noise = np.random.default_rng(0).normal(size=(16, 16, 8)).astype(np.float32)
+    voxels = gaussian_filter(noise, 1)  # signed: nothing is clipped at 0
+    given, found = nibabel.Nifti1Image(voxels, np.eye(4)), np.zeros((32, 32, 16))
     for axes in [axes for count in range(4) for axes in itertools.combinations(range(3), count)]:
         mirrored = nibabel.Nifti1Image(np.flip(voxels, axes), given.affine)
         found += np.flip(np.asarray(restore(mirrored, dtype="float32").dataobj), axes) / 8
-    ensemble = np.asarray(Restorer(ensemble=8)(given, dtype="float32").dataobj)
-    span = np.ptp(voxels)
-    np.testing.assert_allclose(ensemble / span, found / span, atol=1e-4)
-    assert np.abs(ensemble - np.asarray(restore(given, dtype="float32").dataobj)).max() > 1e-3 * span
+    single, ensemble = (np.asarray(one(given, dtype="float32").dataobj) for one in (restore, Restorer(ensemble=8)))
+    # Not exactly: each image is corrected by as much as it lacks.
+    assert np.abs(ensemble - found).mean() < 0.1 * np.abs(single - found).mean()
 
 
 def test_a_model_of_ones_own_is_used(tmp_path):
