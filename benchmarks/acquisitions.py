@@ -25,10 +25,11 @@ from configs.degradation import AxisDegradation, Degradation, Noise, isotropic, 
 from tasks.artifacts.network_file import NetworkFile
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.acquisition import default_acquisition
-from tasks.imaging.consistency import correct
+from tasks.imaging.consistency import consistent_interpolation, correct
 from tasks.imaging.degrade import degrade
 from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import resample
+from tasks.imaging.through_plane import through_plane
 from tasks.scoring.metrics import foreground_mask, psnr
 from tasks.sharding.restore import Restorer, coarse_volume
 from tasks.volume.grid import network_axes
@@ -37,6 +38,8 @@ from tasks.volume.intensity import CLIP, Intensity, find_intensity, normalise
 
 STRIDE = 16  # of the networks along every axis, at most
 WORST = -0.2  # dB over cubic
+FWHM_TOLERANCE = 0.2
+FWHM_OF_SINC = 1.207  # in voxels, of what k-space truncation makes of a point
 
 
 def _isotropic() -> dict[str, Degradation]:
@@ -91,7 +94,7 @@ Voxels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Cell:
-    """Scores of one volume, acquisition and noise; PSNR in dB over cubic."""
+    """Scores of one volume, acquisition and noise; PSNR in dB over cubic, FWHM across slices in slice distances."""
 
     volume: str
     acquisition: str
@@ -100,6 +103,8 @@ class Cell:
     corrected: float
     default: float
     known: float
+    fwhm: float
+    fwhm_found: float
 
 
 class Restoration:
@@ -133,15 +138,17 @@ def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Resto
             coarse = degrade(fine, recipe.model_copy(update={"noise": noise}), 1)
             cubic = resample(coarse, shape)
             spectra = find_spectra(coarse, recipe.scale)
-            assumed = default_acquisition(restore.trained_for, lowest, spectra)
+            through = None if recipe.is_isotropic else through_plane(coarse, recipe.depth.factor)
+            assumed = default_acquisition(restore.trained_for, lowest, spectra, through)
             estimates = {
-                "corrected": correct(cubic, coarse, recipe, noise=sigma).voxels,
+                "corrected": consistent_interpolation(coarse, shape, recipe, sigma),
                 "default": restore(coarse, shape, assumed.degradation(shape, NetworkShape(*coarse.shape))),
                 "known": restore(coarse, shape, recipe),
             }
             base = psnr(fine, cubic, mask)
             gains = {key: round(psnr(fine, voxels, mask) - base, 2) for key, voxels in estimates.items()}
-            cell = Cell(name, acquisition, sigma, round(base, 2), **gains)
+            found = np.nan if through is None else through.fwhm
+            cell = Cell(name, acquisition, sigma, round(base, 2), **gains, fwhm=_fwhm(recipe.depth), fwhm_found=found)
             print(cell, flush=True)
             yield cell
 
@@ -157,17 +164,34 @@ def score(name: str, network: NetworkFile) -> bool:
         normal = normalise(fine, find_intensity(fine), clip=CLIP)
         found += cells(volume_name, normal, float(fine.min()), matrix, restore)
     default = np.array([cell.default for cell in found])
+    near = [abs(cell.fwhm_found / cell.fwhm - 1) <= FWHM_TOLERANCE for cell in found]
     summary = (
         f"Nothing known, {len(found)} cells: worst {default.min():+.2f} dB, {np.mean(default < 0):.1%} below cubic,"
         f" mean {default.mean():+.2f} dB."
     )
+    if name == "thick":
+        summary += f" FWHM through the slices within {FWHM_TOLERANCE:.0%} in {np.mean(near):.1%}."
     print(summary)
     _write(f"acquisitions-{name}", found, summary)
     return bool(default.min() >= WORST)
 
 
+def _fwhm(axis: AxisDegradation) -> float:
+    return FWHM_OF_SINC if axis.profile == "kspace" else 1 - axis.gap
+
+
 def _write(name: str, found: list[Cell], summary: str) -> None:
-    titles = ["volume", "acquisition", "noise", "cubic [dB]", "cubic with correction", "nothing known", "known"]
+    titles = [
+        "volume",
+        "acquisition",
+        "noise",
+        "cubic [dB]",
+        "cubic with correction",
+        "nothing known",
+        "known",
+        "FWHM",
+        "found",
+    ]
     lines = [
         "# The shipped weights on scans made by every acquisition",
         "",

@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from configs.errors import ConfigError
 from configs.frozen import Frozen
 
+Profile = Literal["kspace", "box", "gaussian"]
+
 
 class AxisDegradation(Frozen):
     """Degradation along one axis; lengths are in fine voxels.
@@ -25,7 +27,7 @@ class AxisDegradation(Frozen):
 
     factor: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
     blur_fwhm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    profile: Literal["box", "gaussian", "kspace"] = "box"
+    profile: Profile = "box"
     gap: Annotated[float, Field(ge=0, lt=1)] = 0.0
     apodisation: Literal["none", "hamming", "tukey"] = "none"
     zero_filling: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0

@@ -1,11 +1,13 @@
 """The Python interface: from image to image in this process, without Ray and without a tracking store."""
 
+import itertools
 import subprocess
 import sys
 
 import nibabel
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from configs.errors import InputError
 from tests.networks import small_restorer
@@ -45,6 +47,18 @@ def test_what_is_known_of_the_acquisition_and_the_type_count(restore):
     assumed, known = restore(given, dtype="float32"), restore(given, acquisition="box", dtype="float32")
     assert known.get_data_dtype() == np.float32
     assert not np.allclose(assumed.dataobj, known.dataobj, atol=1)
+
+
+def test_an_ensemble_averages_the_mirror_images(restore):
+    noise = np.random.default_rng(0).normal(size=(16, 16, 8)).astype(np.float32)
+    voxels = gaussian_filter(noise, 1)  # signed: nothing is clipped at 0
+    given, found = nibabel.Nifti1Image(voxels, np.eye(4)), np.zeros((32, 32, 16))
+    for axes in [axes for count in range(4) for axes in itertools.combinations(range(3), count)]:
+        mirrored = nibabel.Nifti1Image(np.flip(voxels, axes), given.affine)
+        found += np.flip(np.asarray(restore(mirrored, dtype="float32").dataobj), axes) / 8
+    single, ensemble = (np.asarray(one(given, dtype="float32").dataobj) for one in (restore, Restorer(ensemble=8)))
+    # Not exactly: each image is corrected by as much as it lacks.
+    assert np.abs(ensemble - found).mean() < 0.1 * np.abs(single - found).mean()
 
 
 def test_a_model_of_ones_own_is_used(tmp_path):

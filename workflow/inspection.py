@@ -12,9 +12,18 @@ from configs.degradation import Degradation
 from configs.errors import InputError
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.acquisition import default_acquisition
-from tasks.volume.grid import Grid, Three, axis_codes, network_axes, oblique_degrees, slice_axis, target_grid
+from tasks.volume.grid import (
+    THICK,
+    Grid,
+    Three,
+    axis_codes,
+    network_axes,
+    oblique_degrees,
+    slice_axis,
+    slice_ratio,
+    target_grid,
+)
 from tasks.volume.inspection import InspectedVolume, inspect_volume
-from workflow.upscale.plan import THICK, slice_ratio
 
 
 @dataclass(frozen=True)
@@ -74,8 +83,8 @@ def assumed_acquisition(found: InspectedVolume) -> str | None:
         return None
     grid, extent = found.scan.grid, found.extent
     axes = network_axes(grid)
-    trained = _trained_for(thick=slice_ratio(grid, axes) > THICK)
-    return str(default_acquisition(trained, extent.lowest, axes.of_file(extent.spectra)))
+    trained = _trained_for(thick=slice_ratio(grid) > THICK)
+    return str(default_acquisition(trained, extent.lowest, axes.of_file(extent.spectra), extent.through))
 
 
 @cache

@@ -22,15 +22,17 @@ TRACED_GRAPH_BYTES = 30 << 20
 
 @dataclass(frozen=True)
 class Cost:
-    """Memory and arithmetic of one pass of a network.
+    """Memory and arithmetic of a network.
 
     Args:
         graph: Its layers.
         field: Its receptive field, which knows the size of every tensor.
+        passes: Passes over each volume, one after another.
     """
 
     graph: Graph
     field: ReceptiveField
+    passes: int = 1
 
     def peak_bytes(self, shape: NetworkShape) -> int:
         """Find the most bytes that tensors hold at one time.
@@ -79,14 +81,14 @@ class Cost:
         )
 
     def multiply_adds(self, shape: NetworkShape) -> int:
-        """Count the multiply-adds of the convolutions for an input of `shape` voxels."""
+        """Count the multiply-adds of the convolutions for an input of `shape` voxels, over all passes."""
         total = 0
         for node, layer in enumerate(self.graph.nodes):
             if layer.kind in CONVOLUTIONS:
                 # Every tap is applied at every output voxel of a convolution, every input voxel of a transposed one.
                 voxels = self._voxels(node if layer.kind == "Conv3D" else layer.sources[0], shape)
                 total += voxels * self._inputs_per_output(layer) * layer.channels
-        return total
+        return self.passes * total
 
     def _inputs_per_output(self, convolution: Node) -> int:
         channels: int = self.graph.nodes[convolution.sources[0]].channels // convolution.config.get("groups", 1)

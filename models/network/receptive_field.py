@@ -10,7 +10,7 @@ odd voxel coming after (TensorFlow's rule). Where branches join, the hull of the
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, floor, lcm
@@ -176,6 +176,7 @@ class AxisField:
         sizes: The size of each node's tensor.
         entry: The node that is the network's input.
         output: The node that is its output.
+        mirrored: Whether the network also works on the mirror image, so that both sides need what either needs.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -183,6 +184,7 @@ class AxisField:
     sizes: tuple[TensorSize, ...]
     entry: int
     output: int
+    mirrored: bool = False
 
     @cached_property
     def stride(self) -> int:
@@ -193,7 +195,9 @@ class AxisField:
     def halo(self) -> tuple[int, int]:
         """Voxels that a core depends on before and after itself, the most over its positions."""
         needed = [(place, *self.needed(place, place + 1)) for place in range(self.stride)]
-        return max(place - start for place, start, _ in needed), max(stop - place - 1 for place, _, stop in needed)
+        return self._sides(
+            max(place - start for place, start, _ in needed), max(stop - place - 1 for place, _, stop in needed)
+        )
 
     @cached_property
     def trim(self) -> tuple[int, int]:
@@ -204,7 +208,10 @@ class AxisField:
         places = range(max(self.halo) + 2 * self.stride)
         before = max((place + 1 for place in places if self.read(place, place + 1)[0] < 0), default=0)
         after = max((place + 1 for place in places if self.read(-place - 1, -place)[1] > 0), default=0)
-        return before, after
+        return self._sides(before, after)
+
+    def _sides(self, before: int, after: int) -> tuple[int, int]:
+        return (max(before, after),) * 2 if self.mirrored else (before, after)
 
     def needed(self, start: int, stop: int) -> tuple[int, int]:
         """The input `[first, end)` that the core `[start, stop)` depends on, on a volume without end."""
@@ -248,6 +255,10 @@ class ReceptiveField:
     def strides(self) -> NetworkShape:
         """The total stride of each axis."""
         return NetworkShape(*(axis.stride for axis in self.axes))
+
+    def mirrored(self) -> "ReceptiveField":
+        """The field of a network that works on every mirror image too."""
+        return ReceptiveField(triple(replace(axis, mirrored=True) for axis in self.axes))
 
     @property
     def halo(self) -> tuple[tuple[int, int], ...]:

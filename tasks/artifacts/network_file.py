@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from tasks.artifacts.model_card import ModelCard, read_card
 
+FLIPS = 8  # mirror images along three axes
 MAX_CONFIGURATION = 1 << 26  # bytes, decompressed: a network of a thousand layers takes one hundredth of it
 
 
@@ -44,6 +45,15 @@ class NetworkFile:
     def needs_acquisition(self) -> bool:
         """True if its input is made consistent with the coarse volume, by what is known of the acquisition."""
         return self.card is not None and self.card.input == "consistent"
+
+    @property
+    def flips(self) -> int:
+        """Mirror images that are restored and averaged: 8, or 1 for the volume alone."""
+        return self.cost.passes
+
+    def flipped(self) -> "NetworkFile":
+        """The same network, to restore and average the eight mirror images of a volume."""
+        return replace(self, cost=Cost(self.cost.graph, self.cost.field.mirrored(), FLIPS))
 
     @property
     def digest(self) -> str:

@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from configs.axes import NetworkShape, triple
-from configs.degradation import AxisDegradation, Degradation
+from configs.degradation import AxisDegradation, Degradation, Profile
+from tasks.imaging.through_plane import ThroughPlane
 
-Profile = Literal["kspace", "box", "gaussian"]
 Three = tuple[float, float, float]
 
 TOMOGRAPHY_THRESHOLD = -200.0  # Hounsfield units, between fat and air; magnitudes of MR are not negative
@@ -72,19 +71,28 @@ class Acquisition:
         return Degradation(name="acquisition", **axes)
 
 
-def default_acquisition(model: Degradation, lowest: float, spectra: Sequence[NDArray[np.float64]] = ()) -> Acquisition:
+def default_acquisition(
+    model: Degradation,
+    lowest: float,
+    spectra: Sequence[NDArray[np.float64]] = (),
+    through: ThroughPlane | None = None,
+) -> Acquisition:
     """Assume an acquisition of a scan of which nothing is known, by its voxels alone.
 
     Args:
         model: The degradation that a model was trained for first.
         lowest: Least voxel of the scan, in the unit of the file.
         spectra: Mean power of lines along depth, height and width, for each frequency from 0 to Nyquist.
+        through: Slice profile, if the voxels show it; only for a model of thick slices.
     """
     filled = triple(map(zero_filling, spectra)) if spectra else (1.0, 1.0, 1.0)
     if max(filled) > 1:
         return Acquisition(model.depth.profile, zero_filling=filled, source="by an edge in the scan's spectrum")
     if lowest < TOMOGRAPHY_THRESHOLD and model.is_isotropic:
         return Acquisition("box", source="as for computed tomography, by its values")
+    if through is not None and not model.is_isotropic:
+        found = f"across the slices against within them: FWHM {through.fwhm:.2g} ± {through.uncertainty:.2g} slices"
+        return Acquisition(through.profile, source=f"by the detail {found}")
     return Acquisition(model.depth.profile, source="the model's default: nothing is known of the scan")
 
 

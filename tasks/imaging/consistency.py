@@ -7,8 +7,11 @@ per axis, `D = USVᵀ`, gives it in closed form: `r + V·S/(S² + λ)·Uᵀ(b �
 fine voxels change no more than the input asks for.
 
 Where the input is noisy, explaining it to the last bit would blow its noise up. What no fine volume could have put
-there shows how noisy it is: the coefficients that D all but erases. λ is then at least the variance of the noise over
-that of the restored volume's error (Wiener), which is the best there is where both are white.
+there shows how noisy it is: the coefficients that D all but erases. Of each band of frequencies of `b − Dr`, only the
+share is explained that the noise does not (an empirical Wiener filter), and λ is at least the variance of the noise
+over that of the restored volume's error. With d a frequency of `b − Dr`, t the share of the input's noise n that r
+still carries, and σ² its variance, `E[nd] = (1 − t)σ²`, so that the best linear estimate of the error that shows there
+is `(1 − (1 − t)σ²/E[d²])·d`.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,8 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import dct, dctn, idctn
+from scipy.ndimage import uniform_filter
 from scipy.optimize import brentq
 
 from configs.axes import AXES, NetworkShape
@@ -31,6 +36,8 @@ TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
 MIN_SQUARED_SINGULAR = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
 NOISE_COEFFICIENT_SHARE = 0.05  # of the coefficients: those that the degradation erases most show the noise
 MAX_UNERASED_RATIO = 16.0  # of squared singular values: up to it no coefficient is erased, and none shows the noise
+BANDS, MIN_BAND = 8, 3  # bands of frequencies along each axis, over which power is averaged; frequencies in one
+NETWORK_DETAIL = 0.02  # standard deviation of the detail that a network keeps apart from noise, in normalised intensity
 ANATOMY = 0.002  # what sharp anatomy without noise leaves in those coefficients, in normalised intensity
 
 Array = NDArray[np.float32]
@@ -139,7 +146,8 @@ def correct(
         coarse: float32 `[depth, height, width]`: the input, over the same field of view, in the same unit.
         recipe: What leads from fine to coarse; its factors give the shape of `coarse`. Its noise is left out.
         tolerance: Root mean square of `b − Dr` to reach, in the unit of the voxels; 0 asks for all that is possible.
-        noise: Standard deviation of the input's noise, in the unit of the voxels; `noise_level` estimates it.
+        noise: Standard deviation of the input's noise, in normalised intensity; `noise_level` estimates it. The
+            restored volume is taken to be a network's; for an interpolated one there is `consistent_interpolation`.
 
     Raises:
         InputError: The recipe does not lead from the one shape to the other.
@@ -180,7 +188,12 @@ def noise_level(coarse: Array, shape: NetworkShape, recipe: Degradation) -> floa
 
 
 def solve_correction(
-    difference: Array, shape: NetworkShape, recipe: Degradation, tolerance: float = TOLERANCE, noise: float = 0.0
+    difference: Array,
+    shape: NetworkShape,
+    recipe: Degradation,
+    tolerance: float = TOLERANCE,
+    noise: float = 0.0,
+    passed: NDArray[np.float64] | None = None,
 ) -> Correction | None:
     """Find the smallest correction of a fine volume that its coarse version asks for.
 
@@ -190,9 +203,11 @@ def solve_correction(
         recipe: What leads from fine to coarse.
         tolerance: Root mean square that may stay unexplained, in the unit of the voxels.
         noise: Standard deviation of the input's noise, in the unit of the voxels.
+        passed: Share of the noise that the restored volume carries, for each frequency of the input's cosine transform;
+            None for a volume that a network restored.
 
     Returns:
-        The correction, or None if the difference is within the tolerance.
+        The correction, or None if the difference is within the tolerance, or no more than noise.
     """
     before = _rms(difference)
     if before <= tolerance:
@@ -201,13 +216,19 @@ def solve_correction(
     squared = squared_singular(axes, difference.shape)
     coefficients = _in_bases(axes, difference)
     beyond = before**2 - _mean_square(coefficients)
-    damping = _damping(coefficients, squared, tolerance**2 - beyond)
+    damping, explained = _damping(coefficients, squared, tolerance**2 - beyond), coefficients
     if noise:
-        error = max(MIN_SQUARED_SINGULAR * noise**2, before**2 - noise**2) / float(squared.mean())
-        damping = max(damping, noise**2 / error)
-    left = float(np.sqrt(_mean_square(coefficients * (damping / (squared + damping))) + max(0.0, beyond)))
-    coefficients = coefficients * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
-    return Correction(coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), left)
+        without, power = _without_noise(difference, noise, _passed_by_network(noise) if passed is None else passed)
+        if power <= tolerance**2:
+            return None
+        explained = _in_bases(axes, without)
+        damping = max(damping, noise**2 * float(squared.mean()) / power)
+    left = coefficients - explained * (squared / (squared + damping))
+    unexplained = float(np.sqrt(_mean_square(left) + max(0.0, beyond)))
+    coefficients = explained * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
+    return Correction(
+        coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), unexplained
+    )
 
 
 def interpolation_correction(
@@ -224,12 +245,13 @@ def interpolation_correction(
     Returns:
         What to add to `resample(coarse, shape)`; None where that is nothing.
     """
-    again = coarse
+    again, passed = coarse, np.ones((1, 1, 1))
     for axis, (matrix, size) in enumerate(zip(axis_matrices(shape, recipe), shape, strict=True)):
         if matrix is not None:
-            spread = interpolation(coarse.shape[axis], size, "cubic").dense(0, size)
-            again = along(axis, matrix @ spread, again)
-    return solve_correction(coarse - again, shape, recipe, noise=noise)
+            round_trip = matrix @ interpolation(coarse.shape[axis], size, "cubic").dense(0, size)
+            again = along(axis, round_trip, again)
+            passed = passed * np.expand_dims(_passed(round_trip), [other for other in range(3) if other != axis])
+    return solve_correction(coarse - again, shape, recipe, noise=noise, passed=passed)
 
 
 def consistent_interpolation(coarse: Array, shape: NetworkShape, recipe: Degradation, noise: float = 0.0) -> Array:
@@ -250,6 +272,31 @@ def squared_singular(axes: Sequence[AxisFactors | None], sizes: Sequence[int]) -
         np.ones(size) if axis is None else axis.singular**2 for axis, size in zip(axes, sizes, strict=True)
     )
     return np.asarray(depth[:, None, None] * height[:, None] * width)
+
+
+def _without_noise(difference: Array, noise: float, passed: NDArray[np.float64] | float) -> tuple[Array, float]:
+    """Scale the frequencies of a difference to the share that noise does not explain.
+
+    Returns:
+        What is left of the difference, and the mean square of the error that shows in it.
+    """
+    spectrum = dctn(difference, norm="ortho")
+    power = uniform_filter(
+        np.square(spectrum), [max(MIN_BAND, size // BANDS) for size in spectrum.shape], mode="nearest"
+    )
+    share = np.clip(1 - (1 - passed) * noise**2 / np.maximum(power, np.finfo(np.float32).tiny), 0, 1)
+    return idctn(spectrum * share.astype(np.float32), norm="ortho"), float(np.mean(share * power))
+
+
+def _passed(round_trip: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The share of each frequency, `[coarse]`, that interpolation and degradation, `[coarse, coarse]`, let pass."""
+    cosines = dct(np.eye(len(round_trip)), norm="ortho", axis=0)
+    return np.asarray(np.clip(np.einsum("fi,ij,fj->f", cosines, round_trip, cosines, optimize=True), 0, 1))
+
+
+def _passed_by_network(noise: float) -> float:
+    """The share of noise that a network lets pass, as a Wiener filter does that keeps detail of a typical size."""
+    return 1 / (1 + (noise / NETWORK_DETAIL) ** 2)
 
 
 def _damping(coefficients: Array, squared: NDArray[np.float64], unexplained: float) -> float:

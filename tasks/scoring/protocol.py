@@ -9,7 +9,7 @@ from configs.axes import FileShape
 from configs.data import HeldOut
 from configs.degradation import Degradation
 from configs.errors import InputError
-from tasks.imaging.consistency import CorrectedVolume, correct
+from tasks.imaging.consistency import CorrectedVolume, consistent_interpolation, correct
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import Interpolation, resample
 from tasks.scoring.metrics import foreground_mask, nmse, psnr, ssim
@@ -100,10 +100,20 @@ class DegradedReference:
         """
         found = find_intensity(self.coarse.voxels)
         fine, coarse = (self.axes.to_network(normalise(voxels, found)) for voxels in (restored, self.coarse.voxels))
-        # The noise need not be estimated: the recipe gives it, in the normalised intensity of the reference.
-        noise = self.recipe.noise.sigma * (self.intensity.high - self.intensity.low) / (found.high - found.low)
-        done = correct(fine, coarse, self.recipe, noise=noise)
+        done = correct(fine, coarse, self.recipe, noise=self._noise(found))
         return replace(done, voxels=restore(self.axes.to_file(done.voxels), found))
+
+    def corrected_baseline(self) -> NDArray[np.float32]:
+        """Interpolate as `baseline` does by "cubic", and make the result consistent with the coarse volume."""
+        found = find_intensity(self.coarse.voxels)
+        coarse = self.axes.to_network(normalise(self.coarse.voxels, found))
+        shape = self.axes.network_shape(self.padded.shape)
+        done = consistent_interpolation(coarse, shape, self.recipe, self._noise(found))
+        return self.cropped(restore(self.axes.to_file(done), found))
+
+    def _noise(self, found: Intensity) -> float:
+        """The noise of the coarse volume in its own normalised intensity: the recipe gives it in the reference's."""
+        return self.recipe.noise.sigma * (self.intensity.high - self.intensity.low) / (found.high - found.low)
 
     def scores(
         self, restored: NDArray[np.float32], slab: Slab = WHOLE, mask: NDArray[np.bool_] | None = None
@@ -131,10 +141,9 @@ class DegradedReference:
                 "Cannot score: no voxel of the part to score is "
                 + ("over 5 % of the intensity range." if mask is None else "in the mask.")
             )
-        cubic = resample(self.coarse.voxels, self.padded.shape)
         estimates = [
-            normalise(self.cropped(volume)[window], self.intensity)
-            for volume in (restored, self.corrected(cubic).voxels, cubic, self.baseline("linear"))
+            normalise(volume[window], self.intensity)
+            for volume in (restored, self.corrected_baseline(), self.baseline("cubic"), self.baseline("linear"))
         ]
         return Scores(
             *(Score(*(measure(truth, estimate, within) for estimate in estimates)) for measure in (psnr, ssim, nmse))

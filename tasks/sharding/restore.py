@@ -4,6 +4,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tasks.imaging.resample import Window, resample_window
 from tasks.sharding.plan import MIB, Shard
 from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.padding import Padding
+
+MIRRORS = tuple(axes for count in (1, 2, 3) for axes in combinations(range(3), count))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,22 +124,31 @@ class Restorer:
         name: The model's file name.
         content: The bytes of the `.keras` file.
         threads: CPU threads that TensorFlow may use; None leaves TensorFlow as this process has configured it.
+        flips: 8 to restore and average every mirror image, which a network does not restore alike; or 1.
 
     Raises:
         InputError: The bytes are no model that safe mode admits.
     """
 
-    def __init__(self, name: str, content: bytes, threads: int | None) -> None:
+    def __init__(self, name: str, content: bytes, threads: int | None, flips: int = 1) -> None:
         # Drivers name this class without loading TensorFlow, whose environment the worker has settled by now.
         from tasks.sharding.compiled import compiled_network  # noqa: PLC0415 - in the worker alone
 
         self._restored = compiled_network(name, content, threads)
+        self._mirrors = MIRRORS[: flips - 1]
 
     def restored(self, resampled: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
         """Restore a resampled volume in the unit of the file, `(depth, height, width)` in multiples of the stride."""
         span = np.float32(intensity.high - intensity.low)
-        restored: NDArray[np.float32] = self._restored(resampled[None, ..., None], intensity.low, span).numpy()
-        return restored[0, ..., 0]
+
+        def restored(seen: NDArray[np.float32]) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = self._restored(seen[None, ..., None], intensity.low, span).numpy()
+            return found[0, ..., 0]
+
+        total = restored(resampled)
+        for axes in self._mirrors:
+            total = total + np.flip(restored(np.ascontiguousarray(np.flip(resampled, axes))), axes)
+        return total / np.float32(1 + len(self._mirrors)) if self._mirrors else total
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
         """Restore one shard, or resample it where it is of a label map."""

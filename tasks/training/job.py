@@ -11,7 +11,7 @@ from configs.axes import NetworkShape
 from configs.degradation import Degradation
 from configs.schema import RunConfig
 from tasks.files.lock import Lock
-from tasks.imaging.consistency import correct
+from tasks.imaging.consistency import consistent_interpolation
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask, psnr
 from tasks.training.blocks import TrainingVolume
@@ -130,7 +130,7 @@ def baseline_psnr(volumes: Sequence[ValidationVolume], recipe: Degradation) -> d
     for volume in volumes:
         shape, mask = NetworkShape(*volume.fine.shape), foreground_mask(volume.fine)
         cubic, linear = resample(volume.coarse, shape), resample(volume.coarse, shape, "linear")
-        estimates = correct(cubic, volume.coarse, recipe).voxels, cubic, linear
+        estimates = consistent_interpolation(volume.coarse, shape, recipe), cubic, linear
         for found, estimate in zip(scores.values(), estimates, strict=True):
             found.append(psnr(volume.fine, estimate, mask))
     return {name: float(np.mean(found)) for name, found in scores.items()}

@@ -25,6 +25,7 @@ MAX_GRID_VOXELS = 1_000_000_000_000  # four times a human brain at 0.02 mm
 MAX_COORDINATE_MM = 1e9  # a thousand kilometres is as good as infinite
 # Spacings closer than this are equal: such differences come from reconstruction, not from thick slices.
 EQUAL_SPACING = 0.02
+THICK = 1.5  # ratio of slice spacing to voxel spacing within the slices from which a scan is one of thick slices
 LARGEST_VOXEL_TOLERANCE = 1e-6  # of the field of view
 
 
@@ -264,6 +265,12 @@ def network_axes(grid: Grid, depth: int | None = None) -> NetworkAxes:
     first = slice_axis(grid) if depth is None else depth
     order = triple([first, *sorted({0, 1, 2} - {first}, key=lambda axis: -worlds[axis])])
     return NetworkAxes(order, triple(against[axis] for axis in order))
+
+
+def slice_ratio(grid: Grid) -> float:
+    """Return the spacing of the slices over that of the voxels within them; above `THICK` they are thick."""
+    through, *within = network_axes(grid).of_file(grid.spacing)
+    return through / max(within)
 
 
 def target_grid(

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from configs.axes import triple
 from configs.errors import InputError, ReadError
 from tasks.files.compression import ForwardReader
+from tasks.imaging.through_plane import ThroughPlane, through_plane
 from tasks.volume.forms import MAX_SHEAR, equal_sizes, shear
-from tasks.volume.grid import Grid
+from tasks.volume.grid import THICK, Grid, network_axes, slice_axis, slice_ratio
 from tasks.volume.labels import ValueCounts, label_reason
 from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan, Volume, reading
@@ -21,6 +22,7 @@ MAX_EXACT_FLOAT32 = 1 << 24  # larger whole numbers are not all float32
 BAR = 64  # voxels across the bars whose spectra are found
 LINE = 4  # finest voxels across a line of a bar: low frequencies across it show the most power
 MIN_LINE = 20  # voxels along a line
+WITHIN = 256  # voxels along the edges of the slices whose detail is compared with that across them
 MAX_TRAILING_BYTES = 1 << 12  # after the voxels: padding, footers
 
 
@@ -40,6 +42,7 @@ class Extent:
         spectra: Mean power of lines along i, j and k through the middle of the first time point, for each frequency
             from 0 to Nyquist; empty along an axis of few voxels.
         values: Counts of the voxels, as far as they may be labels.
+        through: Slice profile of a scan of thick slices, of its first time point; None for others.
     """
 
     lowest: float
@@ -48,6 +51,7 @@ class Extent:
     constant_timepoints: tuple[int, ...]
     spectra: tuple[Spectrum, Spectrum, Spectrum] = (NO_SPECTRUM,) * 3
     values: ValueCounts = field(default_factory=ValueCounts, repr=False)
+    through: ThroughPlane | None = None
 
 
 def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
@@ -59,8 +63,11 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
     """
     lowest, highest, not_finite = np.inf, -np.inf, 0
     constant, values = [], ValueCounts()
-    windows = [_bar_window(scan.grid.shape, axis) for axis in range(3)]
-    pieces: list[list[NDArray[np.float32]]] = [[], [], []]
+    grid, thick = scan.grid, slice_ratio(scan.grid) > THICK
+    windows = [_bar_window(grid.shape, axis, BAR) for axis in range(3)]
+    if thick:
+        windows.append(_bar_window(grid.shape, slice_axis(grid), WITHIN))
+    pieces: list[list[NDArray[np.float32]]] = [[] for _ in windows]
     for time in range(scan.header.n_timepoints):
         low, high, start = np.inf, -np.inf, 0
         for slab in scan.slabs(time):
@@ -81,7 +88,8 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
             constant.append(time)
         lowest, highest = min(lowest, low), max(highest, high)
     bars = [np.concatenate(bar, axis=2) for bar in pieces]
-    return Extent(lowest, highest, not_finite, tuple(constant), _spectra(bars, scan.grid.spacing), values)
+    profile = through_plane(network_axes(grid).to_network(bars.pop()), slice_ratio(grid)) if thick else None
+    return Extent(lowest, highest, not_finite, tuple(constant), _spectra(bars, grid.spacing), values, profile)
 
 
 def find_spectra(
@@ -93,7 +101,7 @@ def find_spectra(
         voxels: Finite, of any axes.
         spacing: Of the voxels, in any unit.
     """
-    return _spectra([voxels[_bar_window(voxels.shape, axis)] for axis in range(3)], spacing)
+    return _spectra([voxels[_bar_window(voxels.shape, axis, BAR)] for axis in range(3)], spacing)
 
 
 def _spectra(
@@ -103,10 +111,12 @@ def _spectra(
     return triple(_spectrum(bar, axis, lines) for axis, bar in enumerate(bars))
 
 
-def _bar_window(shape: tuple[int, ...], axis: int) -> tuple[slice, ...]:
-    """The voxels of a bar along an axis."""
+def _bar_window(shape: tuple[int, ...], axis: int, across: int) -> tuple[slice, ...]:
+    """The voxels of a bar along an axis through the middle, so many voxels across at most."""
     return tuple(
-        slice(0, size) if a == axis else slice(max(0, (size - BAR) // 2), max(0, (size - BAR) // 2) + min(size, BAR))
+        slice(0, size)
+        if a == axis
+        else slice(max(0, (size - across) // 2), max(0, (size - across) // 2) + min(size, across))
         for a, size in enumerate(shape)
     )
 

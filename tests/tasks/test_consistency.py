@@ -10,6 +10,7 @@ from configs.errors import InputError
 from tasks.imaging.consistency import (
     TOLERANCE,
     axis_matrices,
+    consistent_interpolation,
     correct,
     interpolation_correction,
     noise_level,
@@ -139,6 +140,18 @@ def test_noise_is_measured_and_not_blown_up(sigma):
     )
     assert careful < 1.01 * error
     assert greedy > 1.2 * careful
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize("name", ["kspace2x", "box2x", "iso2x"])
+def test_an_interpolation_gains_by_the_correction_however_noisy_its_input_is(name, sigma):
+    recipe, fine = named_degradation(name), anatomy()
+    coarse = degrade(fine, recipe.model_copy(update={"noise": Noise(sigma=sigma)}), seed=3)
+    cubic, corrected = (
+        np.mean((voxels - fine) ** 2)
+        for voxels in (resample(coarse, fine.shape), consistent_interpolation(coarse, fine.shape, recipe, sigma))
+    )
+    assert corrected < cubic
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

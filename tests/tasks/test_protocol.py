@@ -49,7 +49,7 @@ def least_norm_baselines(truth, recipe, noise=0.0):
     coarse = degrade(truth, recipe)
     cubic, linear = (ndimage.zoom(coarse, 2, order=order, mode="nearest", grid_mode=True) for order in (3, 1))
     lacks = coarse.ravel() - matrix @ cubic.ravel()
-    if noise:  # Wiener: the error of cubic, as far as the noise does not explain the residual, is white
+    if noise:  # one damping for all frequencies: that of white errors
         damping = noise**2 / ((np.mean(lacks**2) - noise**2) / np.mean(np.linalg.svd(matrix, compute_uv=False) ** 2))
     else:
         damping = 0.0
@@ -79,6 +79,8 @@ def test_baselines_are_interpolation_and_the_closed_form_by_the_true_acquisition
     # The axes of the network are those of the file, reversed.
     expected = least_norm_baselines(np.float32(truth / high).transpose(), noisy, noise)
     found = {key: getattr(score, key) for key in expected}
+    if noise:  # the errors of an interpolation are not white, so more can be explained
+        assert expected["corrected"] < found.pop("corrected") < expected.pop("corrected") + 0.2
     assert found == pytest.approx(expected, abs=0.02)
     assert score.best_baseline == "corrected"
 

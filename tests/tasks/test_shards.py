@@ -92,6 +92,7 @@ def test_a_budget_that_holds_no_shard_is_refused_with_the_least_that_does():
         plan_shards(NetworkShape(64, 96, 96), cost, smallest - 1, name="scan.nii.gz")
 
 
+@pytest.mark.parametrize("mirrors", [[], [(1, 2), (3,)]], ids=["plain", "mirrored"])
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(
     "shape",
@@ -100,15 +101,22 @@ def test_a_budget_that_holds_no_shard_is_refused_with_the_least_that_does():
         *((64, 64, 64), (200, 5, 7), (33, 129, 65)),
     ],
 )
-def test_shards_compute_what_the_whole_volume_does(route, shape):
+def test_shards_compute_what_the_whole_volume_does(route, shape, mirrors):
     cost, model = COSTS[route], MODELS[route]
+    if mirrors:
+        cost = Cost(cost.graph, cost.field.mirrored())
+
+    def restored(seen):
+        images = [np.flip(model(np.flip(seen, axes), training=False).numpy(), axes) for axes in [(), *mirrors]]
+        return np.mean(images, axis=0)[0, ..., 0]
+
     padded = [-(-size // axis.stride) * axis.stride for size, axis in zip(shape, cost.field.axes, strict=True)]
     volume = np.random.default_rng(8).random((1, *padded, 1), np.float32)
-    whole = model(volume, training=False).numpy()[0, ..., 0]
+    whole = restored(volume)
     smallest, _ = budgets(shape, cost)
-    restored = np.full(shape, np.nan, np.float32)
+    cores = np.full(shape, np.nan, np.float32)
     for shard in plan_shards(shape, cost, smallest).shards:
         read = tuple(slice(*side) for side in shard.read)
-        part = model(volume[0][read][None], training=False).numpy()[0, ..., 0]
-        restored[tuple(slice(*side) for side in shard.core)] = part[shard.crop]
-    np.testing.assert_allclose(restored, whole[tuple(slice(size) for size in shape)], rtol=0, atol=1e-5)
+        part = restored(volume[0][read][None])
+        cores[tuple(slice(*side) for side in shard.core)] = part[shard.crop]
+    np.testing.assert_allclose(cores, whole[tuple(slice(size) for size in shape)], rtol=0, atol=1e-5)

@@ -65,6 +65,10 @@ def upscale(
         bool,
         typer.Option("--correct/--no-correct", help="Make each output consistent with its input (data consistency)."),
     ] = True,
+    ensemble: Annotated[
+        Literal["1", "8"],
+        typer.Option(help="8 restores every mirror image and averages them: a little better, eight times the work."),
+    ] = "1",
     adapt: Annotated[
         bool,
         typer.Option("--adapt", help="First train on the thick-slice volumes themselves, from the weights of --model."),
@@ -140,11 +144,14 @@ def upscale(
                     kind=kind,
                     console=opened.console,
                 )
+        network, thick = saved_network(str(adapted) if adapted else model), shipped_network(thick=True)
+        if ensemble == "8":
+            network, thick = network.flipped(), thick.flipped()
         request = UpscaleRequest(
             sources=sources,
             out=out,
-            network=saved_network(str(adapted) if adapted else model),
-            thick_network=None if adapted or model else shipped_network(thick=True),
+            network=network,
+            thick_network=None if adapted or model else thick,
             resources=resources,
             scale=by_scale,
             spacing=by_spacing,

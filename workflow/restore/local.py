@@ -40,9 +40,9 @@ class LocalPool:
 @contextmanager
 def local_restorer(network: NetworkFile, _: Resources, __: int) -> Iterator[LocalPool]:
     """Load a network here, once however often it is used; with the threads that TensorFlow has in this process."""
-    yield LocalPool(_loaded(network.name, network.content))
+    yield LocalPool(_loaded(network.name, network.content, network.flips))
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, content: bytes) -> Restorer:
-    return Restorer(name, content, None)
+def _loaded(name: str, content: bytes, flips: int) -> Restorer:
+    return Restorer(name, content, None, flips)

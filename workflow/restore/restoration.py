@@ -179,7 +179,7 @@ def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterat
     require_room(resources.workers, request)
     model = share(network.content)
     pool = WorkerPool(
-        lambda: RemoteWorker(Restorer, (network.name, model, request.cpus), request),
+        lambda: RemoteWorker(Restorer, (network.name, model, request.cpus, network.flips), request),
         min(resources.workers, shards),
         retries=resources.retries,
         patience=resources.patience_seconds,

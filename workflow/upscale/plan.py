@@ -11,26 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.axes import triple
-from configs.degradation import Degradation
+from configs.degradation import Degradation, Profile
 from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.bids import bids_uri
 from tasks.files.outputs import output_paths
-from tasks.imaging.acquisition import Acquisition, Profile, default_acquisition
+from tasks.imaging.acquisition import Acquisition, default_acquisition
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
 from tasks.sharding.restore import CoarseVolume, coarse_volume
 from tasks.sharding.store import content_key, program_versions
 from tasks.volume.encoding import stored_name
-from tasks.volume.grid import Grid, NetworkAxes, Three, network_axes, target_grid
+from tasks.volume.grid import THICK, Grid, NetworkAxes, Three, network_axes, slice_ratio, target_grid
 from tasks.volume.inspection import MAX_EXACT_FLOAT32, Extent
 from tasks.volume.intensity import Intensity, find_intensity, find_level
 from tasks.volume.padding import fill, find_padding
 from tasks.volume.scan import Scan
-
-THICK = 1.5  # ratio of slice spacing to voxel spacing within the slices from which a scan is one of thick slices
 
 
 @dataclass(frozen=True)
@@ -203,6 +201,7 @@ class VolumePlan:
                 "worker": [self.resources.cpus_per_worker, self.resources.gpus_per_worker],
                 "programs": program_versions(),
                 **({"labels": True} if self.labels else {}),
+                **({"flips": self.network.flips} if self.network.flips > 1 else {}),
                 **({"acquisition": self.recipe.model_dump()} if self.network.needs_acquisition and self.recipe else {}),
             }
         )
@@ -317,15 +316,9 @@ def default_scale(grid: Grid, axes: NetworkAxes, card: ModelCard) -> Three:
         axes: Its network axes.
         card: Of the model.
     """
-    through = (slice_ratio(grid, axes), 1.0, 1.0)
+    through = (slice_ratio(grid), 1.0, 1.0)
     thick = through[0] > THICK and card.covers(through)
     return axes.of_network(through if thick else card.degradation.scale)
-
-
-def slice_ratio(grid: Grid, axes: NetworkAxes) -> float:
-    """Return the spacing of the slices over that of the voxels within them; above `THICK` they are thick."""
-    through, *across = axes.of_file(grid.spacing)
-    return through / max(across)
 
 
 def chosen_network(request: UpscaleRequest, grid: Grid, axes: NetworkAxes) -> NetworkFile:
@@ -340,7 +333,7 @@ def chosen_network(request: UpscaleRequest, grid: Grid, axes: NetworkAxes) -> Ne
     if thick is None or thick.card is None:
         return request.network
     if request.scale is None and request.spacing is None:
-        wanted = (slice_ratio(grid, axes), 1.0, 1.0)
+        wanted = (slice_ratio(grid), 1.0, 1.0)
     else:
         target = target_grid(grid, request.scale, request.spacing)
         wanted = axes.of_file(triple(fine / size for fine, size in zip(target.shape, grid.shape, strict=True)))
@@ -353,7 +346,7 @@ def _acquisition(
     """Return the acquisition of a scan as given or assumed; None where the model's own degradation is assumed."""
     trained = network.card.degradation if network.card else Degradation(name="mean")
     lowest, spectra = (0.0, ()) if extent is None else (extent.lowest, axes.of_file(extent.spectra))
-    assumed = default_acquisition(trained, lowest, spectra)
+    assumed = default_acquisition(trained, lowest, spectra, None if extent is None else extent.through)
     if request.profile or request.blur:
         blur = axes.of_file(request.blur or (0.0, 0.0, 0.0))
         return Acquisition(request.profile or assumed.profile, blur)
@@ -368,7 +361,7 @@ def range_warnings(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target
         fine / coarse for fine, coarse in zip(axes.of_file(target.shape), axes.of_file(grid.shape), strict=True)
     )
     warnings = card.warnings((depth, height, width), axes.of_file(target.spacing))
-    if card.degradation.is_isotropic and (ratio := slice_ratio(grid, axes)) > THICK:
+    if card.degradation.is_isotropic and (ratio := slice_ratio(grid)) > THICK:
         warnings.append(
             f"slices {ratio:.1f}x as thick as their voxels are wide: the model was trained for"
             " scans that are alike along all axes"

@@ -80,6 +80,7 @@ class PlanReport:
     Args:
         overhead: Voxels computed over voxels kept, over all volumes.
         halo: The network's worst-case halo before and after a core, along depth, height and width.
+        ensemble: Mirror images that are restored and averaged.
         core_shape: Of the largest core, along depth, height and width.
         budget_mib: Memory of a worker beyond that of an idle one.
         least_budget_mib: The least with which every volume could have been sharded.
@@ -87,6 +88,7 @@ class PlanReport:
 
     overhead: float
     halo: tuple[tuple[int, int], ...]
+    ensemble: int
     core_shape: NetworkShape
     budget_mib: int
     least_budget_mib: int
@@ -163,6 +165,7 @@ def plan_report(volumes: Sequence[VolumePlan], budget_mib: int) -> PlanReport:
     return PlanReport(
         overhead=sum(volume.shards * prod(volume.shard_plan.read_shape) for volume in volumes) / kept,
         halo=plans[0].halo,
+        ensemble=volumes[0].network.flips,
         core_shape=max((plan.core_shape for plan in plans), key=prod),
         budget_mib=budget_mib,
         least_budget_mib=max(ceil(plan.smallest_bytes / MIB) for plan in plans),
