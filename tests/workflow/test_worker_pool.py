@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,44 @@ def test_a_worker_that_fails_at_the_start_is_replaced(pool):
     assert outcomes(pool(1, make=FullDisk), Job(1, (1,)))[1].value == 1
     with pytest.raises(WorkerError, match=r"^Cannot start a worker: OSError: No space left on device\.$"):
         outcomes(pool(1, make=EverFullDisk), Job(1, (1,)))
+
+
+class FirstOnly:
+    """The first is made at once; the next three cannot be, once it works. It waits for them, and then dies once."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        for number in range(9):
+            with suppress(FileExistsError):
+                (self.folder / f"start-{number}").mkdir()
+                break
+        if 0 < number <= 3:
+            self.wait_for("called")
+            raise self.error
+
+    error: Exception = OSError("No space left on device")
+
+    def __call__(self, number):
+        (self.folder / "called").touch()
+        self.wait_for("start-3")
+        if number == 1 and not (self.folder / "ended").exists():
+            (self.folder / "ended").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def wait_for(self, name):
+        while not (self.folder / name).exists():
+            time.sleep(0.01)
+
+
+class FirstOnlyAccepts(FirstOnly):
+    error = InputError("Cannot load the model head.keras.")
+
+
+@pytest.mark.parametrize("make", [FirstOnly, FirstOnlyAccepts])
+def test_a_worker_that_cannot_start_three_times_does_not_end_the_others(pool, make):
+    done = outcomes(pool(2, retries=2, make=make), *(Job(number, (number,)) for number in range(6)))
+    assert {key: outcome.value for key, outcome in done.items()} == {number: number for number in range(6)}
 
 
 class Dier:
