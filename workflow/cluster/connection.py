@@ -111,7 +111,9 @@ def _started(cpus: int | None) -> Iterator[None]:
 
 def _own_folder() -> str:
     """Make a folder for Ray's sockets and logs and for objects that leave its memory, which only this user can read."""
-    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    # The path that macOS gives each user is too long. The watcher knows open files by their real paths.
+    usual = "/tmp" if sys.platform == "darwin" else tempfile.gettempdir()  # noqa: S108 - mkdtemp makes the folder
+    parent = os.path.realpath(os.environ.get("RAY_TMPDIR") or usual)
     remedy = "Set RAY_TMPDIR to a folder with a short path on a local disk, such as /tmp."
     try:
         folder = tempfile.mkdtemp(prefix="ray-", dir=parent)
@@ -142,7 +144,7 @@ def _initialise(**options: object) -> None:
         ray.init(log_to_driver=False, configure_logging=False, **options)
         return
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    before = {number: handler for number in INTERRUPTS if callable(handler := signal.getsignal(number))}
 
     def noting(handler: Callable[[int, FrameType | None], Any]) -> Callable[[int, FrameType | None], None]:
         def interrupt(number: int, frame: FrameType | None) -> None:
@@ -152,8 +154,7 @@ def _initialise(**options: object) -> None:
         return interrupt
 
     for number, handler in before.items():
-        if callable(handler):
-            signal.signal(number, noting(handler))
+        signal.signal(number, noting(handler))
     try:
         with _replaced(ray_utils, "set_sigterm_handler", new=lambda _: None):
             ray.init(log_to_driver=False, configure_logging=False, **options)
