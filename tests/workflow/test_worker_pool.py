@@ -107,7 +107,7 @@ def test_a_job_that_kills_every_worker_fails_alone(pool):
 @pytest.mark.parametrize("fate", ["hang", "freeze"])
 def test_a_worker_that_does_not_answer_is_replaced(pool, fate):
     started = time.monotonic()
-    done = outcomes(pool(1, patience=4.0), Job(1, (1, fate, 1)), Job(2, (2,)))
+    done = outcomes(pool(1, patience=4.0, retries=9), Job(1, (1, fate, 1)), Job(2, (2,)))
     assert (done[1].value, done[1].retries) == (2, 1)
     assert done[2].value == 4
     assert time.monotonic() - started < 30
