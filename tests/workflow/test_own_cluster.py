@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -93,7 +94,8 @@ ray.init = broken
 )
 def test_a_ray_that_does_not_start_is_one_message(tmp_path, script, folder, status, message):
     (tmp_path / ("long" * 20)).mkdir()
-    environment = {} if folder is None else {"RAY_TMPDIR": str(tmp_path / folder)}
+    short = tempfile.mkdtemp()
+    environment = {"RAY_TMPDIR": short if folder is None else str(tmp_path / folder)}
     process = started(tmp_path, "-c", script, **environment)
     _, said = process.communicate(timeout=60)
     assert process.returncode == status
@@ -101,8 +103,10 @@ def test_a_ray_that_does_not_start_is_one_message(tmp_path, script, folder, stat
     found = re.match(f"voxlift: {message}", said)
     assert found, said
     for logs in map(Path, found.groups()):
+        assert list(logs.parent.glob("ray-*")) == [logs]
         logs.rmdir()
     assert not list((tmp_path / ("long" * 20)).iterdir())
+    Path(short).rmdir()
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ WATCHER = Path(__file__).with_name("watcher.py")
 KEEP_LOGS = b"keep"
 # The path of a socket has at most 107 bytes; Ray adds these to its folder.
 LONGEST_FOLDER = 107 - len("/session_YYYY-MM-DD_HH-MM-SS_ffffff_1234567/sockets/plasma_store")
-PATIENT_SECONDS = 90  # for Ray's first process at the second try, instead of 30
+PATIENT_SECONDS = 90  # for Ray's first process after a failed try, instead of 30
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -56,15 +56,22 @@ def cluster(cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS") or "local"
+    with _patiently_started(cpus) if address == "local" else _joined(address):
+        yield
+
+
+@contextmanager
+def _patiently_started(cpus: int | None) -> Iterator[None]:
+    """Start Ray as `_started` does; on a busy machine, where its processes wait for each other too shortly, again."""
     with ExitStack() as stack:
-        if address == "local":
+        for is_last in (False, False, True):
             try:
-                stack.enter_context(_started(cpus))
+                stack.enter_context(_started(cpus, keeps_logs=is_last))
+                break
             except StartError:
+                if is_last:
+                    raise
                 os.environ["RAY_gcs_server_port_wait_time_s"] = str(PATIENT_SECONDS)  # noqa: SIM112 - as Ray spells it
-                stack.enter_context(_started(cpus))
-        else:
-            stack.enter_context(_joined(address))
         yield
 
 
@@ -83,8 +90,13 @@ def _joined(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _started(cpus: int | None) -> Iterator[None]:
-    """Run a Ray for this process alone until the block ends: on loopback, and gone when this process is."""
+def _started(cpus: int | None, *, keeps_logs: bool) -> Iterator[None]:
+    """Run a Ray for this process alone until the block ends: on loopback, and gone when this process is.
+
+    Args:
+        cpus: See `cluster`.
+        keeps_logs: Leave Ray's folder if it does not start.
+    """
     # Where no mode is set, Ray asks for a token at a cluster that it starts; set here, the mode would come too late.
     os.environ.pop("RAY_AUTH_MODE", None)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
@@ -102,7 +114,7 @@ def _started(cpus: int | None) -> Iterator[None]:
                         _system_config={"enable_metrics_collection": False},
                     )
             except Exception as error:
-                watcher.communicate(KEEP_LOGS)
+                watcher.communicate(KEEP_LOGS if keeps_logs else b"")
                 raise _not_started(error, folder) from error
             yield
         finally:
