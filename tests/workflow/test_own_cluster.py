@@ -125,7 +125,7 @@ def scan(tmp_path_factory):
 
 
 def has(process, name):
-    """Whether a process of that name is below another one."""
+    """True if a process of that name is below another one."""
     for one in below(process):
         try:
             if name in one.name():
