@@ -1,6 +1,7 @@
 """The command line: `voxlift COMMAND`. Exit status 0 done, 2 wrong input or configuration, 1 anything else."""
 
 import errno
+import signal
 import sys
 import tempfile
 import traceback
@@ -72,6 +73,8 @@ def voxlift(
 
 def main() -> None:
     """Run the command line; the console script `voxlift` and `python -m workflow` start here."""
+    # From here on, whatever the command is doing: blocks that have something to save or to end do so.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()
     except VoxliftError as error:
@@ -85,6 +88,8 @@ def main() -> None:
         ) as log:
             traceback.print_exc(file=log)
         _fail(f"Stopped by an error that was not foreseen ({type(error).__name__}). Report it with {log.name}.", 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str, status: int) -> NoReturn:

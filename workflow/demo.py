@@ -17,6 +17,7 @@ from tasks.training.template import template_path
 from tasks.volume.nifti import read_volume, write_volume
 from workflow.cluster import cluster
 from workflow.evaluate import evaluation
+from workflow.terminal.progress import entering
 from workflow.tracking import recorded_run
 from workflow.train.data import training_volumes, validation_volumes
 from workflow.train.run import MODEL, MlflowReport, TrainReport, record_training
@@ -82,7 +83,10 @@ def run_demo(config: RunConfig, out: Path, console: Console) -> tuple[DemoReport
     write_volume(source, degraded.coarse.voxels, degraded.coarse.grid)
 
     run = recorded_run(config.tracking.experiment, "demo", folder=folder, console=console)
-    with run as recorder, cluster():
+    with (
+        entering(console, "Opening the tracking store", run) as recorder,
+        entering(console, "Starting Ray", cluster()),
+    ):
         training = record_training(job, recorder, console, command="demo")
         network = read_network(training.model)
         with recorder.phase("inference"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,12 +36,15 @@ class ManifestEntry(Frozen):
 
     def problems(self, path: Path) -> list[str]:
         """List what is wrong with the file: violations of the contract, or other content than was recorded."""
-        if not path.is_file():
-            return ["it does not exist"]
-        size = path.stat().st_size
-        if size == self.size and file_digest(path) == self.sha256:
-            return []
-        violations = self.contract.read_back(path).violations if size else ()
+        if not path.is_file():  # a pipe would be waited for
+            return ["it is no file, or a link to none" if os.path.lexists(path) else "it does not exist"]
+        try:
+            size = path.stat().st_size
+            if size == self.size and file_digest(path) == self.sha256:
+                return []
+            violations = self.contract.read_back(path).violations if size else ()
+        except OSError as error:
+            return [f"it cannot be read: {error.strerror}"]
         change = f"{size} bytes instead of {self.size}" if size != self.size else "its bytes were changed"
         return [*violations, f"it is not the file that was recorded: {change}"]
 
@@ -67,12 +71,19 @@ class Contracts(Frozen):
             folder: Holds the files.
             alone: Whether a file under no contract is a problem.
         """
-        found = {path: entry.problems(folder / path) for path, entry in self.seals.items()}
+        found = {
+            path: ["its path leads out of the folder"] if _leads_out(path) else entry.problems(folder / path)
+            for path, entry in self.seals.items()
+        }
         if alone:
             present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
             for path in sorted(present - set(self.seals) - {CONTRACTS_FILE}):
                 found[path] = ["it is under no contract of this run"]
         return {path: problems for path, problems in found.items() if problems}
+
+
+def _leads_out(path: str) -> bool:
+    return path.startswith("/") or ".." in path.split("/")
 
 
 def file_digest(path: Path) -> str:
@@ -131,7 +142,9 @@ def read_contracts(folder: Path) -> Contracts:
     Raises:
         ContractsError: It does not exist, or holds no contracts.
     """
-    whole, parts = folder / CONTRACTS_FILE, sorted(folder.glob(PARTS))
+    whole, parts = folder / CONTRACTS_FILE, sorted(path for path in folder.glob(PARTS) if path.is_file())
+    if not whole.is_file() and os.path.lexists(whole):
+        raise ContractsError("it is no file, or a link to none")
     if not parts and not whole.exists():
         raise ContractsError("it does not exist, so nothing says what the other files should be")
     try:

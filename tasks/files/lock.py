@@ -118,8 +118,11 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-    except FileExistsError:
-        raise _taken(path, name) from None
+    except FileExistsError as error:
+        if path.parent.is_dir():
+            raise _taken(path, name) from None
+        what = f"{path.parent.name} is a file, and a folder of that name is needed"
+        raise InputError(f"Cannot write {name}: {what}.", "Remove that file, or choose another folder.") from error
     except OSError as error:
         _remove_empty(made)
         raise InputError(f"Cannot write {name}: {error.strerror}.", "Choose another folder.") from error

@@ -122,13 +122,13 @@ def output_paths(sources: Sequence[Path], folder: Path | None, dataset: Path | N
         outputs = [folder / one.relative_to(dataset).with_name(derivative_name(one.name)) for one in sources]
     else:
         outputs = [(folder or source.parent) / output_name(source.name) for source in sources]
-    inputs = {source.resolve() for source in sources}
+    inputs = {_real(source) for source in sources}
     claims: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
         # By the sidecar, which .nii and .nii.gz share; some file systems ignore case and the composition of letters.
         name = normalize("NFC", sidecar_name(output.name)).casefold()
-        claims[output.parent.resolve(), name].append(source)
-        if output.resolve() in inputs:
+        claims[_real(output.parent), name].append(source)
+        if _real(output) in inputs:
             raise InputError(
                 f"Cannot write {output.name}: it would overwrite an input.", "Choose another output folder."
             )
@@ -145,8 +145,13 @@ def output_paths(sources: Sequence[Path], folder: Path | None, dataset: Path | N
 
 def without_outputs(sources: Sequence[Path]) -> list[Path]:
     """Leave out the sources that are outputs of the others, next to which outputs are written."""
-    outputs = {(source.parent / output_name(source.name)).resolve() for source in sources}
-    return [source for source in sources if source.resolve() not in outputs]
+    outputs = {_real(source.parent / output_name(source.name)) for source in sources}
+    return [source for source in sources if _real(source) not in outputs]
+
+
+def _real(path: Path) -> Path:
+    """Resolve a path; `Path.resolve` raises an error on a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def check_destination(output: Path, size: int) -> None:

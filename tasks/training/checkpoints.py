@@ -61,6 +61,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, config: RunConfig) ->
             misses=checkpoint.misses,
             validations=np.array(checkpoint.validations),
             config=fingerprint(config),
+            arrays=len(arrays),
             **arrays,
         )
     for old in _files(folder)[: -config.training.checkpoints.keep]:
@@ -103,11 +104,15 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
 
 
 def _checkpoint(arrays: dict[str, NDArray[np.generic]]) -> Checkpoint:
+    variables, best = _numbered(arrays, "variable"), _numbered(arrays, "best")
+    # Those of earlier versions do not state the number.
+    if "arrays" in arrays and (count := len(variables) + len(best)) != arrays["arrays"]:
+        raise ValueError(f"it holds {count} of {arrays['arrays']} arrays")
     return Checkpoint(
         step=int(arrays["step"]),
-        variables=_numbered(arrays, "variable"),
+        variables=variables,
         losses=arrays["losses"].astype(np.float64),
-        best=_numbered(arrays, "best"),
+        best=best,
         best_psnr=float(arrays["best_psnr"]),
         misses=int(arrays["misses"]),
         validations=arrays["validations"].tolist(),

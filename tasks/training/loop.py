@@ -314,11 +314,15 @@ def patch_dataset(source: PatchSource, training: Training, steps_taken: int = 0)
         shapes = ((*training.patch, 1), (*training.patch, 1), (), (), ())
         return tuple(tf.ensure_shape(value, shape) for value, shape in zip(drawn, shapes, strict=True))
 
+    options = tf.data.Options()
+    # Nothing is left to tune, and the thread that would sleeps up to a minute at a time, with the end waiting for it.
+    options.autotune.enabled = False
     return (
         tf.data.Dataset.range(steps_taken * training.batch_size, training.steps * training.batch_size)
         .map(patch, num_parallel_calls=2, deterministic=True)
         .batch(training.batch_size, drop_remainder=True)
         .prefetch(8)
+        .with_options(options)
     )
 
 

@@ -3,11 +3,11 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
-from typing import Any
+from threading import Lock, get_ident
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,56 @@ Voxels = NDArray[np.float32]
 
 SLAB_VOXELS = 1 << 22
 MAX_TIMEPOINTS = 100_000  # a damaged or hostile header would keep the check of a file busy for hours
-# Warnings and nibabel's log belong to the process: threads that record them at the same time would mix them up.
-ONE_READER = RLock()
+
+
+class WarningsByThread:
+    """Collects warnings, which belong to the process, for the reader in whose thread they are raised."""
+
+    def __init__(self) -> None:
+        self._lock, self._catching = Lock(), ExitStack()
+        self._readers: dict[int, list[list[str]]] = {}  # by thread, the innermost last
+
+    @contextmanager
+    def collected(self, messages: list[str]) -> Iterator[None]:
+        """Append the warnings of this thread to a list until the block ends; other threads' are shown as ever."""
+        thread = get_ident()
+        with self._lock:
+            if not self._readers:
+                self._catch()
+            self._readers.setdefault(thread, []).append(messages)
+        try:
+            yield
+        finally:
+            with self._lock:
+                inner = self._readers.pop(thread)
+                if outer := [reader for reader in inner if reader is not messages]:
+                    self._readers[thread] = outer
+                if not self._readers:
+                    self._catching.close()
+
+    def _catch(self) -> None:
+        self._catching.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("always")
+        warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves .mgh files to the garbage collector
+        show = warnings.showwarning
+
+        def collect(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if readers := self._readers.get(get_ident()):
+                readers[-1].append(str(message))
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = collect
+
+
+WARNINGS = WarningsByThread()
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,12 +222,12 @@ def reading(path: Path) -> Iterator[list[str]]:
         The warnings, complete when the context has ended.
     """
     messages: list[str] = []
+    thread = get_ident()
     listener = logging.Handler(logging.WARNING)
+    listener.addFilter(lambda record: record.thread == thread)
     listener.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("nibabel.global")
-    with ONE_READER, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves .mgh files to the garbage collector
+    with WARNINGS.collected(messages):
         logger.addHandler(listener)
         try:
             yield messages
@@ -192,7 +240,6 @@ def reading(path: Path) -> Iterator[list[str]]:
             raise ReadError(path.name, _clause(error, path), remedy) from error
         finally:
             logger.removeHandler(listener)
-    messages.extend(str(warning.message) for warning in caught)
 
 
 def _clause(error: Exception, path: Path) -> str:

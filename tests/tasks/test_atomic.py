@@ -93,6 +93,13 @@ def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path, holder):
     assert not path.exists()
 
 
+def test_a_file_in_place_of_the_folder_of_locks_is_named(tmp_path):
+    (tmp_path / ".voxlift").touch()
+    message = r"Cannot write it: \.voxlift is a file, and a folder of that name is needed\."
+    with pytest.raises(InputError, match=message), locked(tmp_path / ".voxlift" / "it.lock", "it"):
+        pass
+
+
 def test_the_lock_of_a_killed_process_is_taken_over_and_lost_to_who_works_on(tmp_path, holder):
     path = tmp_path / "lock"
     with locked(tmp_path / "other", "it") as orphaned:

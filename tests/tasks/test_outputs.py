@@ -6,6 +6,7 @@ import pytest
 
 from configs.errors import InputError
 from tasks.files.outputs import output_name, output_paths, sidecar_name
+from tasks.volume.inspection import inspect_volume
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,14 @@ def test_two_inputs_for_one_output_are_an_error_before_work(pair, tmp_path):
 def test_an_input_is_not_overwritten(tmp_path):
     with pytest.raises(InputError, match="overwrite an input"):
         output_paths([tmp_path / "x.nii", tmp_path / "x_sr.nii"], tmp_path)
+
+
+def test_a_link_to_itself_is_an_input_like_any_other(tmp_path):
+    loop = tmp_path / "loop.nii.gz"
+    loop.symlink_to(loop)
+    assert output_paths([loop], None) == [tmp_path / "loop_sr.nii.gz"]
+    with pytest.raises(InputError, match=r"^Cannot read loop\.nii\.gz: "):
+        inspect_volume(loop)
 
 
 def test_different_inputs_go_side_by_side():

@@ -88,12 +88,15 @@ def test_a_checkpoint_of_another_configuration_is_refused(two_checkpoints):
         last_checkpoint(two_checkpoints.checkpoints, other)
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "another archive", "no archive"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "another archive", "no archive", "lacks a member"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(two_checkpoints, damage):
     job = two_checkpoints
     first, second = (job.checkpoints / f"step-0000000{step}.npz" for step in (1, 2))
     if damage == "another archive":
         np.savez(second, other=np.ones(3))
+    elif damage == "lacks a member":
+        with np.load(second) as stored:
+            np.savez(second, **{name: value for name, value in stored.items() if name != "variable-0"})
     else:
         whole = second.read_bytes()
         second.write_bytes({"empty": b"", "truncated": whole[:-100], "no archive": b"x" * len(whole)}[damage])

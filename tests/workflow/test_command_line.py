@@ -173,6 +173,11 @@ def test_what_is_waited_for_is_named_at_once_and_again_where_there_is_no_termina
         assert re.fullmatch(r"Restoring: 0 of 7, loading \d+ s\n", line())
         advance("2 workers")
         assert any(line().startswith("Restoring: 1 of 7, 2 workers") for _ in range(100_000))
+    with progress_bar(console, "Restoring", 2_000_000, "loading", of="voxels") as advance:
+        advance("1 worker", completed=500_000)
+        assert any(line().startswith("Restoring: 25%, 1 worker") for _ in range(100_000))
+        advance("1 worker", 1_000_000, 600_000)
+        assert any(line().startswith("Restoring: 60%, 1 worker") for _ in range(100_000))
 
 
 def test_work_that_is_stopped_names_the_command_that_resumes_it(monkeypatch, capsys):

@@ -65,7 +65,7 @@ def test_shards_of_one_or_two_workers_give_what_the_whole_volume_gives(saved, vo
     assert len(one.plan.shards) > 3
     assert one.voxels.shape == (82, 100, 69)
     assert [progress.shards_done for progress in reported] == list(range(1, len(one.plan.shards) + 1))
-    assert (reported[-1].voxels_done, reported[-1].workers) == (one.voxels.size, 1)
+    assert (reported[-1].voxels_done, reported[-1].voxels, reported[-1].workers) == (one.voxels.size,) * 2 + (1,)
     assert one.voxels_per_second > 0
     digests = {hashlib.sha256(each.voxels.tobytes()).hexdigest() for each in (one, two)}
     assert len(digests) == 1

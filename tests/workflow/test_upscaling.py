@@ -85,7 +85,7 @@ def test_an_output_is_the_restored_volume_on_the_target_grid(network, scan, tmp_
     assert volume.consistency == pytest.approx(0, abs=0.2)
     assert json.loads((tmp_path / "out/scan_sr.json").read_text())["Consistency"] == volume.consistency
     assert [progress.shards_done for progress in reported] == list(range(1, volume.shards + 1))
-    assert reported[-1].voxels_done == 96 * 82 * 104
+    assert reported[-1].voxels_done == reported[-1].voxels == 96 * 82 * 104
     assert (report.peak_rss_mib, report.workers, report.failed) == (100.0, 2, ())
     assert report.timings.network == pytest.approx(0.2 * volume.shards)
     assert report.plan.overhead > 1

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -218,6 +219,43 @@ def test_a_folder_is_verified_like_a_run(tmp_path, verify):
     status, damages = verify(tmp_path)
     assert status == 2
     assert "i must be 6, received 5" in damages["restored.nii.gz"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with contracts of one file, next to a file that is not in it."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for path in (folder / "page.txt", tmp_path / "secret.txt"):
+        path.write_text("text")
+    write_contracts(folder, {"page.txt": manifest_entry(folder / "page.txt")})
+    return folder
+
+
+@pytest.mark.parametrize("path", ["../secret.txt", "page/../../secret.txt", "{}/secret.txt"])
+def test_a_path_that_leads_out_of_the_folder_is_not_followed(folder, verify, path):
+    path = path.format(folder.parent)
+    write_contracts(folder, {path: manifest_entry(folder.parent / "secret.txt")})
+    assert verify(folder) == (2, {path: "its path leads out of the folder"})
+
+
+@pytest.mark.parametrize("name", ["page.txt", "contracts.json"])
+@pytest.mark.parametrize("kind", ["pipe", "dangling link", "link to itself"])
+def test_what_is_no_file_is_reported_and_not_waited_for(folder, verify, name, kind):
+    (folder / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to({"dangling link": "nowhere", "link to itself": name}[kind])
+    assert verify(folder) == (2, {name: "it is no file, or a link to none"})
+
+
+def test_a_file_that_cannot_be_read_is_reported(folder, verify):
+    entry = manifest_entry(folder / "page.txt").model_copy(update={"size": 0})
+    write_contracts(folder, {"page.txt": entry})
+    (folder / "page.txt").unlink()
+    (folder / "page.txt").symlink_to("/proc/self/mem")  # of size 0, and reading it is an error of the device
+    assert verify(folder) == (2, {"page.txt": "it cannot be read: Input/output error"})
 
 
 @pytest.mark.parametrize("target", ["0123456789abcdef", "no/such/folder"])

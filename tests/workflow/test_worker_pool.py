@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_a_job_that_kills_every_worker_fails_alone(pool):
 @pytest.mark.parametrize("fate", ["hang", "freeze"])
 def test_a_worker_that_does_not_answer_is_replaced(pool, fate):
     started = time.monotonic()
-    done = outcomes(pool(1, patience=4.0), Job(1, (1, fate, 1)), Job(2, (2,)))
+    done = outcomes(pool(1, patience=4.0, retries=9), Job(1, (1, fate, 1)), Job(2, (2,)))
     assert (done[1].value, done[1].retries) == (2, 1)
     assert done[2].value == 4
     assert time.monotonic() - started < 30
@@ -199,6 +200,44 @@ def test_a_worker_that_fails_at_the_start_is_replaced(pool):
     assert outcomes(pool(1, make=FullDisk), Job(1, (1,)))[1].value == 1
     with pytest.raises(WorkerError, match=r"^Cannot start a worker: OSError: No space left on device\.$"):
         outcomes(pool(1, make=EverFullDisk), Job(1, (1,)))
+
+
+class FirstOnly:
+    """The first is made at once; the next three cannot be, once it works. It waits for them, and then dies once."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        for number in range(9):
+            with suppress(FileExistsError):
+                (self.folder / f"start-{number}").mkdir()
+                break
+        if 0 < number <= 3:
+            self.wait_for("called")
+            raise self.error
+
+    error: Exception = OSError("No space left on device")
+
+    def __call__(self, number):
+        (self.folder / "called").touch()
+        self.wait_for("start-3")
+        if number == 1 and not (self.folder / "ended").exists():
+            (self.folder / "ended").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    def wait_for(self, name):
+        while not (self.folder / name).exists():
+            time.sleep(0.01)
+
+
+class FirstOnlyAccepts(FirstOnly):
+    error = InputError("Cannot load the model head.keras.")
+
+
+@pytest.mark.parametrize("make", [FirstOnly, FirstOnlyAccepts])
+def test_a_worker_that_cannot_start_three_times_does_not_end_the_others(pool, make):
+    done = outcomes(pool(2, retries=2, make=make), *(Job(number, (number,)) for number in range(6)))
+    assert {key: outcome.value for key, outcome in done.items()} == {number: number for number in range(6)}
 
 
 class Dier:

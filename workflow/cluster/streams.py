@@ -13,7 +13,8 @@ from workflow.cluster.resources import Request, require_room
 from workflow.cluster.workers import fetch, plain_errors, prepare
 
 POLL_SECONDS = 0.5
-# A process that trained with TensorFlow has idled for a minute and more before its end, for no known reason.
+# A training that idled here for up to a minute waited for the thread with which TensorFlow tunes a dataset; it has none
+# any more (`patch_dataset`). Native threads can still keep a process: nobody is to wait for one that has given all.
 ENDING_SECONDS = 5.0
 # Access to a tracking store: workers on other nodes do not inherit the driver's environment.
 CREDENTIALS = (

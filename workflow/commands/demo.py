@@ -19,9 +19,12 @@ def demo(
 ) -> None:
     """Run the main job on a real brain: degrade, train, super-resolve, score, record."""
     with screen(as_json) as opened:
-        from configs.load import load_config
-        from workflow.demo import run_demo, summary
-        from workflow.train.run import only_writer
+        from workflow.terminal.progress import waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from configs.load import load_config
+            from workflow.demo import run_demo, summary
+            from workflow.train.run import only_writer
 
         config = load_config("demo", overrides or [])
         if volume is not None:

@@ -16,10 +16,12 @@ def doctor(
 ) -> None:
     """Try what runs need: packages, TensorFlow, Ray, MLflow, disk, sharding; say what is wrong and how to fix it."""
     with screen(as_json) as opened:
-        from workflow.checks.doctor import CONSTRAINTS, run_doctor
-        from workflow.checks.report import checks_table
+        from workflow.terminal.progress import waiting
 
-        with opened.console.status("Trying everything, about 20 s"):
+        with waiting(opened.console, "Trying everything, about 20 s"):
+            from workflow.checks.doctor import CONSTRAINTS, run_doctor
+            from workflow.checks.report import checks_table
+
             diagnosis = run_doctor(constraints or CONSTRAINTS)
         opened.show(diagnosis, checks_table(diagnosis))
     if not diagnosis.ok:

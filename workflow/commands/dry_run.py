@@ -29,8 +29,11 @@ def dry_run(
 ) -> None:
     """Check all that a run needs, take one training step and restore one shard, and discard both."""
     with screen(as_json) as opened:
-        from workflow.checks.dry_run import DryRunOptions, dry_run
-        from workflow.checks.report import checks_table
+        from workflow.terminal.progress import waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from workflow.checks.dry_run import DryRunOptions, dry_run
+            from workflow.checks.report import checks_table
 
         options = DryRunOptions(
             config,

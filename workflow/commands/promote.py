@@ -26,9 +26,12 @@ def promote(
 ) -> None:
     """Compare challenger and champion on the same references; the challenger is champion if it is better."""
     with screen(as_json) as opened:
-        from configs.degradation import named_degradation
-        from workflow.evaluate import promotion
         from workflow.terminal.options import naming_options
+        from workflow.terminal.progress import waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from configs.degradation import named_degradation
+            from workflow.evaluate import promotion
 
         resources = resources_of(workers, memory_budget)
         recipe = named_degradation(degradation) if degradation is not None else None

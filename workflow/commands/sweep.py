@@ -20,19 +20,23 @@ def sweep(
 ) -> None:
     """Train every combination of what the section sweep varies, and compare the trainings."""
     with screen(as_json) as opened:
-        from workflow.train.sweep import run_sweep, summary
+        from workflow.terminal.progress import resumable, waiting
+
+        with waiting(opened.console, "Loading voxlift"):
+            from workflow.train.sweep import run_sweep, saved, summary
 
         require_one_of(resume=resume, overwrite=overwrite)
         folder = (out or Path("runs") / Path(config).stem).resolve()
-        report = run_sweep(
-            config,
-            overrides or [],
-            folder,
-            parallel=parallel,
-            resume=resume,
-            overwrite=overwrite,
-            console=opened.console,
-        )
+        with resumable(opened.console, lambda: saved(folder)):
+            report = run_sweep(
+                config,
+                overrides or [],
+                folder,
+                parallel=parallel,
+                resume=resume,
+                overwrite=overwrite,
+                console=opened.console,
+            )
         opened.show(report, *summary(report))
     failed = (child for child in report.children if child.status == "failed")
     exit_on_failures((f"training {one.number} ({', '.join(one.settings)}) failed: {one.error}" for one in failed), 1)

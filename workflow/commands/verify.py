@@ -13,8 +13,11 @@ def verify(
 ) -> None:
     """Check every artifact of a run or folder again: content, shape, type and spacing."""
     with screen(as_json) as opened:
-        from workflow.tracking import verification
+        from workflow.terminal.progress import waiting
 
-        found = verification.verify(run_or_folder)
+        with waiting(opened.console, "Reading every artifact"):
+            from workflow.tracking import verification
+
+            found = verification.verify(run_or_folder)
         opened.show(found, verification.verdict(found))
     exit_on_failures(found.damages, 2)

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from itertools import count
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from workflow.cluster import cluster
 from workflow.pages.planes import write_planes
 from workflow.pages.quality import QualityCase, model_facts, on_finer_grid, write_quality_page
 from workflow.pages.verdict import gain_measure
-from workflow.restore.restoration import Restored, plan_restoration, restore_volume
+from workflow.restore.restoration import Restored, restore_volume
 from workflow.terminal.progress import entering, progress_bar
 from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
@@ -273,8 +274,8 @@ def score_volume(
     warnings = range_warnings(network.card, axes, coarse.grid, target)
     for warning in warnings:
         console.print(f"{path.name}: out of the model's range: {warning}.")
-    plan = plan_restoration(coarse, target, network, resources.memory_budget_mib, axes=axes, name=path.name)
-    with progress_bar(console, f"Restoring {path.name}", len(plan.shards)) as advance:
+    loading = "waiting for the workers to load TensorFlow"
+    with progress_bar(console, f"Restoring {path.name}", prod(target.shape), loading, of="voxels") as advance:
         restored = restore_volume(
             coarse,
             target,
@@ -283,7 +284,7 @@ def score_volume(
             name=path.name,
             axes=axes,
             acquisition=degraded.recipe,
-            on_progress=lambda progress: advance(f"{progress.workers} workers"),
+            on_progress=lambda now: advance(f"{now.workers} workers", completed=now.voxels_done),
         )
     corrected = degraded.corrected(restored.voxels)
     voxels = degraded.cropped(corrected.voxels)

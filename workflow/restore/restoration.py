@@ -29,6 +29,7 @@ class Progress:
         shards_done: Shards that are back.
         shards: All shards.
         voxels_done: Voxels of the target grid that are back.
+        voxels: All of them.
         seconds: Since the first shard was given out.
         workers: Workers alive.
     """
@@ -36,6 +37,7 @@ class Progress:
     shards_done: int
     shards: int
     voxels_done: int
+    voxels: int
     seconds: float
     workers: int
 
@@ -163,7 +165,8 @@ def restore_volume(
             canvas[tuple(slice(*side) for side in outcome.key.core)] = outcome.value.voxels
             tally.count(outcome)
             if on_progress is not None:
-                on_progress(Progress(tally.shards, len(plan.shards), tally.voxels, pool.seconds, pool.alive))
+                counts = tally.shards, len(plan.shards), tally.voxels, restored.size
+                on_progress(Progress(*counts, pool.seconds, pool.alive))
         seconds = pool.seconds
     return Restored(restored, plan, seconds, tally)
 

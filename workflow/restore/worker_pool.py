@@ -143,9 +143,12 @@ class WorkerPool:
             try:
                 value = fetch(answer)
             except ValueError as error:
-                if not state.loaded:
+                if state.loaded:
+                    yield from self._finished(state, error=error)
+                elif not self.alive:
                     raise
-                yield from self._finished(state, error=error)
+                else:  # others hold the same tool
+                    yield from self._lost(state, error)
             except Exception as error:  # noqa: BLE001 - of the worker or of its job
                 # Out of memory, or with its GPU in a bad state, the process would fail at the next job too.
                 yield from self._lost(state, error)
@@ -174,8 +177,8 @@ class WorkerPool:
         """Replace a worker; its first job has used a try, those that waited behind it have not."""
         state.worker.end()
         self._workers.remove(state)
-        if not state.loaded:
-            self._failed_starts += 1
+        # After the death of one that had started, its place is tried again however many had failed to start before.
+        self._failed_starts = 0 if state.loaded else self._failed_starts + 1
         suspected, waiting = list(state.given)[:1], list(state.given)[1:]
         self._again.extendleft((job, retries) for _, job, retries in reversed(waiting))
         if suspected:

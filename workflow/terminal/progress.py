@@ -6,10 +6,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 Entered = TypeVar("Entered")
 
@@ -19,8 +27,8 @@ LINE_SECONDS = 10.0  # between lines where no terminal shows a bar
 class Advance(Protocol):
     """Callback after each step."""
 
-    def __call__(self, note: str, total: int | None = None) -> None:
-        """Advance a step, with a note next to the bar; `total` changes the number of steps."""
+    def __call__(self, note: str, total: int | None = None, completed: int | None = None) -> None:
+        """Advance a step, or to those completed, with a note next to the bar; `total` changes the number of steps."""
 
 
 @contextmanager
@@ -53,7 +61,9 @@ def entering(console: Console, doing: str, context: AbstractContextManager[Enter
 
 
 @contextmanager
-def progress_bar(console: Console, title: str, total: int, note: str = "") -> Iterator[Advance]:
+def progress_bar(
+    console: Console, title: str, total: int, note: str = "", *, of: Literal["steps", "voxels"] = "steps"
+) -> Iterator[Advance]:
     """Show a bar while the block runs; yields a callback for each of `total` steps.
 
     Args:
@@ -61,11 +71,12 @@ def progress_bar(console: Console, title: str, total: int, note: str = "") -> It
         title: In front of the bar.
         total: Steps.
         note: Next to the bar before the first step.
+        of: What a step is; voxels are shown as a share.
     """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn() if of == "voxels" else MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -74,12 +85,13 @@ def progress_bar(console: Console, title: str, total: int, note: str = "") -> It
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total, note=note)
 
-        def advance(note: str, total: int | None = None) -> None:
-            progress.update(task, total=total, advance=1, note=note)
+        def advance(note: str, total: int | None = None, completed: int | None = None) -> None:
+            progress.update(task, total=total, advance=1 if completed is None else None, completed=completed, note=note)
 
         def line() -> str:
             now = progress.tasks[0]
-            return f"{title}: {now.completed:.0f} of {now.total:.0f}, {now.fields['note']}"
+            share = f"{now.completed:.0f} of {now.total:.0f}" if of == "steps" else f"{now.percentage:.0f}%"
+            return f"{title}: {share}, {now.fields['note']}"
 
         with ExitStack() as stack:
             if not console.is_terminal and not console.quiet:

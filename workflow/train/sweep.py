@@ -20,6 +20,7 @@ from configs.schema import RunConfig
 from tasks.files.atomic import replacing
 from workflow.cluster import cluster
 from workflow.evaluate.comparison import CURVE, Comparison, Row, compare, comparison_table, write_comparison
+from workflow.terminal.progress import entering, progress_bar
 from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, without_paths
 from workflow.tracking.reading import read_curves, read_runs
@@ -119,7 +120,10 @@ def run_sweep(
         stop = Event()
         title, killed = f"sweep of {len(trials)}", lock.killed if resume else None
         run = recorded_run(tracking.experiment, title, parent, killed=killed, folder=folder, console=console)
-        with run as recorder, cluster():
+        with (
+            entering(console, "Opening the tracking store", run) as recorder,
+            entering(console, "Starting Ray", cluster()),
+        ):
             if not recorder.holds(ENVIRONMENT):
                 record_environment(recorder, "sweep")
                 recorder.parameters({"trainings": str(len(trials)), "varied": ", ".join(varied)})
@@ -141,7 +145,10 @@ def run_sweep(
                 )
 
             errors: dict[Trial, str] = {}
-            with ThreadPoolExecutor(parallel) as pool:
+            with (
+                progress_bar(console, "Trainings", len(trials) - len(finished), "training") as advance,
+                ThreadPoolExecutor(parallel) as pool,
+            ):
                 futures = {pool.submit(trained, trial): trial for trial in trials if trial not in finished}
                 try:
                     for done in as_completed(futures):
@@ -150,6 +157,7 @@ def run_sweep(
                             errors[trial] = " ".join(str(error).split())[:300] or type(error).__name__
                         outcome = f"failed, {errors[trial]}" if error else "done"
                         console.print(f"{names[trial]}: {outcome}", markup=False)
+                        advance(f"{len(errors)} failed" if errors else "")
                 except BaseException:
                     # Only this thread receives a signal: it stops the trainings and waits until they have ended.
                     stop.set()
@@ -229,6 +237,11 @@ def _values(key: str, given: Any) -> Sequence[Any]:  # noqa: ANN401 - whatever Y
 
 def _text(value: Any) -> str:  # noqa: ANN401 - whatever YAML holds
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...").strip()
+
+
+def saved(folder: Path) -> str:
+    """Say what of the sweep in a folder is saved."""
+    return f"The trainings that are done, and the checkpoints of the others, are in {folder}."
 
 
 def summary(report: SweepReport) -> list[RenderableType]:

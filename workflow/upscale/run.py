@@ -119,15 +119,15 @@ def _recorded(
             address.write(address_file)
         with waiting(console, "Recording inputs and environment"):
             _record_request(recorder, request, list(numbers))
-        shards, loading = sum(work.plan.shards for work in numbers), "waiting for the workers to load TensorFlow"
+        voxels, loading = sum(work.to_compute[1] for work in numbers), "waiting for the workers to load TensorFlow"
         with (
             entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)),
-            progress_bar(console, "Restoring", shards, loading) as advance,
+            progress_bar(console, "Restoring", voxels, loading, of="voxels") as advance,
         ):
 
             def show(progress: Progress) -> None:
                 speed = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
-                advance(speed, progress.shards)
+                advance(speed, progress.voxels, progress.voxels_done)
 
             def record(work: VolumeWork, output: Output) -> None:
                 if problem := _record_output(recorder, request, numbers[work], work, output):

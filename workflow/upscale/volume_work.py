@@ -184,6 +184,7 @@ class VolumeWork:
         self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
         self.written = self._read_record() if resume else None
         self.shards_resumed = plan.shards if self.written is not None else 0
+        self._voxels_resumed = self._voxels if self.written is not None else 0
         # Of the thread that reads ahead.
         self.reading = Clock(seconds)
         self.frames = self._frames()
@@ -194,9 +195,15 @@ class VolumeWork:
         self.writing, self.seconds = Clock(), 0.0
 
     @property
-    def shards_to_compute(self) -> int:
-        """Shards that this run has computed or will compute, as far as it is known."""
-        return self.tally.shards if self.error is not None else self.plan.shards - self.shards_resumed
+    def to_compute(self) -> tuple[int, int]:
+        """Shards that this run has computed or will compute, as far as it is known, and their voxels."""
+        if self.error is not None:
+            return self.tally.shards, self.tally.voxels
+        return self.plan.shards - self.shards_resumed, self._voxels - self._voxels_resumed
+
+    @property
+    def _voxels(self) -> int:
+        return self.plan.n_timepoints * prod(self.plan.target.shape)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -237,8 +244,10 @@ class VolumeWork:
                     assembly.store.clear()
                 ordered = assembly.in_file_order()
                 to_compute = tuple(shard for shard in ordered if not (self._resume and assembly.store.holds(shard)))
-            self.shards_resumed += len(ordered) - len(to_compute)
-            self._arrivals.add(number, set(ordered) - set(to_compute), coarse)
+            known = set(ordered) - set(to_compute)
+            self.shards_resumed += len(known)
+            self._voxels_resumed += sum(prod(shard.shape) for shard in known)
+            self._arrivals.add(number, known, coarse)
             yield Frame(coarse, to_compute)
 
     def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:

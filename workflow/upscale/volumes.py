@@ -132,8 +132,9 @@ def upscale(
                     for outcome in pool.work(queue.jobs(alike)):
                         seconds = before + pool.seconds
                         if queue.take(outcome) and on_progress is not None:
-                            wanted = sum(work.shards_to_compute for work in works)
-                            on_progress(Progress(queue.total.shards, wanted, queue.total.voxels, seconds, pool.alive))
+                            done, wanted = queue.total, [work.to_compute for work in works]
+                            in_all = [sum(counts) for counts in zip(*wanted, strict=True)]
+                            on_progress(Progress(done.shards, in_all[0], done.voxels, in_all[1], seconds, pool.alive))
                     seconds = before + pool.seconds
     total = queue.total
     return UpscaleReport(
