@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,8 +52,9 @@ class Process:
         """Read what `text` gave, with anything added to it; None where it names no process."""
         try:
             known = json.loads(text)
-            return cls(**{field.name: known[field.name] for field in fields(cls)} | {"pid": int(known["pid"])})
-        except (ValueError, KeyError, TypeError):
+            machine, boot, container, start = (str(known[name]) for name in ("machine", "boot", "container", "start"))
+            return cls(machine, boot, container, int(known["pid"]), start)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def text(self, **more: str) -> str:
@@ -150,9 +151,9 @@ def _taken(path: Path, name: str) -> InputError:
     who, taken = "a process that cannot be named", time.time()
     with suppress(OSError):
         taken = path.stat().st_mtime
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         known = json.loads(_content(path))
-        who = f"process {known['pid']} on {known['host']}"
+        who = f"process {int(known['pid'])} on {' '.join(str(known['host']).split())[:99]}"
     age = timedelta(seconds=max(0, round(time.time() - taken)))
     return InputError(
         f"Cannot write {name}: another run writes it, {who}, which began {age} ago.",
