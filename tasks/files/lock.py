@@ -62,12 +62,24 @@ class Process:
         return json.dumps({**asdict(self), **more})
 
     @property
+    def mark(self) -> str:
+        """The process, short, for the name of a file; `mark_is_gone` reads it."""
+        place = hashlib.sha256(f"{self.machine} {self.container}".encode()).hexdigest()[:6]
+        return f"{place}-{self.pid:x}-{self.start}"
+
+    @property
     def is_gone(self) -> bool:
         """True if it is known to have ended; of a process of another machine or container nothing is known."""
         here = Process.this()
         if (self.machine, self.container) != (here.machine, here.container):
             return False
         return self.boot != here.boot or _start(self.pid) != self.start
+
+
+def mark_is_gone(mark: str) -> bool:
+    """Return whether the process that a mark stands for is known to have ended, as in `Process.is_gone`."""
+    place, pid, start = mark.split("-")
+    return place == Process.this().mark.split("-")[0] and _start(int(pid, 16)) != start
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=KINDS, help="make one try of a kind, with the seed as it was printed")
     given = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     console = Console(width=150)
     began = time.monotonic()
     results = campaign(given.minutes, given.seed, given.only, console)

@@ -211,9 +211,7 @@ def can_mount(folder: Path) -> bool:
     trial = folder / "trial"
     trial.mkdir()
     with _small_disk(trial) as limited:
-        pass
-    trial.rmdir()
-    return limited
+        return limited
 
 
 @contextmanager

@@ -253,6 +253,8 @@ class Attempt:
         """Start the command once more, undisturbed, and check all that it leaves."""
         self.last = self.finish(self.start())
         self.last.require_message(0)
+        left = list(self.folder.rglob("record.jsonl"))
+        require(not left, f"records that wait for the tracking store: {left}")
         self.require_same()
 
     def require_same(self) -> None:

@@ -171,24 +171,6 @@ def test_one_volume_fails_alone(network, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == [".voxlift", "small_sr.json", "small_sr.nii"]
 
 
-def test_a_source_that_goes_bad_after_it_was_inspected_fails_alone(network, tmp_path):
-    sources = [tmp_path / f"{number}.nii.gz" for number in range(4)]
-    for source in sources:
-        write_volume(source, np.random.default_rng(0).random((20, 20, 20), np.float32), grid(20))
-    upscale_request = request(network, tmp_path / "out", *sources)
-    planned = plan_volumes(upscale_request)
-    sources[0].unlink()
-    sources[1].write_bytes(sources[1].read_bytes()[:-100])
-    write_volume(sources[2], np.ones((20, 20, 20), np.float32), grid(20))
-    report = upscale(upscale_request, planned)
-    assert [volume.status for volume in report.volumes] == ["failed", "failed", "failed", "done"]
-    gone, cut, changed = (str(volume.error) for volume in report.failed)
-    assert "0.nii.gz" in gone
-    assert "truncated" in cut
-    assert "changed while it was in use" in changed
-    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["3_sr.nii.gz"]
-
-
 def test_volumes_that_are_done_or_failed_take_no_memory(network, tmp_path):
     levels, size = [1.0] * 8 + [4e6] * 4, 40
     for number, level in enumerate(levels):

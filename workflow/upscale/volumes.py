@@ -10,6 +10,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from configs.errors import AbandonedError, ContractError, InputError, ReadError
+from tasks.files.atomic import sweep_folders
 from tasks.files.lock import Process, locked
 from tasks.files.outputs import check_destination, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
@@ -57,6 +58,8 @@ def only_writer(works: Sequence[VolumeWork]) -> Iterator[Process | None]:
             stem, _ = split_name(output.name)  # which its sidecar and QC page share
             name = f"{normalize('NFC', stem).casefold()}.lock"
             killed = locks.enter_context(locked(output.parent / ".voxlift" / name, output.name)).killed or killed
+        outs = {work.plan.output.parent for work in works}
+        sweep_folders([*outs, *(out / ".voxlift" for out in outs)])
         yield killed
 
 
