@@ -307,7 +307,10 @@ class Attempt:
 @contextmanager
 def place(folder: Path) -> Iterator[Place]:
     """Make a place with a cluster until the block ends."""
-    nodes: Mapping[str, str] = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    nodes: Mapping[str, str] = {
+        **{"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        "RAY_raylet_start_wait_time_s": "300",  # on a machine that is busy with the rest of the campaign
+    }
     with ray_nodes(folder, "--num-cpus=0 --object-store-memory=100000000", NODE, NODE, environment=nodes) as cluster:
         made = Place(folder, cluster)
         made.prepare()
