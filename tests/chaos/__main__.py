@@ -15,6 +15,7 @@ import traceback
 from dataclasses import dataclass, field
 from itertools import count, cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,8 +30,8 @@ HISTORIES = 8  # a minute, of the state machine
 # Driver kills and faults of disk and store come more often than others.
 ORDER = (
     *("driver killed", "disk full", "worker killed", "store locked", "driver killed", "node killed", "store gone"),
-    *("driver killed", "own Ray killed", "disk full", "driver terminated", "stopped", "driver killed"),
-    *("raylet killed", "store slow", "two writers", "worker killed", "clock jumps"),
+    *("own Ray killed", "disk full", "driver terminated", "stopped", "driver killed", "store locked", "raylet killed"),
+    *("store slow", "two writers", "disk full", "worker killed", "driver killed", "clock jumps"),
 )
 KINDS = {kind: do for group in FAULTS.values() for kind, do in group.items()}
 
@@ -98,19 +99,28 @@ def campaign(minutes: float, seed: int, only: str | None, console: Console) -> d
                         break
             fuzzing.wait()
             operating.wait()
-        for kind, found in json.loads((folder / "fuzz").read_text())["kinds"].items():
-            tries = found["refused"] + found["passed"]
-            repeat = f"python -m tests.chaos.fuzz --kind {kind} --count 1 --seed"
-            failures = [f"{repeat} {number}" for number, _ in found["failures"]]
-            results[f"mutated: {kind}"] = Count(tries + len(failures), tries + len(failures), failures)
-            for number, problem in found["failures"]:
-                console.print(f"FAILED {repeat} {number}: {problem}", markup=False, soft_wrap=True)
+        results |= _fuzzed((folder / "fuzz").read_text(), console)
         said = (folder / "machine").read_text()
         histories = json.loads(said.splitlines()[-1]) if operating.returncode == 0 else {"histories": 1, "faults": 0}
         failed = [f"python -m tests.chaos.machine --seed {seed}"] if operating.returncode else []
         results["state machine"] = Count(histories["histories"], histories["faults"], failed)
         if failed:
             console.print(f"FAILED {failed[0]}: {said[-6000:]}", markup=False, soft_wrap=True)
+    return results
+
+
+def _fuzzed(report: str, console: Console) -> dict[str, Count]:
+    """Count what the process has found that reads mutated files; one that did not come to its end has failed."""
+    results = {}
+    ended: dict[str, Any] = {"none": {"refused": 0, "passed": 0, "failures": [[0, "it has ended without a report"]]}}
+    kinds: dict[str, Any] = json.loads(report)["kinds"] if report else ended
+    for kind, found in kinds.items():
+        repeat, failures = f"python -m tests.chaos.fuzz --kind {kind} --count 1 --seed", []
+        for number, problem in found["failures"]:
+            failures.append(f"{repeat} {number}")
+            console.print(f"FAILED {failures[-1]}: {problem}", markup=False, soft_wrap=True)
+        tries = found["refused"] + found["passed"] + len(failures)
+        results[f"mutated: {kind}"] = Count(tries, tries, failures)
     return results
 
 

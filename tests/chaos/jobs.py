@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tests.tasks.small_training import SMALL
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 240.0  # seconds, for any start of a command
+WORKER = "ray::_"  # what Ray names a process that works for a driver begins with
 VOLUMES = ("one.nii.gz", "two.nii.gz")
 NODE = "--num-cpus=2 --object-store-memory=100000000"
 
@@ -131,7 +132,7 @@ class Place:
         inputs = self.folder / "inputs"
         inputs.mkdir()
         for number, name in enumerate((*VOLUMES, "fine.nii.gz")):
-            size = 48 if name == "fine.nii.gz" else 26
+            size = 48 if name == "fine.nii.gz" else 40
             voxels = np.random.default_rng(number).gamma(2.0, 300.0, (size, size - 2, size - 5)).astype(np.float32)
             write_volume(
                 inputs / name, voxels, Grid(FileShape(*voxels.shape), np.diag([-1.0, 1.2, 2.0, 1.0])), dtype="int16"
@@ -169,11 +170,15 @@ class Place:
     @property
     def workers(self) -> list[psutil.Process]:
         """Processes of the cluster that work for a driver."""
-        found = [child for node in self.nodes.processes if node.poll() is None for child in below(node)]
-        return [process for process in found if alive(process) and _name(process).startswith("ray::_Process")]
+        found: list[psutil.Process] = []
+        for node in self.nodes.processes:
+            with suppress(psutil.NoSuchProcess):
+                found += below(node)
+        return [process for process in found if name_of(process).startswith(WORKER) and alive(process)]
 
 
-def _name(process: psutil.Process) -> str:
+def name_of(process: psutil.Process) -> str:
+    """Name of a process; empty if it has ended."""
     try:
         return process.name()
     except psutil.Error:
@@ -188,7 +193,6 @@ class Attempt:
         folder.mkdir(exist_ok=True)
         for path in (place.folder / "inputs").iterdir():
             (folder / path.name).symlink_to(path) if path.suffix != ".db" else shutil.copy(path, folder)
-        (folder / "tmp").mkdir()
         self.starts = 0
         self.last = Ended(0, "", "", 0.0)
         self.began = 0.0
@@ -197,16 +201,20 @@ class Attempt:
     def out(self) -> Path:
         return self.folder / "out"
 
+    @property
+    def scratch(self) -> Path:
+        """The folder for temporary files of the last start."""
+        return self.folder / f"tmp-{self.starts}"
+
     def start(self, *options: str, own_ray: bool = False, prefix: tuple[str, ...] = (), **environment: str) -> Popen:
         """Start the command, a second time to resume it; its streams go to files."""
         arguments = [argument.replace("OUT", "out") for argument in self.job.arguments]
-        if self.starts and self.job.resumes and "--resume" not in options:
+        if self.starts and self.job.resumes and not {"--resume", "--overwrite"} & {*options}:
             arguments.append("--resume")
         self.starts += 1
-        shutil.rmtree(self.folder / "tmp")
-        (self.folder / "tmp").mkdir()
+        self.scratch.mkdir()
         light = {"CHAOS_LIGHT": "1"} if self.job.light else {}
-        ray = {} if own_ray else dict(self.place.nodes.environment) | {"TMPDIR": str(self.folder / "tmp")}
+        ray = {} if own_ray else dict(self.place.nodes.environment) | {"TMPDIR": str(self.scratch)}
         whole = self.place.environment(**light, **ray, CHAOS_TRY=str(self.folder), **environment)
         self.began = time.monotonic()
         with self._stream("out").open("w") as out, self._stream("err").open("w") as err:
@@ -266,7 +274,7 @@ class Attempt:
             require(mine == theirs, "the scores are not those of an undisturbed run")
         left, expected = self._files(), whole._files()
         require(left == expected, f"left over: {sorted(left - expected)}; missing: {sorted(expected - left)}")
-        require(not any((self.folder / "tmp").iterdir()), f"temporary files: {list((self.folder / 'tmp').iterdir())}")
+        require(not any(self.scratch.iterdir()), f"temporary files: {list(self.scratch.iterdir())}")
         statuses = self.runs()
         require(set(statuses) <= {"FINISHED", "FAILED", "KILLED"}, f"MLflow runs: {statuses}")
         require("FINISHED" in statuses, f"MLflow runs: {statuses}")
@@ -278,7 +286,7 @@ class Attempt:
             until(lambda: not self.place.workers and not list(self.processes()), seconds=30)
         except AssertionError:
             left = [*self.place.workers, *self.processes()]
-            raise TryError(f"processes left: {[_name(process) for process in left]}") from None
+            raise TryError(f"processes left: {[name_of(process) for process in left]}") from None
 
     def runs(self) -> list[str]:
         """Status of each run in the store of this try."""
@@ -308,7 +316,9 @@ class Attempt:
 def place(folder: Path) -> Iterator[Place]:
     """Make a place with a cluster until the block ends."""
     nodes: Mapping[str, str] = {
-        **{"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": str(ROOT),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
         "RAY_raylet_start_wait_time_s": "300",  # on a machine that is busy with the rest of the campaign
     }
     with ray_nodes(folder, "--num-cpus=0 --object-store-memory=100000000", NODE, NODE, environment=nodes) as cluster:
