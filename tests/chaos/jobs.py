@@ -249,6 +249,7 @@ class Attempt:
     def results(self) -> dict[str, str]:
         """Digest of each result that is there, by its path within the folder."""
         found = sorted(self.out.glob(self.job.results)) if self.job.results else []
+        found = [path for path in found if not path.name.startswith(".")]  # of a writer that was killed
         return {str(path.relative_to(self.out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
     def require_whole_results(self) -> None:
