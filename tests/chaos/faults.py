@@ -235,7 +235,7 @@ def store_locked(this: Try) -> None:
             with closing(_locked(attempt)):
                 time.sleep(this.chance.uniform(0.5, 10.0))
             this.faults += 1
-        attempt.finish(process).require_message(*ENDED)
+        attempt.finish(process).require_message(0, 1, 2)  # refused where it could not begin
         attempt.require_whole_results()
         attempt.conclude()
 
@@ -252,7 +252,7 @@ def store_slow(this: Try) -> None:
                 time.sleep(0.3)
             this.faults = 1
             time.sleep(0.1)
-        attempt.finish(process).require_message(*ENDED)
+        attempt.finish(process).require_message(0, 1, 2)  # refused where it could not begin
         attempt.require_whole_results()
         attempt.conclude()
 

@@ -20,7 +20,7 @@ def test_a_few_histories_of_starts_kills_and_damage():
     done = campaign("tests.chaos.machine", "--count", "5", "--seed", "5", seconds=240)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
-    assert found["histories"] == 5
+    assert found["histories"] >= 5
     assert found["faults"] > 0
 
 
