@@ -284,6 +284,10 @@ class States(Fuzz):
         written = {"sha256": "0" * 64, "consistency": 0.1, "consistency_before": 0.2, "noise": 0.01, "outside": 0.5}
         content = {"output": file_digest(work.plan.output), "asked": work._options, "written": written}
         self.recorded = json.dumps(content).encode()
+        self.record.write_bytes(self.recorded)
+        (again,) = plan_volumes(request)
+        assert isinstance(again, VolumeWork)
+        assert again.written is not None, "a whole record is not read"
         self.lock = folder / "lock"
         self.held = Process.this().text(host="here", token="0").encode()  # noqa: S106 - no secret
         self.shard = Shard(((0, 4), (0, 5), (0, 6)), ((0, 4), (0, 5), (0, 6)))

@@ -286,7 +286,7 @@ class VolumeWork:
         try:
             content = json.loads(self._record.read_text())
             same = content["asked"] == self._options and content["output"] == file_digest(output)
-            return TypeAdapter(Written).validate_python(content["written"], strict=True) if same else None
+            return TypeAdapter(Written).validate_python(content["written"]) if same else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
