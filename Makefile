@@ -56,6 +56,7 @@ bench: develop
 	$(BIN)/python -m benchmarks.acquisitions
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.dry_run
+	$(BIN)/python -m benchmarks.many_volumes
 
 # The weights that ship, from a fixed seed; about an hour on two CPU cores. Their record is models/weights/README.md.
 weights: setup

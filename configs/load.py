@@ -15,6 +15,7 @@ from configs.errors import ConfigError
 from configs.schema import RunConfig
 
 MAX_VALUES = 100_000  # of a configuration
+MAX_SHOWN = 400  # characters of what was received, in a message
 
 
 def preset_names() -> list[str]:
@@ -86,7 +87,9 @@ def _content(source: str | Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ConfigError(f"Cannot read the configuration {source}: it is not YAML ({_one_line(error)}).") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"Cannot read the configuration {source}: the file must hold sections, received {content!r}.")
+        raise ConfigError(
+            f"Cannot read the configuration {source}: the file must hold sections, received {_short(content)}."
+        )
     return content
 
 
@@ -144,35 +147,42 @@ def flatten(config: BaseModel, section: str = "") -> dict[str, str]:
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"Cannot apply {override}: the form is section.key=value.")
+        raise ConfigError(f"Cannot apply {override[:MAX_SHOWN]}: the form is section.key=value.")
     try:
         value = _parsed(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"Cannot apply {override}: the value is not YAML ({_one_line(error)}).") from None
+        raise ConfigError(f"Cannot apply {override[:MAX_SHOWN]}: the value is not YAML ({_one_line(error)}).") from None
     *sections, last = key.split(".")
     for section in sections:
         content = content.setdefault(section, {})
         if not isinstance(content, dict):
-            raise ConfigError(f"Cannot apply {override}: {section} holds {content!r}, not keys.")
+            raise ConfigError(f"Cannot apply {override[:MAX_SHOWN]}: {section} holds {_short(content)}, not keys.")
     content[last] = value
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split())[:MAX_SHOWN]
+
+
+def _short(value: object) -> str:
+    """Return what was received, cut where it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
 
 
 def _message(error: ValidationError) -> str:
     """Describe the first problem of a validation error."""
     # A misspelt required key is also a missing one: its name is more helpful.
     problem = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part)[:MAX_SHOWN] for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         near = _nearest(problem["loc"])
         return f"it has no key {key}.{f' Did you mean {near}?' if near else ''}"
     if problem["type"] == "missing":
         return f"the key {key} is required."
     message = problem["msg"].removeprefix("Value error, ")
-    received = "" if problem["type"] == "value_error" else f", received {problem['input']!r}"
+    message = message if len(message) <= 2 * MAX_SHOWN else f"{message[: 2 * MAX_SHOWN]}…"
+    received = "" if problem["type"] == "value_error" else f", received {_short(problem['input'])}"
     return f"{f'{key}: ' if key else ''}{message}{received}."
 
 

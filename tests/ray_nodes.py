@@ -5,9 +5,10 @@ import secrets
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.conftest import unused_port
@@ -24,10 +25,18 @@ class RayNodes:
     Args:
         environment: What a driver or a client of the job server needs to know.
         processes: The `ray start` of each node, the head first.
+        starts: Starts each node.
     """
 
     environment: Mapping[str, str]
     processes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+    starts: list[Callable[[], "subprocess.Popen[bytes]"]] = field(default_factory=list)
+
+    def restore(self) -> None:
+        """Start every node again that has ended."""
+        for number, process in enumerate(self.processes):
+            if process.poll() is not None:
+                self.processes[number] = self.starts[number]()
 
 
 def token_authentication(folder: Path) -> dict[str, str]:
@@ -66,8 +75,9 @@ def ray_nodes(
         try:
             # One after the other: nodes of one machine that start together take each other's ports.
             for number, options in enumerate(roles):
-                log = folder / f"node-{number}.log"
-                cluster.processes.append(_started(log, [f"--temp-dir={scratch}", *options.split()], environment))
+                log, words = folder / f"node-{number}.log", [f"--temp-dir={scratch}", *options.split()]
+                cluster.starts.append(partial(_started, log, words, environment))
+                cluster.processes.append(cluster.starts[-1]())
             yield cluster
         finally:
             for process in reversed(cluster.processes):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from configs.axes import AXES
+from configs.axes import AXES, triple
 from configs.data import Mixture
 from configs.degradation import Degradation
 from configs.errors import InputError
@@ -20,6 +20,7 @@ SCALE_LEEWAY = 1.05  # factors by which a use may differ from the training witho
 SPACING_LEEWAY = 1.35
 
 Three = tuple[float, float, float]
+Span = tuple[float, float]
 
 
 class TrainingData(Frozen):
@@ -58,7 +59,7 @@ class ModelCard(Frozen):
 
     format: Literal[1] = 1
     degradation: Degradation
-    scale_range: tuple[tuple[float, float], ...]
+    scale_range: tuple[Span, Span, Span]
     intensity_rule: str = (
         "0 and the 99.5th percentile of the positive voxels (of the foreground, where voxels are negative) become 0 and"
         " 1; clipped to 0..1.5"
@@ -135,7 +136,7 @@ def make_card(
     """Make the card of a trained model."""
     return ModelCard(
         degradation=config.degradation,
-        scale_range=tuple(
+        scale_range=triple(
             (min(low for low, _ in ranges), max(high for _, high in ranges))
             for ranges in zip(
                 *(

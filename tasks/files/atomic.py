@@ -1,10 +1,16 @@
 """Files that appear whole or not at all, also after a power cut."""
 
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tasks.files.lock import Process, mark_is_gone
+
+MAX_NAME = 255  # bytes, of most file systems
+PARTIAL = re.compile(r"\.([0-9a-f]{6}-[0-9a-f]+-[0-9]+)\.[\w-]+\.partial\.")
 
 
 @contextmanager
@@ -12,14 +18,16 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path next to `path` to write to; it replaces `path` on success and is removed on an error.
 
     The name keeps the suffixes of `path`, because writers choose the format by them, and is unique across the hosts
-    and containers that share a folder, where process ids are not.
+    and containers that share a folder, where process ids are not. The process is named first, as far as there is room.
 
     Args:
         path: The file.
         durable: Wait until it is on the disk. Files that carry a checksum need not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{secrets.token_urlsafe(6)}.partial.{path.name}")
+    name = f".{secrets.token_urlsafe(6)}.partial.{path.name}"
+    mark = f".{Process.this().mark}"
+    partial = path.with_name(mark + name if len(os.fsencode(mark + name)) <= MAX_NAME else name)
     try:
         yield partial
         # Some file systems store the rename before the content: a power cut between them leaves an empty file.
@@ -39,6 +47,15 @@ def sweep(path: Path) -> None:
     for partial in path.parent.glob(".*.partial.*"):
         if partial.name.endswith(f".partial.{path.name}"):
             partial.unlink(missing_ok=True)
+
+
+def sweep_folders(folders: Iterable[Path]) -> None:
+    """Remove partial files that killed processes of this machine left directly in folders, of whatever file."""
+    for folder in folders:
+        for partial in folder.glob(".*.partial.*"):
+            found = PARTIAL.match(partial.name)
+            if found is not None and mark_is_gone(found[1]):
+                partial.unlink(missing_ok=True)
 
 
 def _synchronise(folder: Path) -> None:

@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,13 +52,20 @@ class Process:
         """Read what `text` gave, with anything added to it; None where it names no process."""
         try:
             known = json.loads(text)
-            return cls(**{field.name: known[field.name] for field in fields(cls)} | {"pid": int(known["pid"])})
-        except (ValueError, KeyError, TypeError):
+            machine, boot, container, start = (str(known[name]) for name in ("machine", "boot", "container", "start"))
+            return cls(machine, boot, container, int(known["pid"]), start)
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return None
 
     def text(self, **more: str) -> str:
         """Return it as text, with more that belongs to it."""
         return json.dumps({**asdict(self), **more})
+
+    @property
+    def mark(self) -> str:
+        """The process, short, for the name of a file; `mark_is_gone` reads it."""
+        place = hashlib.sha256(f"{self.machine} {self.container}".encode()).hexdigest()[:6]
+        return f"{place}-{self.pid:x}-{self.start}"
 
     @property
     def is_gone(self) -> bool:
@@ -67,6 +74,12 @@ class Process:
         if (self.machine, self.container) != (here.machine, here.container):
             return False
         return self.boot != here.boot or _start(self.pid) != self.start
+
+
+def mark_is_gone(mark: str) -> bool:
+    """Return whether the process that a mark stands for is known to have ended, as in `Process.is_gone`."""
+    place, pid, start = mark.split("-")
+    return place == Process.this().mark.split("-")[0] and _start(int(pid, 16)) != start
 
 
 @dataclass(frozen=True)
@@ -168,9 +181,9 @@ def _taken(path: Path, name: str) -> InputError:
     who, taken = "a process that cannot be named", time.time()
     with suppress(OSError):
         taken = path.stat().st_mtime
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
         known = json.loads(_content(path))
-        who = f"process {known['pid']} on {known['host']}"
+        who = f"process {int(known['pid'])} on {' '.join(str(known['host']).split())[:99]}"
     age = timedelta(seconds=max(0, round(time.time() - taken)))
     return InputError(
         f"Cannot write {name}: another run writes it, {who}, which began {age} ago.",

@@ -105,7 +105,7 @@ def _column(path: Path, rows: list[list[str]]) -> list[str]:
     if column is None and max(map(len, rows), default=0) > 1:
         raise InputError(
             f"Cannot read the list {path.name}: one column must be called {', '.join(PATH_COLUMNS[:-1])} or "
-            f"{PATH_COLUMNS[-1]}, received {', '.join(titles)}."
+            f"{PATH_COLUMNS[-1]}, received {', '.join(titles)[:200]}."
         )
     place, body = (0, rows) if column is None else (column, rows[1:])
     return [name for row in body if len(row) > place and (name := row[place].strip())]

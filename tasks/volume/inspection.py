@@ -1,7 +1,7 @@
 """Inspection of volumes before any work: errors stop a volume with one message, warnings go to its record."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +204,7 @@ def inspect_volume(path: Path) -> InspectedVolume:
         with ForwardReader(path) as reader:
             digests[path] = reader.finish()[1]
     labels = label_reason(path.name, scan.header.intent, extent.values)
+    extent = replace(extent, values=ValueCounts())  # megabytes, of no more use
     found = tuple(digests[file] for file in scan.files)
     return InspectedVolume(scan, found, extent, _warnings(scan, extent, size, trailing), labels)
 

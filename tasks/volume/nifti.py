@@ -260,10 +260,10 @@ def write_slabs(
 
 def anonymous_copy(source: Path, copy: Path) -> None:
     """Write voxels and geometry of a volume as NIfTI, without descriptions, file names and extensions of its header."""
-    scan = open_volume(source)
-    count = scan.header.n_timepoints
-    bare = replace(scan, header=replace(scan.header, native=None))
-    write_slabs(copy, (slab for time in range(count) for slab in scan.slabs(time)), scan.grid, bare, n_timepoints=count)
+    with read_forward(open_volume(source)) as (scan, _):
+        bare, count = replace(scan, header=replace(scan.header, native=None)), scan.header.n_timepoints
+        slabs = (slab for time in range(count) for slab in scan.slabs(time))
+        write_slabs(copy, slabs, scan.grid, bare, n_timepoints=count)
 
 
 def display_copy(steps: NDArray[np.uint8], grid: Grid, slope: float, inter: float) -> bytes:

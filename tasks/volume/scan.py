@@ -4,7 +4,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock, get_ident
 from typing import Any, TextIO
@@ -172,8 +173,10 @@ class Scan:
         with reading(self.path):
             whole = not self.forward and self.data_path.suffix != ".gz" and is_compressed(self.data_path)
         step = planes if whole else max(1, SLAB_VOXELS // (i * j))
+        # A source keeps the reader of a .gz and its index: one of its own is released with the last slab.
+        scan = self if self.forward else replace(self, source=copy(self.source))
         for start in range(0, planes, step):
-            yield self.slab(start, min(start + step, planes), time)
+            yield scan.slab(start, min(start + step, planes), time)
 
     def read(self, time: int = 0, *, finite: bool = True) -> Volume:
         """Read one time point; if `finite`, voxels that are NaN or infinite become its lowest value, which is air."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import InputError, RunError
-from tasks.files.atomic import replacing, sweep
+from tasks.files.atomic import replacing, sweep, sweep_folders
 from tasks.files.lock import locked
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +53,28 @@ def test_what_a_killed_writer_left_is_removed(tmp_path):
     assert left.exists()
     sweep(path)
     assert not left.exists()
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from tasks.files.atomic import replacing
+with replacing(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
+    for name in ("scan_sr.json", "contracts.json"):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], cwd=ROOT, check=False)
+    with replacing(tmp_path / "scan_sr.json") as partial:
+        partial.write_text("of a process that lives")
+        (tmp_path / ".of.somebody.partial.else").touch()
+        assert len(list(tmp_path.iterdir())) == 4
+        sweep_folders([tmp_path, tmp_path / "none"])
+        assert len(list(tmp_path.iterdir())) == 2
+    assert (tmp_path / "scan_sr.json").read_text() == "of a process that lives"
 
 
 HOLDER = """

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from tasks.volume.inspection import inspect_volume
 from tasks.volume.nifti import write_volume
 from tests.file_reads import FileReads
 from tests.networks import small_restorer
+from tests.tasks.images import save
 from tests.workflow.light_restorer import LightRestorer
 from workflow.cli import app
 
@@ -52,6 +54,17 @@ def test_an_input_is_read_twice_and_an_output_once(suffix, reads, tmp_path, monk
     of_input, of_output = reads.of(source), reads.of(out / f"scan_sr{suffix}")
     assert 1.9 < of_input.bytes / source.stat().st_size < 2 + HEADERS
     assert 0.9 < of_output.bytes / (out / f"scan_sr{suffix}").stat().st_size < 1 + HEADERS
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii.bz2", ".mgz"])
+def test_a_series_is_decompressed_once_for_all_time_points(suffix, reads, tmp_path):
+    path = tmp_path / f"series{suffix}"
+    voxels = np.random.default_rng(0).integers(0, 30000, (64, 64, 64, 6), np.int16)
+    save(path, voxels, np.eye(4), kind=nibabel.MGHImage if suffix == ".mgz" else nibabel.Nifti1Image)
+    inspected = inspect_volume(path)
+    reads.watch(path)
+    assert sum(1 for _ in inspected.volumes()) == 6
+    assert 1 <= reads.of(path).bytes / path.stat().st_size < 1 + HEADERS
 
 
 def test_an_input_that_changes_after_its_inspection_is_noticed(tmp_path):

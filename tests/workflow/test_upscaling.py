@@ -1,5 +1,6 @@
 """Many volumes through one queue: failures kept apart, an interrupted run resumed, nothing computed twice."""
 
+import gc
 import hashlib
 import json
 import shutil
@@ -7,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +169,26 @@ def test_one_volume_fails_alone(network, tmp_path):
     assert text.startswith("Cannot read text.nii.gz")
     assert flat.startswith("Cannot use flat.nii: it is an empty image, every voxel is 7")
     assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == [".voxlift", "small_sr.json", "small_sr.nii"]
+
+
+def test_volumes_that_are_done_or_failed_take_no_memory(network, tmp_path):
+    levels, size = [1.0] * 8 + [4e6] * 4, 40
+    for number, level in enumerate(levels):
+        voxels = level * np.random.default_rng(number).random((size, size, size), np.float32)
+        write_volume(tmp_path / f"{number}.nii.gz", voxels, grid(size))
+    sources = [tmp_path / f"{number}.nii.gz" for number in range(len(levels))]
+    run(request(network, tmp_path / "warm", sources[0]))
+    upscale_request = request(network, tmp_path / "out", *sources)
+    tracemalloc.start()
+    try:
+        planned = plan_volumes(upscale_request)
+        report = upscale(upscale_request, planned)
+        gc.collect()
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert (len(planned), len(report.failed)) == (12, 4)
+    assert held < 3 * 4 * size**3
 
 
 def test_a_core_with_nan_fails_its_volume_and_leaves_no_output(network, tmp_path):

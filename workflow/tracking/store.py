@@ -60,12 +60,15 @@ class RunAddress:
             ReadError: It names no run.
         """
         try:
-            return cls(**json.loads(path.read_text()))
+            address = cls(**json.loads(path.read_text()))
+            if not all(isinstance(value, str) for value in vars(address).values()):
+                raise TypeError
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             remedy = f"Remove {path} to record the rest as a new run."
             raise ReadError(path.name, "it does not name the run of this folder", remedy) from None
+        return address
 
     def write(self, path: Path) -> None:
         """Write the address to a file, for resuming the run."""

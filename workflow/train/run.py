@@ -17,7 +17,7 @@ from configs.load import load_config, resolved_yaml
 from configs.schema import RunConfig
 from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
-from tasks.files.atomic import replacing
+from tasks.files.atomic import replacing, sweep_folders
 from tasks.files.lock import Lock, locked
 from tasks.training.checkpoints import fingerprint, last_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, baseline_psnr
@@ -143,6 +143,7 @@ def only_writer(folder: Path, made: Sequence[str], *, resume: bool, overwrite: b
                 f"Cannot start a run in {folder.name}: it holds an earlier one.",
                 "Continue that one with --resume, replace it with --overwrite, or choose another --out.",
             )
+        sweep_folders([folder])
         yield lock
 
 

@@ -313,7 +313,7 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
         varied = known["trials"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         remedy = "Start the sweep again, in another folder."
         raise ReadError(f"{folder.name}/{SWEEP}", "it does not name the trainings of a sweep", remedy) from None
     if varied != [list(trial.settings) for trial in trials]:

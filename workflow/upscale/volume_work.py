@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from configs.errors import AbandonedError, InputError, RunError
 from tasks.artifacts.manifest import file_digest
@@ -106,6 +107,13 @@ class Output:
     first: CoarseVolume
 
 
+def release(error: BaseException | None) -> None:
+    """Drop the traceback of an error that is kept: its frames hold whole volumes."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 class Clock:
     """Seconds that one thread has spent on a volume."""
 
@@ -141,6 +149,7 @@ class Arrivals:
 
     def abandon(self, error: Exception) -> None:
         """Abandon the volume; the first error counts."""
+        release(error)
         with self._news:
             self.error = self.error or error
             self._frames.clear()
@@ -286,8 +295,8 @@ class VolumeWork:
         try:
             content = json.loads(self._record.read_text())
             same = content["asked"] == self._options and content["output"] == file_digest(output)
-            return Written(**content["written"]) if same else None
-        except (ValueError, KeyError, TypeError):
+            return TypeAdapter(Written).validate_python(content["written"]) if same else None
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
     @property

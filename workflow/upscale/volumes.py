@@ -10,6 +10,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from configs.errors import AbandonedError, ContractError, InputError, ReadError
+from tasks.files.atomic import sweep_folders
 from tasks.files.lock import Process, locked
 from tasks.files.outputs import check_destination, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
@@ -21,7 +22,7 @@ from workflow.restore.worker_pool import Job, Outcome
 from workflow.terminal.options import naming_options
 from workflow.upscale.plan import UpscaleRequest, plan_volume
 from workflow.upscale.report import Timings, UpscaleReport, VolumeReport, plan_report, sidecar, volume_report
-from workflow.upscale.volume_work import Frame, Output, VolumeWork
+from workflow.upscale.volume_work import Frame, Output, VolumeWork, release
 
 OnWritten = Callable[[VolumeWork, Output], object]
 
@@ -57,6 +58,8 @@ def only_writer(works: Sequence[VolumeWork]) -> Iterator[Process | None]:
             stem, _ = split_name(output.name)  # which its sidecar and QC page share
             name = f"{normalize('NFC', stem).casefold()}.lock"
             killed = locks.enter_context(locked(output.parent / ".voxlift" / name, output.name)).killed or killed
+        outs = {work.plan.output.parent for work in works}
+        sweep_folders([*outs, *(out / ".voxlift" for out in outs)])
         yield killed
 
 
@@ -80,6 +83,7 @@ def plan_volumes(request: UpscaleRequest) -> list[VolumeWork | InputError]:
         except InputError as error:
             if request.fail_fast or len(request.sources) == 1:
                 raise
+            release(error)
             planned.append(error)
     return planned
 
@@ -190,11 +194,11 @@ class _Queue:
     def jobs(self, works: Sequence[VolumeWork]) -> Iterator[Job]:
         """Yield every shard that has to be computed, volume after volume, while the next time point is read."""
         steps = [(work, number) for work in works for number in range(work.plan.n_timepoints)]
-        reading = self._ahead.submit(self._read, steps[0][0])
+        reading = self._ahead.submit(self._read, *steps[0])
         for (work, number), following in zip_longest(steps, steps[1:]):
             frame = reading.result()
             if following is not None:
-                reading = self._ahead.submit(self._read, following[0])
+                reading = self._ahead.submit(self._read, *following)
             self._raise_failures()
             if frame is None:
                 continue
@@ -229,12 +233,13 @@ class _Queue:
             if (failure := work.failure) is not None:
                 raise failure
 
-    def _read(self, work: VolumeWork) -> Frame | None:
+    def _read(self, work: VolumeWork, number: int) -> Frame | None:
         """Read the next time point in the thread that reads ahead; None if its volume has failed or is done."""
         try:
-            if work.error is None and work.written is None:
-                return next(work.frames)
-            work.frames.close()
+            frame = next(work.frames) if work.error is None and work.written is None else None
+            if frame is None or number + 1 == work.plan.n_timepoints:
+                work.frames.close()  # which holds the time point that it has yielded
+            return frame
         except Exception as error:  # noqa: BLE001 - any error fails this volume alone
             work.abandon(error)
         return None
