@@ -25,9 +25,8 @@ from configs.degradation import AxisDegradation, Degradation, Noise, isotropic, 
 from tasks.artifacts.network_file import NetworkFile
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.acquisition import default_acquisition
-from tasks.imaging.consistency import consistent_interpolation, correct
+from tasks.imaging.consistency import consistent_interpolation, correct, noise_level
 from tasks.imaging.degrade import degrade
-from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import resample
 from tasks.imaging.through_plane import through_plane
 from tasks.scoring.metrics import foreground_mask, psnr
@@ -126,7 +125,7 @@ class Restoration:
         depth, height, width = ((-STRIDE, size + STRIDE + -size % STRIDE) for size in shape)
         restored = self._restorer.restored(volume.input_window((depth, height, width)), volume.intensity)
         inside = tuple(slice(STRIDE, STRIDE + size) for size in shape)
-        return correct(restored[inside], coarse, recipe, noise=scan_noise(coarse)).voxels
+        return correct(restored[inside], coarse, recipe, noise=noise_level(coarse, shape, recipe)).voxels
 
 
 def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Restoration) -> Iterator[Cell]:

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from configs.axes import NetworkShape
 from configs.degradation import Degradation
 from configs.errors import NotFiniteError
-from tasks.imaging.consistency import Correction, interpolation_correction
+from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
 from tasks.imaging.labels import resample_labels
-from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import Window, resample_window
 from tasks.sharding.plan import MIB, Shard
 from tasks.volume.intensity import Intensity, normalise
@@ -78,7 +77,8 @@ def coarse_volume(
     if acquisition is None:
         return CoarseVolume(voxels, target_shape, intensity)
     normalised = normalise(voxels, intensity)
-    found = interpolation_correction(normalised, target_shape, acquisition, scan_noise(normalised))
+    noise = noise_level(normalised, target_shape, acquisition)
+    found = interpolation_correction(normalised, target_shape, acquisition, noise)
     span = np.float32(intensity.high - intensity.low)
     correction = None if found is None else replace(found, coefficients=found.coefficients * span)
     return CoarseVolume(voxels, target_shape, intensity, correction)

@@ -9,7 +9,7 @@ from tasks.sharding.restore import RestoredCore, label_core
 class LightRestorer:
     """Resamples, fails on bright volumes, and makes dark ones NaN in part."""
 
-    def __init__(self, name, content, threads):
+    def __init__(self, name, content, threads, flips=1):
         assert (name, threads) == ("small.keras", 1)
         assert content[:2] == b"PK"
 
