@@ -10,7 +10,7 @@ class LightRestorer:
     """Resamples, fails on bright volumes, and makes dark ones NaN in part."""
 
     def __init__(self, name, content, threads, flips=1):
-        assert (name, threads) == ("small.keras", 1)
+        assert (name, threads, flips) == ("small.keras", 1, 1)
         assert content[:2] == b"PK"
 
     def __call__(self, volume, shard):
