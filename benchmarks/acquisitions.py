@@ -102,8 +102,15 @@ class Cell:
     corrected: float
     default: float
     known: float
-    fwhm: float
-    fwhm_found: float
+    fwhm: float | None = None
+    fwhm_found: float | None = None
+
+    @property
+    def fwhm_is_near(self) -> bool:
+        """True if the FWHM was found and is within the tolerance."""
+        if self.fwhm is None or self.fwhm_found is None:
+            return False
+        return abs(self.fwhm_found / self.fwhm - 1) <= FWHM_TOLERANCE
 
 
 class Restoration:
@@ -146,8 +153,11 @@ def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Resto
             }
             base = psnr(fine, cubic, mask)
             gains = {key: round(psnr(fine, voxels, mask) - base, 2) for key, voxels in estimates.items()}
-            found = np.nan if through is None else through.fwhm
-            cell = Cell(name, acquisition, sigma, round(base, 2), **gains, fwhm=_fwhm(recipe.depth), fwhm_found=found)
+            cell = Cell(
+                *(name, acquisition, sigma, round(base, 2)),
+                *(gains["corrected"], gains["default"], gains["known"]),
+                *(None if recipe.is_isotropic else _fwhm(recipe.depth), None if through is None else through.fwhm),
+            )
             print(cell, flush=True)
             yield cell
 
@@ -163,13 +173,16 @@ def score(name: str, network: NetworkFile) -> bool:
         normal = normalise(fine, find_intensity(fine), clip=CLIP)
         found += cells(volume_name, normal, float(fine.min()), matrix, restore)
     default = np.array([cell.default for cell in found])
-    near = [abs(cell.fwhm_found / cell.fwhm - 1) <= FWHM_TOLERANCE for cell in found]
     summary = (
         f"Nothing known, {len(found)} cells: worst {default.min():+.2f} dB, {np.mean(default < 0):.1%} below cubic,"
         f" mean {default.mean():+.2f} dB."
     )
     if name == "thick":
-        summary += f" FWHM through the slices within {FWHM_TOLERANCE:.0%} in {np.mean(near):.1%}."
+        sought = [cell for cell in found if cell.fwhm_found is not None]
+        summary += (
+            f" FWHM across the slices within {FWHM_TOLERANCE:.0%} in {sum(cell.fwhm_is_near for cell in found)} cells"
+            f" of the {len(sought)} of enough slices to look for it."
+        )
     print(summary)
     _write(f"acquisitions-{name}", found, summary)
     return bool(default.min() >= WORST)
@@ -198,7 +211,10 @@ def _write(name: str, found: list[Cell], summary: str) -> None:
         "",
         f"| {' | '.join(titles)} |",
         f"|{' --- |' * len(titles)}",
-        *(f"| {' | '.join(map(str, asdict(cell).values()))} |" for cell in found),
+        *(
+            f"| {' | '.join('' if value is None else str(value) for value in asdict(cell).values())} |"
+            for cell in found
+        ),
     ]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps([asdict(cell) for cell in found], indent=2) + "\n")
