@@ -47,6 +47,7 @@ def upscale(capfd, folder, out, *options, settings=()):
 
 
 @pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.slow
 def test_a_scan_teaches_the_network_that_restores_it(folder, capfd):
     report = upscale(capfd, folder, "fresh", "--adapt", settings=QUICK)
     (volume,) = report["volumes"]

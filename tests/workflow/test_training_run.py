@@ -186,6 +186,7 @@ def test_a_model_is_evaluated_next_to_interpolation(trained, reference, mask):
     assert "brain.nii" not in content
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_are_scored_with_an_input_that_the_degradation_explains(tmp_path, reference):
     gains = {}
     for degradation in ("kspace2x", "iso2x"):
