@@ -239,6 +239,19 @@ def test_fail_fast_stops_at_an_output_that_cannot_be_written(network, scan, tmp_
         run(request(network, tmp_path / "out", scan, fail_fast=True))
 
 
+def fails_by_an_error_that_is_behind_its_own_cause(work):
+    """In place of `VolumeWork.write`."""
+    full, wrapped = OSError("the disk is full"), OSError("the output was not written")
+    full.__context__, wrapped.__cause__ = wrapped, full
+    raise wrapped
+
+
+def test_an_error_that_is_behind_its_own_cause_fails_its_volume(network, scan, tmp_path, monkeypatch):
+    monkeypatch.setattr(VolumeWork, "write", fails_by_an_error_that_is_behind_its_own_cause)
+    (volume,) = run(request(network, tmp_path / "out", scan)).failed
+    assert "the output was not written" in volume.error
+
+
 def stuck_until_the_run_is_stopped(work):
     """In place of `VolumeWork.write`: interrupts the driver, as soon as it waits for nothing but this."""
     names: list[str] = []

@@ -108,10 +108,14 @@ class Output:
 
 
 def release(error: BaseException | None) -> None:
-    """Drop the traceback of an error that is kept: its frames hold whole volumes."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+    """Drop the traceback of an error that is kept, and of those behind it: their frames hold whole volumes."""
+    behind, released = [error], set[int]()
+    while behind:
+        one = behind.pop()
+        if one is not None and id(one) not in released:  # an error may be the context of its own cause
+            released.add(id(one))
+            one.__traceback__ = None
+            behind += [one.__cause__, one.__context__]
 
 
 class Clock:
