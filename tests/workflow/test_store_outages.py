@@ -405,7 +405,7 @@ def test_a_server_that_hangs_is_killed_and_restarted_has_the_whole_record(server
 
 def training(folder):
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=(37, 60, 41)), 2) > 0
-    nibabel.save(nibabel.Nifti1Image((blobs * 900 + 100).astype(np.int16), np.eye(4)), folder / "here.nii.gz")
+    nibabel.save(nibabel.Nifti1Image((blobs * 900 + 100.5).astype(np.float32), np.eye(4)), folder / "here.nii.gz")
     tracked = {"experiment": "voxlift", "registered_model": "away"}
     content = {"degradation": "iso2x", "tracking": tracked, "sweep": {"training.seed": [0, 1]}}
     (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
