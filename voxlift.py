@@ -62,6 +62,7 @@ class Restorer:
         spacing: float | Sequence[float] | None = None,
         acquisition: Profile | None = None,
         blur: Sequence[float] | None = None,
+        slice_thickness: float | None = None,
         dtype: str | None = None,
     ) -> nibabel.Nifti1Image:
         """Super-resolve an image.
@@ -73,6 +74,7 @@ class Restorer:
             spacing: Wanted mm per voxel instead, likewise.
             acquisition: How the voxels were made, "kspace", "box" or "gaussian"; without it a default is assumed.
             blur: FWHM of a blur on top of that along (i, j, k), in voxels of the image.
+            slice_thickness: In mm; what the slice distance leaves of it are gaps.
             dtype: Of the result; that of the image by default.
 
         Returns:
@@ -94,6 +96,7 @@ class Restorer:
                 dtype=dtype,
                 profile=acquisition,
                 blur=_along_axes(blur),
+                slice_thickness=slice_thickness,
                 fail_fast=True,
                 thick_network=self._thick,
                 in_process=True,

@@ -11,7 +11,6 @@ from rich.text import Text
 from configs.degradation import Degradation
 from configs.errors import InputError
 from tasks.artifacts.shipped import shipped_network
-from tasks.imaging.acquisition import default_acquisition
 from tasks.volume.grid import (
     THICK,
     Grid,
@@ -24,6 +23,7 @@ from tasks.volume.grid import (
     target_grid,
 )
 from tasks.volume.inspection import InspectedVolume, inspect_volume
+from workflow.upscale.plan import assumed_acquisition
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Inspection:
             "not_finite": extent.not_finite,
             "memory_mib": grid.mib,
             "labels": self.found.labels or None,
-            "acquisition": assumed_acquisition(self.found),
+            "acquisition": describe_acquisition(self.found),
             "warnings": self.found.warnings,
         }
         if self.target is not None:
@@ -77,14 +77,14 @@ class Inspection:
         return record
 
 
-def assumed_acquisition(found: InspectedVolume) -> str | None:
+def describe_acquisition(found: InspectedVolume) -> str | None:
     """Describe what `upscale` takes the acquisition of a scan to be by default; None for a label map."""
     if found.labels:
         return None
-    grid, extent = found.scan.grid, found.extent
+    grid = found.scan.grid
     axes = network_axes(grid)
     trained = _trained_for(thick=slice_ratio(grid) > THICK)
-    return str(default_acquisition(trained, extent.lowest, axes.of_file(extent.spectra), extent.through))
+    return str(assumed_acquisition(trained, found.scan, axes, found.extent))
 
 
 @cache
@@ -121,7 +121,7 @@ def inspection_tables(inspected: Sequence[Inspection]) -> list[Table]:
             f"{axis_codes(grid)}, {oblique_degrees(grid):.1f}° oblique, slices along {'ijk'[slice_axis(grid)]}",
             "qform code {}, sform code {}".format(*header.codes),
             *([f"target {_by(target.shape)} at {_by(target.spacing)} mm, {target.mib:.1f} MiB"] if target else []),
-            f"a label map: {found.labels}" if found.labels else f"assumed: {assumed_acquisition(found)}",
+            f"a label map: {found.labels}" if found.labels else f"assumed: {describe_acquisition(found)}",
             *(f"! {warning}" for warning in found.warnings),
         ]
         voxels = [

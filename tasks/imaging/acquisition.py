@@ -13,6 +13,7 @@ from tasks.imaging.through_plane import ThroughPlane
 Three = tuple[float, float, float]
 
 TOMOGRAPHY_THRESHOLD = -200.0  # Hounsfield units, between fat and air; magnitudes of MR are not negative
+MIN_GAP = 0.01  # of the slice thickness: less is rounding
 MIN_EDGE = 3  # frequencies on each side of an edge in a spectrum
 ZERO_FILLING_RANGE = (1.15, 2.5)
 MIN_POWER = 1e-14  # of the largest: below it power is rounding
@@ -30,12 +31,14 @@ class Acquisition:
         blur: FWHM of a Gaussian blur that comes on top, in voxels of the scan, along depth, height and width.
         zero_filling: Reconstructed over acquired samples of k-space along depth, height and width; where it is over 1
             the profile is "kspace".
+        gap: Share of the slice distance that no slice holds.
         source: Where the knowledge comes from, in words.
     """
 
     profile: Profile
     blur: Three = (0.0, 0.0, 0.0)
     zero_filling: Three = (1.0, 1.0, 1.0)
+    gap: float = 0.0
     source: str = "given"
 
     def __str__(self) -> str:
@@ -49,6 +52,8 @@ class Acquisition:
             found += f", blurred by {_by(self.blur)} voxels FWHM along depth, height and width"
         if max(self.zero_filling) > 1:
             found += f", zero-filled by {_by(self.zero_filling)} along depth, height and width"
+        if self.gap:
+            found += f", {self.gap:.0%} of the slice distance in gaps"
         return f"{found} ({self.source})"
 
     def degradation(self, fine: NetworkShape, coarse: NetworkShape) -> Degradation:
@@ -63,12 +68,35 @@ class Acquisition:
         for name, size, wanted, fwhm, filling in axes_known:
             factor = size / wanted
             profile = "kspace" if filling > 1 else self.profile
+            gap = self.gap if name == "depth" and profile != "kspace" else 0.0
             axes[name] = (
-                AxisDegradation(factor=factor, profile=profile, blur_fwhm=fwhm * factor, zero_filling=filling)
+                AxisDegradation(factor=factor, profile=profile, blur_fwhm=fwhm * factor, zero_filling=filling, gap=gap)
                 if factor > 1
                 else AxisDegradation()
             )
         return Degradation(name="acquisition", **axes)
+
+
+@dataclass(frozen=True)
+class ScannerRecord:
+    """What a BIDS sidecar says of an acquisition.
+
+    Args:
+        slice_thickness: In mm.
+        encoded_across: Whether the slices were encoded in k-space too, as in 3D acquisitions.
+    """
+
+    slice_thickness: float | None = None
+    encoded_across: bool | None = None
+
+
+def slice_gap(thickness: float, distance: float) -> float:
+    """Return the share of the slice distance that no slice holds; 0 where slices touch or overlap.
+
+    >>> slice_gap(3, 4)
+    0.25
+    """
+    return max(0.0, 1 - thickness / distance) if distance > thickness * (1 + MIN_GAP) else 0.0
 
 
 def default_acquisition(
@@ -76,21 +104,32 @@ def default_acquisition(
     lowest: float,
     spectra: Sequence[NDArray[np.float64]] = (),
     through: ThroughPlane | None = None,
+    record: ScannerRecord | None = None,
+    slice_distance: float = 1.0,
 ) -> Acquisition:
-    """Assume an acquisition of a scan of which nothing is known, by its voxels alone.
+    """Assume an acquisition of a scan of which the user says nothing, by its sidecar and its voxels.
 
     Args:
         model: The degradation that a model was trained for first.
         lowest: Least voxel of the scan, in the unit of the file.
         spectra: Mean power of lines along depth, height and width, for each frequency from 0 to Nyquist.
         through: Slice profile, if the voxels show it; only for a model of thick slices.
+        record: What the scanner recorded; goes before what the voxels show.
+        slice_distance: In mm.
     """
     filled = triple(map(zero_filling, spectra)) if spectra else (1.0, 1.0, 1.0)
     if max(filled) > 1:
         return Acquisition(model.depth.profile, zero_filling=filled, source="by an edge in the scan's spectrum")
     if lowest < TOMOGRAPHY_THRESHOLD and model.is_isotropic:
         return Acquisition("box", source="as for computed tomography, by its values")
-    if through is not None and not model.is_isotropic:
+    thick, record = not model.is_isotropic, record or ScannerRecord()
+    if thick and record.encoded_across:
+        return Acquisition("kspace", source="by the sidecar: a 3D acquisition")
+    if thick and record.slice_thickness is not None:
+        shown: Profile = "gaussian" if through is not None and through.profile == "gaussian" else "box"
+        gap = slice_gap(record.slice_thickness, slice_distance)
+        return Acquisition(shown, gap=gap, source=f"by the sidecar: slices of {record.slice_thickness:g} mm")
+    if through is not None and thick:
         found = f"across the slices against within them: FWHM {through.fwhm:.2g} ± {through.uncertainty:.2g} slices"
         return Acquisition(through.profile, source=f"by the detail {found}")
     return Acquisition(model.depth.profile, source="the model's default: nothing is known of the scan")

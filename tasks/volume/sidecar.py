@@ -1,12 +1,19 @@
-"""The JSON file next to an output: its provenance in the terms of BIDS derivatives."""
+"""The JSON file next to a volume, in the terms of BIDS: the acquisition of an input, the provenance of an output."""
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_pascal
 
+from configs.errors import ReadError
 from tasks.files.atomic import replacing
+from tasks.files.outputs import sidecar_name
+from tasks.imaging.acquisition import ScannerRecord
 from tasks.machine.versions import installed_versions
+
+MAX_SIDECAR = 1 << 20  # bytes
+MAX_REASON = 300  # characters
 
 
 def _bids_key(name: str) -> str:
@@ -60,6 +67,39 @@ class Sidecar(_PascalCased):
     warnings: tuple[str, ...] = ()
     acquisition: str | None = None
     outside_range: float | None = None
+
+
+class _ScannerKeys(BaseModel):
+    """The keys of a raw BIDS sidecar that say how the slices were made; all others are left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+    SliceThickness: float | None = Field(None, gt=0, allow_inf_nan=False)
+    MRAcquisitionType: Literal["1D", "2D", "3D"] | None = None
+
+
+def read_scanner_record(volume: Path) -> ScannerRecord:
+    """Read what the scanner recorded of a volume in the JSON file next to it.
+
+    Args:
+        volume: The volume's file, whether its sidecar is there or not.
+
+    Raises:
+        ReadError: The sidecar is there and is no JSON object with values of the types that BIDS gives these keys.
+    """
+    path = volume.with_name(sidecar_name(volume.name))
+    if not path.is_file():
+        return ScannerRecord()
+    try:
+        if path.stat().st_size > MAX_SIDECAR:
+            raise ValueError(f"it holds more than {MAX_SIDECAR} bytes")
+        keys = _ScannerKeys.model_validate_json(path.read_bytes())
+    except (OSError, ValueError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:MAX_REASON]
+        raise ReadError(f"the sidecar {path.name}", reason, "Correct it, or remove it.") from error
+    return ScannerRecord(
+        keys.SliceThickness, None if keys.MRAcquisitionType is None else keys.MRAcquisitionType == "3D"
+    )
 
 
 def write_sidecar(path: Path, sidecar: Sidecar) -> None:

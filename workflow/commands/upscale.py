@@ -61,6 +61,10 @@ def upscale(
     blur: Annotated[
         str | None, typer.Option(help="I,J,K: FWHM of a blur on top of the acquisition, in voxels of the scan.")
     ] = None,
+    slice_thickness: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="mm of each slice; by default what the sidecar says, else what the voxels show."),
+    ] = None,
     correct: Annotated[
         bool,
         typer.Option("--correct/--no-correct", help="Make each output consistent with its input (data consistency)."),
@@ -164,6 +168,7 @@ def upscale(
             fail_fast=fail_fast,
             profile=acquisition,
             blur=three_numbers(blur, "--blur", zeros=True),
+            slice_thickness=slice_thickness,
             dataset=found.dataset,
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)

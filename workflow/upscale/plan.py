@@ -18,7 +18,7 @@ from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.bids import bids_uri
 from tasks.files.outputs import output_paths
-from tasks.imaging.acquisition import Acquisition, default_acquisition
+from tasks.imaging.acquisition import Acquisition, default_acquisition, slice_gap
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
 from tasks.sharding.restore import CoarseVolume, coarse_volume
@@ -29,6 +29,7 @@ from tasks.volume.inspection import MAX_EXACT_FLOAT32, Extent
 from tasks.volume.intensity import Intensity, find_intensity, find_level
 from tasks.volume.padding import fill, find_padding
 from tasks.volume.scan import Scan
+from tasks.volume.sidecar import read_scanner_record
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class UpscaleRequest:
         run_id: Of the MLflow run that records it, for the files next to the outputs.
         profile: Of the acquisition; None for what is assumed by default.
         blur: FWHM of a blur on top of it along (i, j, k), in voxels of the input.
+        slice_thickness: In mm; what the slice distance leaves of it are gaps.
         kind: "image" or "labels", of all sources; None goes by header, name and values of each.
         thick_network: Restorer of scans that are to be refined along their thick slices alone, as far as its card
             covers that; None restores them by `network` too.
@@ -73,6 +75,7 @@ class UpscaleRequest:
     run_id: str | None = None
     profile: Profile | None = None
     blur: Three | None = None
+    slice_thickness: float | None = None
     kind: Literal["image", "labels"] | None = None
     thick_network: NetworkFile | None = None
     in_process: bool = False
@@ -246,7 +249,7 @@ def plan_volume(
     )
     fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
     trained = card.degradation if card else Degradation(name="mean")
-    acquisition = None if labels else _acquisition(request, network, axes, extent)
+    acquisition = None if labels else _acquisition(request, network, axes, scan, extent)
     recipe = None
     if not labels:
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
@@ -341,16 +344,37 @@ def chosen_network(request: UpscaleRequest, grid: Grid, axes: NetworkAxes) -> Ne
 
 
 def _acquisition(
-    request: UpscaleRequest, network: NetworkFile, axes: NetworkAxes, extent: Extent | None
+    request: UpscaleRequest, network: NetworkFile, axes: NetworkAxes, scan: Scan, extent: Extent | None
 ) -> Acquisition | None:
     """Return the acquisition of a scan as given or assumed; None where the model's own degradation is assumed."""
     trained = network.card.degradation if network.card else Degradation(name="mean")
-    lowest, spectra = (0.0, ()) if extent is None else (extent.lowest, axes.of_file(extent.spectra))
-    assumed = default_acquisition(trained, lowest, spectra, None if extent is None else extent.through)
-    if request.profile or request.blur:
+    assumed = assumed_acquisition(trained, scan, axes, extent)
+    if request.profile or request.blur or request.slice_thickness:
         blur = axes.of_file(request.blur or (0.0, 0.0, 0.0))
-        return Acquisition(request.profile or assumed.profile, blur)
+        thickness, distance = request.slice_thickness, axes.of_file(scan.grid.spacing)[0]
+        gap = assumed.gap if thickness is None else slice_gap(thickness, distance)
+        # A thickness is that of slices, which are not encoded across.
+        profile = request.profile or ("box" if thickness and assumed.profile == "kspace" else assumed.profile)
+        return Acquisition(profile, blur, gap=gap)
     return assumed if network.needs_acquisition else None
+
+
+def assumed_acquisition(trained: Degradation, scan: Scan, axes: NetworkAxes, extent: Extent | None) -> Acquisition:
+    """Assume the acquisition of a scan by its sidecar and its voxels.
+
+    Args:
+        trained: The degradation that the model was trained for first.
+        scan: The scan.
+        axes: Its network axes.
+        extent: Of its voxels, if they were read.
+
+    Raises:
+        ReadError: Its sidecar cannot be read.
+    """
+    lowest, spectra = (0.0, ()) if extent is None else (extent.lowest, axes.of_file(extent.spectra))
+    through = None if extent is None else extent.through
+    distance = axes.of_file(scan.grid.spacing)[0]
+    return default_acquisition(trained, lowest, spectra, through, read_scanner_record(scan.path), distance)
 
 
 def range_warnings(card: ModelCard | None, axes: NetworkAxes, grid: Grid, target: Grid) -> tuple[str, ...]:
