@@ -5,8 +5,9 @@ import pytest
 
 from configs.axes import FileShape, NetworkShape
 from configs.degradation import AxisDegradation, isotropic, named_degradation
-from tasks.imaging.acquisition import Acquisition, default_acquisition
+from tasks.imaging.acquisition import Acquisition, ScannerRecord, default_acquisition
 from tasks.imaging.degrade import degrade
+from tasks.imaging.through_plane import ThroughPlane
 from tasks.training.anatomy import draw_shapes
 from tasks.volume.grid import Grid
 from tasks.volume.inspection import inspect_volume
@@ -70,3 +71,17 @@ def test_without_knowledge_a_magnitude_is_taken_as_the_model_says_and_tomography
     assert default_acquisition(model, 0.0).profile == "kspace"
     assert "nothing is known" in str(default_acquisition(model, -3.0))
     assert default_acquisition(model, -1024.0).profile == "box"
+
+
+def test_thick_slices_are_taken_as_the_scanner_recorded_them():
+    model, gaussian = named_degradation("thick4x"), ThroughPlane("gaussian", 1.0, 0.15)
+    encoded = default_acquisition(model, 0.0, through=gaussian, record=ScannerRecord(4.0, True))
+    assert encoded.profile == "kspace"
+    apart = default_acquisition(model, 0.0, record=ScannerRecord(3.0), slice_distance=4.0)
+    assert (apart.profile, apart.gap) == ("box", 0.25)
+    assert apart.degradation(NetworkShape(16, 8, 8), NetworkShape(4, 8, 8)).depth == AxisDegradation(factor=4, gap=0.25)
+    assert str(apart) == "box, 25% of the slice distance in gaps (by the sidecar: slices of 3 mm)"
+    seen = default_acquisition(model, 0.0, through=gaussian, record=ScannerRecord(4.0), slice_distance=4.0)
+    assert (seen.profile, seen.gap) == ("gaussian", 0.0)
+    isotropic_model = named_degradation("kspace2x")
+    assert "nothing is known" in str(default_acquisition(isotropic_model, 0.0, record=ScannerRecord(1.0, True)))

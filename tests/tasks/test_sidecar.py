@@ -1,8 +1,12 @@
-"""The JSON next to an output: BIDS derivatives' keys."""
+"""The JSON next to a volume: what the scanner recorded of an input, and where an output came from."""
 
 import json
 
-from tasks.volume.sidecar import Sidecar, write_sidecar
+import pytest
+
+from configs.errors import ReadError
+from tasks.imaging.acquisition import ScannerRecord
+from tasks.volume.sidecar import MAX_SIDECAR, Sidecar, read_scanner_record, write_sidecar
 
 
 def test_it_says_where_the_volume_came_from(tmp_path):
@@ -27,3 +31,31 @@ def test_it_says_where_the_volume_came_from(tmp_path):
     assert (found["Scale"], found["OutputShape"]) == ([2, 2, 2], [20, 22, 24])
     assert "Intensity" not in found
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ({}, ScannerRecord()),
+        ({"SliceThickness": 3, "Modality": "MR"}, ScannerRecord(3.0)),
+        ({"MRAcquisitionType": "3D", "SliceThickness": 1.5}, ScannerRecord(1.5, True)),
+        ({"MRAcquisitionType": "2D", "PatientName": "left out"}, ScannerRecord(None, False)),
+    ],
+)
+def test_what_the_scanner_recorded_is_read(tmp_path, written, found):
+    (tmp_path / "scan.json").write_text(json.dumps(written))
+    assert read_scanner_record(tmp_path / "scan.nii.gz") == found
+
+
+def test_a_volume_needs_no_sidecar(tmp_path):
+    assert read_scanner_record(tmp_path / "scan.nii.gz") == ScannerRecord()
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "[]", "null", '{"SliceThickness": -1}', '{"SliceThickness": "thin"}', "[" * 5000, " " * MAX_SIDECAR + " "],
+)
+def test_a_sidecar_that_is_none_is_refused_by_its_name(tmp_path, written):
+    (tmp_path / "scan.json").write_text(written)
+    with pytest.raises(ReadError, match=r"Cannot read the sidecar scan\.json: .{1,300}\. Correct it, or remove it\."):
+        read_scanner_record(tmp_path / "scan.nii.gz")

@@ -254,7 +254,9 @@ def test_without_a_model_the_shipped_weights_restore_by_the_acquisition(place, m
     volumes = {}
     slices = np.random.default_rng(5).gamma(2.0, 300.0, size=(18, 20, 8)).astype(np.float32)
     write_volume(place / "slices.nii", slices, Grid(FileShape(*slices.shape), np.diag([1.0, 1.0, 4.0, 1.0])))
-    for name, options in {"assumed": [], "given": ["--acquisition", "box", "--blur", "0.5,0.5,0"]}.items():
+    (place / "slices.json").write_text('{"SliceThickness": 3.5}')
+    given = ["--acquisition", "box", "--blur", "0.5,0.5,0", "--slice-thickness", "3"]
+    for name, options in {"assumed": [], "given": given}.items():
         command = ["--out", place / name, "--workers", "1", "--json", *options]
         assert upscale(place / "other.nii", place / "slices.nii", *command) is None
         volume, thick = json.loads(capfd.readouterr().out)["volumes"]
@@ -263,6 +265,7 @@ def test_without_a_model_the_shipped_weights_restore_by_the_acquisition(place, m
         assert sidecar["Acquisition"] == volume["acquisition"]
         assert volume["output_shape"] == [18, 20, 22]
         assert thick["output_shape"] == [18, 20, 32]
+        assert f"{25 if options else 12}% of the slice distance in gaps" in thick["acquisition"]
         assert json.loads((place / name / "slices_sr.json").read_text())["ModelDigest"] != sidecar["ModelDigest"]
     assert volumes["assumed"]["acquisition"].startswith("k-space truncation (the model's default")
     assert volumes["given"]["acquisition"] == (
