@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 from configs.axes import triple
 from configs.errors import InputError, ReadError
 from tasks.files.compression import ForwardReader
-from tasks.imaging.through_plane import ThroughPlane, through_plane
 from tasks.volume.forms import MAX_SHEAR, equal_sizes, shear
 from tasks.volume.grid import THICK, Grid, network_axes, slice_axis, slice_ratio
 from tasks.volume.labels import ValueCounts, label_reason
 from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan, Volume, reading
+
+if TYPE_CHECKING:
+    from tasks.imaging.through_plane import ThroughPlane
 
 MAX_EXACT_FLOAT32 = 1 << 24  # larger whole numbers are not all float32
 BAR = 64  # voxels across the bars whose spectra are found
@@ -51,7 +54,7 @@ class Extent:
     constant_timepoints: tuple[int, ...]
     spectra: tuple[Spectrum, Spectrum, Spectrum] = (NO_SPECTRUM,) * 3
     values: ValueCounts = field(default_factory=ValueCounts, repr=False)
-    through: ThroughPlane | None = None
+    through: "ThroughPlane | None" = None
 
 
 def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
@@ -88,8 +91,15 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
             constant.append(time)
         lowest, highest = min(lowest, low), max(highest, high)
     bars = [np.concatenate(bar, axis=2) for bar in pieces]
-    profile = through_plane(network_axes(grid).to_network(bars.pop()), slice_ratio(grid)) if thick else None
+    profile = _slice_profile(bars.pop(), grid) if thick else None
     return Extent(lowest, highest, not_finite, tuple(constant), _spectra(bars, grid.spacing), values, profile)
+
+
+def _slice_profile(block: NDArray[np.float32], grid: Grid) -> "ThroughPlane | None":
+    # SciPy takes longer to import than many a command to run, and most scans do not need it.
+    from tasks.imaging.through_plane import through_plane  # noqa: PLC0415 - where it is used
+
+    return through_plane(network_axes(grid).to_network(block), slice_ratio(grid))
 
 
 def find_spectra(
