@@ -58,7 +58,8 @@ def test_a_scan_teaches_the_network_that_restores_it(folder, capfd):
     card = read_network(model).card
     assert card is not None
     assert (card.degradation.scale, card.steps, card.training_data.mixture.slices) == ((4, 1, 1), 2, 1)
-    client = MlflowClient()
+    store = f"sqlite:///{folder / 'mlflow.db'}"  # that of the process is what an earlier test has left
+    client = MlflowClient(store, store)
     experiment = client.get_experiment_by_name("voxlift")
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.run_name for run in runs) == ["adapt", "upscale"]
