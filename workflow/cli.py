@@ -73,7 +73,7 @@ def voxlift(
 
 def main() -> None:
     """Run the command line; the console script `voxlift` and `python -m workflow` start here."""
-    # From here on, whatever the command is doing: blocks that have something to save or to end do so.
+    # From here on, at any moment of a command: blocks that have something to save or to end do so.
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         app()

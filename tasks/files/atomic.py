@@ -50,7 +50,7 @@ def sweep(path: Path) -> None:
 
 
 def sweep_folders(folders: Iterable[Path]) -> None:
-    """Remove partial files that killed processes of this machine left directly in folders, of whatever file."""
+    """Remove partial files that killed processes of this machine left directly in folders, of any file."""
     for folder in folders:
         for partial in folder.glob(".*.partial.*"):
             found = PARTIAL.match(partial.name)

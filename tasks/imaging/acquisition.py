@@ -79,7 +79,7 @@ class Acquisition:
 
 @dataclass(frozen=True)
 class ScannerRecord:
-    """What a BIDS sidecar says of an acquisition.
+    """The part of a BIDS sidecar that concerns an acquisition.
 
     Args:
         slice_thickness: In mm.

@@ -118,7 +118,7 @@ def _transfer(profile: Profile, width: float, across: Array) -> Array:
 
 
 def _cost(transfer: Array, across: Array, radius: Array, power: Array, count: Array, floor: float) -> float:
-    """How badly the best curve explains the power, by a profile's transfer function.
+    """Misfit of the best curve to the power, by a profile's transfer function.
 
     Args:
         transfer: As `_transfer` returns it.

@@ -38,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `dcm2niix` has made of a folder.
+    """The result of `dcm2niix` on a folder.
 
     Args:
         series: One for each volume, by number.

@@ -207,7 +207,7 @@ def disk_full(this: Try) -> None:
 
 
 def can_mount(folder: Path) -> bool:
-    """Whether a small disk can be mounted here."""
+    """True if a small disk can be mounted here."""
     trial = folder / "trial"
     trial.mkdir()
     with _small_disk(trial) as limited:

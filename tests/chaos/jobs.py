@@ -31,7 +31,7 @@ NODE = "--num-cpus=2 --object-store-memory=100000000"
 
 
 class TryError(AssertionError):
-    """What was found wrong in a try."""
+    """The faults found in a try."""
 
 
 def require(condition: object, problem: str) -> None:
