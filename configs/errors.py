@@ -3,7 +3,23 @@
 `problem` says what cannot be done, the rule and what was received; `remedy` says what to do about it.
 """
 
+from collections.abc import Iterator
 from typing import ClassVar
+
+
+def chained(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, then its cause or else its context, and so on; each once, though they may form a ring.
+
+    >>> one, other = OSError("one"), OSError("other")
+    >>> one.__cause__, other.__context__ = other, one
+    >>> [str(error) for error in chained(one)]
+    ['one', 'other']
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 class VoxliftError(Exception):

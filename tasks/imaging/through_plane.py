@@ -104,7 +104,8 @@ def _binned(voxels: NDArray[np.float32], ratio: float) -> tuple[Array, Array, Ar
             if rows.any() and columns.any():
                 values = power[rows][:, columns]
                 found.append((across[rows].mean(), radius[columns].mean(), values.mean(dtype=np.float64), values.size))
-    return tuple(np.array(found, np.float64).reshape(-1, 4).T)  # type: ignore[return-value]
+    across_bins, within_bins, means, counts = np.array(found, np.float64).reshape(-1, 4).T
+    return across_bins, within_bins, means, counts
 
 
 def _transfer(profile: Profile, width: float, across: Array) -> Array:

@@ -152,7 +152,7 @@ def shown_layers(layers: Sequence[Layer], chosen: Sequence[View], unit: Intensit
 
 
 def _picture(steps: NDArray[np.uint8], grid: Grid, *, signed: bool) -> str:
-    """Draw three planes through the middle, upright whatever the axis order of the file."""
+    """Draw three planes through the middle, upright for any axis order of the file."""
     worlds, _ = orientation(grid)
     axes = network_axes(grid, depth=worlds.index(2))  # from (i, j, k) to (superior, anterior, right)
     upright, spacing = axes.to_network(steps), axes.of_file(grid.spacing)

@@ -185,7 +185,7 @@ def _line(stored: Stored) -> bytes:
 
 
 def _rank(entry: Entry) -> int:
-    """What needs all else comes last: entries that a full disk delayed may have been added after it."""
+    """Put entries that need all others last: a full disk may have delayed others until after them."""
     return 2 if isinstance(entry, Ending) else 1 if isinstance(entry, Registration) else 0
 
 

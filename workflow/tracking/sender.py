@@ -101,7 +101,7 @@ class Sender:
     def _answers(self) -> bool:
         try:
             require_answer(self._writer.address.tracking_uri)
-        except Exception:  # noqa: BLE001 - whatever a store's backend raises
+        except Exception:  # noqa: BLE001 - the backend of a store may raise anything
             return False
         return True
 
@@ -119,7 +119,7 @@ class Sender:
                 if away:  # MLflow would try for minutes
                     require_answer(self._writer.address.tracking_uri)
                 self._writer.write(item.entry)
-            except Exception as caught:  # noqa: BLE001 - whatever a store's backend raises
+            except Exception as caught:  # noqa: BLE001 - the backend of a store may raise anything
                 error = caught
             with self._changed:
                 self._settle(item, error)

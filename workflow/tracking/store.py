@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from configs.errors import InputError, ReadError
+from configs.errors import InputError, ReadError, chained
 from tasks.files.atomic import replacing
 from tasks.files.lock import alone_in
 from workflow.tracking import mlflow_api
@@ -219,9 +219,7 @@ def reported_version(uri: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return why a store could not be used, in a line without a full stop."""
-    root = error
-    while deeper := root.__cause__ or root.__context__:
-        root = deeper
+    *_, root = chained(error)
     # The system's message is plainer than that of the clients on top of it.
     reported = root if isinstance(root, OSError | sqlite3.Error) else error
     said = (isinstance(reported, OSError) and reported.strerror) or str(reported) or type(reported).__name__

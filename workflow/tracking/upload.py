@@ -107,7 +107,7 @@ def _upload(left: LeftRecord) -> UploadedRecord:
                 writer.end_killed(left.last)
         except VoxliftError:
             raise
-        except Exception as error:  # whatever a store's backend raises
+        except Exception as error:  # the backend of a store may raise anything
             raise VoxliftError(f"Cannot upload the record: {first_line(error)}.", "Try again.") from error
     if refusals:
         raise VoxliftError(

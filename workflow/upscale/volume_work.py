@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from configs.errors import AbandonedError, InputError, RunError
+from configs.errors import AbandonedError, InputError, RunError, chained
 from tasks.artifacts.manifest import file_digest
 from tasks.files.atomic import replacing, sweep
 from tasks.imaging.consistency import Correction
@@ -109,13 +109,8 @@ class Output:
 
 def release(error: BaseException | None) -> None:
     """Drop the traceback of an error that is kept, and of those behind it: their frames hold whole volumes."""
-    behind, released = [error], set[int]()
-    while behind:
-        one = behind.pop()
-        if one is not None and id(one) not in released:  # an error may be the context of its own cause
-            released.add(id(one))
-            one.__traceback__ = None
-            behind += [one.__cause__, one.__context__]
+    for one in chained(error):
+        one.__traceback__ = None
 
 
 class Clock:
