@@ -455,7 +455,8 @@ def test_a_command_whose_store_goes_away_does_its_work(outage, command, voxlift)
     if command == "sweep":
         assert json.loads(out)["comparison"] is None
         assert "The trainings are not compared: the store lacks the records of 2 of them." in said
-    assert voxlift("sync")[0] == 0
+    status, _, err = voxlift("sync")
+    assert status == 0, err
     if command == "sweep":
         again = start("--resume")
         out, _ = again.communicate(timeout=400)

@@ -342,7 +342,6 @@ def logged(store, restorer):
 def test_a_logged_model_answers_in_the_shape_of_its_signature(logged, restorer):
     import mlflow
 
-    mlflow.set_tracking_uri(tracking.tracking_uri())
     volume = np.random.default_rng(0).random((1, 2, 8, 4, 1), np.float32)
     expected = restorer[0](volume)
     for uri in (logged[1], f"runs:/{logged[0]}/model"):
@@ -409,6 +408,17 @@ def test_a_resumed_run_logs_and_registers_the_same_network_once(client, logged, 
     assert client.get_model_version("once", "1").description == "Trained for an unknown degradation."
     assert (first.version, first.alias) == ("1", "champion")
     assert len(client.get_run(logged[0]).outputs.model_outputs) == 1
+
+
+def test_a_model_is_registered_in_the_store_of_its_run(store, logged, monkeypatch, tmp_path):
+    address = tracking.RunAddress(tracking.tracking_uri(), "things", logged[0])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
+    first, second = (tracking.register_model(address, logged[1], "there") for _ in range(2))
+    assert second == first
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    assert tracking.resolve_model("models:/there@champion").is_file()
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_name_of_a_model_leads_to_the_same_file(logged, restorer):

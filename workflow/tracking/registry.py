@@ -9,6 +9,7 @@ from workflow.tracking import mlflow_api
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -44,14 +45,15 @@ def register_model(address: RunAddress, model_uri: str, name: str) -> Version:
         # Another process may be registering the first of this name.
         with suppress(mlflow_api.MlflowException):
             client.create_registered_model(name, description=_description(name, degradation))
+        source = _source(client, address.tracking_uri, model_uri)
         for known in client.search_model_versions(f"name = '{name}' and run_id = '{address.run_id}'"):
-            if known.source == model_uri:
+            if known.source in {model_uri, source}:
                 # What a search finds lacks its aliases.
                 aliases = client.get_model_version(name, known.version).aliases
                 return _version(known, next(iter(aliases), None))
         made = client.create_model_version(
             name,
-            model_uri,
+            source,
             address.run_id,
             description=f"Trained for {degradation}.",
             model_id=model_uri.removeprefix("models:/"),
@@ -60,6 +62,13 @@ def register_model(address: RunAddress, model_uri: str, name: str) -> Version:
         alias = CHALLENGER if CHAMPION in client.get_registered_model(name).aliases else CHAMPION
         client.set_registered_model_alias(name, alias, made.version)
     return Version(name, str(made.version), address.run_id, alias)
+
+
+def _source(client: "MlflowClient", uri: str, model_uri: str) -> str:
+    """Return by what a store finds a logged model: MLflow ignores that of its client."""
+    if uri == tracking_uri() or uri.startswith("http"):
+        return model_uri
+    return str(client.get_logged_model(model_uri.removeprefix("models:/")).artifact_location)
 
 
 def _description(name: str, degradation: str) -> str:
