@@ -53,7 +53,6 @@ bench: develop
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.robustness
-	$(BIN)/python -m benchmarks.acquisitions
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.dry_run
 	$(BIN)/python -m benchmarks.many_volumes
