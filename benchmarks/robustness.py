@@ -137,11 +137,12 @@ class Restoration:
         self.trained_for = network.card.degradation
         self._restorer = Restorer(network.name, network.content, os.cpu_count() or 1)
 
-    def __call__(self, coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
+    def __call__(self, coarse: Voxels, shape: NetworkShape, recipe: Degradation, certainty: float = 1.0) -> Voxels:
         """Restore a normalised volume that `recipe` has made, as far as is known, and correct it."""
-        volume = coarse_volume(coarse, shape, Intensity(0, 1), recipe)
+        volume = coarse_volume(coarse, shape, Intensity(0, 1), recipe, certainty)
         depth, height, width = ((-STRIDE, size + STRIDE + -size % STRIDE) for size in shape)
-        restored = self._restorer.restored(volume.input_window((depth, height, width)), volume.intensity)
+        window = volume.input_window((depth, height, width))
+        restored = window + volume.detail * (self._restorer.restored(window, volume.intensity) - window)
         inside = tuple(slice(STRIDE, STRIDE + size) for size in shape)
         return correct(restored[inside], coarse, recipe, noise=noise_level(coarse, shape, recipe)).voxels
 
@@ -159,7 +160,9 @@ def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Resto
             assumed = default_acquisition(restore.trained_for, lowest, spectra, through)
             estimates = {
                 "corrected": consistent_interpolation(coarse, shape, recipe, sigma),
-                "default": restore(coarse, shape, assumed.degradation(shape, NetworkShape(*coarse.shape))),
+                "default": restore(
+                    coarse, shape, assumed.degradation(shape, NetworkShape(*coarse.shape)), assumed.certainty
+                ),
                 "known": restore(coarse, shape, recipe),
             }
             base = psnr(fine, cubic, mask)

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
+from configs.axes import NetworkShape
+from configs.degradation import named_degradation
 from configs.errors import InputError
+from tasks.imaging.consistency import consistent_interpolation
 from tests.networks import small_restorer
 from voxlift import Restorer
 
@@ -47,6 +50,21 @@ def test_what_is_known_of_the_acquisition_and_the_type_count(restore):
     assumed, known = restore(given, dtype="float32"), restore(given, acquisition="box", dtype="float32")
     assert known.get_data_dtype() == np.float32
     assert not np.allclose(assumed.dataobj, known.dataobj, atol=1)
+
+
+def test_less_of_the_networks_detail_is_kept_where_the_acquisition_is_a_guess(restore):
+    voxels = gaussian_filter(np.random.default_rng(0).normal(size=(16, 16, 16)), 1.2).astype(np.float32)
+    given, shape, recipe = (
+        nibabel.Nifti1Image(voxels, np.eye(4)),
+        NetworkShape(32, 32, 32),
+        named_degradation("kspace2x"),
+    )
+    guessed, known = (
+        np.asarray(restore(given, acquisition=profile, dtype="float32").dataobj) for profile in (None, "kspace")
+    )
+    scanned = consistent_interpolation(voxels, shape, recipe)
+    detail = known - scanned
+    assert 0.7 < np.vdot(guessed - scanned, detail) / np.vdot(detail, detail) < 0.95
 
 
 def test_an_ensemble_averages_the_mirror_images(restore):

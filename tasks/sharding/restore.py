@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from configs.axes import NetworkShape
 from configs.degradation import Degradation
 from configs.errors import NotFiniteError
+from tasks.imaging.acquisition import detail_weight
 from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
 from tasks.imaging.labels import resample_labels
 from tasks.imaging.resample import Window, resample_window
@@ -34,6 +35,7 @@ class CoarseVolume:
         intensity: Which intensities are 0 and 1 to the network.
         correction: What makes the interpolated volume consistent with this one, in the unit of the file; None for a
             network that takes it as it is.
+        detail: Weight of what the network adds to its input.
         labels: Whether it is a label map, which is resampled by label instead of being restored.
         level: Subtracted from all voxels, and added to the output.
         limits: Lowest and highest voxel of the file, padding left out.
@@ -44,6 +46,7 @@ class CoarseVolume:
     target_shape: NetworkShape
     intensity: Intensity
     correction: Correction | None = None
+    detail: float = 1.0
     labels: bool = False
     level: float = 0.0
     limits: tuple[float, float] = (-np.inf, np.inf)
@@ -63,7 +66,11 @@ class CoarseVolume:
 
 
 def coarse_volume(
-    voxels: NDArray[Any], target_shape: NetworkShape, intensity: Intensity, acquisition: Degradation | None
+    voxels: NDArray[Any],
+    target_shape: NetworkShape,
+    intensity: Intensity,
+    acquisition: Degradation | None,
+    certainty: float = 1.0,
 ) -> CoarseVolume:
     """Prepare a volume for the workers.
 
@@ -73,6 +80,7 @@ def coarse_volume(
         intensity: Which intensities are 0 and 1 to the network.
         acquisition: What leads from the target grid to `voxels`, for a network whose input is made consistent with
             them; None for one that takes the interpolated volume.
+        certainty: Of the acquisition, as in `tasks.imaging.acquisition.Acquisition`.
     """
     if acquisition is None:
         return CoarseVolume(voxels, target_shape, intensity)
@@ -81,7 +89,7 @@ def coarse_volume(
     found = interpolation_correction(normalised, target_shape, acquisition, noise)
     span = np.float32(intensity.high - intensity.low)
     correction = None if found is None else replace(found, coefficients=found.coefficients * span)
-    return CoarseVolume(voxels, target_shape, intensity, correction)
+    return CoarseVolume(voxels, target_shape, intensity, correction, detail_weight(certainty, noise))
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +166,9 @@ class Restorer:
         resampled = volume.input_window(shard.read)
         resampled_at = time.perf_counter()
         core = self.restored(resampled, volume.intensity)[shard.crop]
+        if volume.detail < 1:
+            interpolated = resampled[shard.crop]
+            core = interpolated + np.float32(volume.detail) * (core - interpolated)
         restored_at = time.perf_counter()
         return RestoredCore(core, resampled_at - started, restored_at - resampled_at, peak_rss() / MIB)
 

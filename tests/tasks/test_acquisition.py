@@ -69,8 +69,10 @@ def test_no_zero_filling_is_found_where_there_is_none(tmp_path, anatomy, axis):
 def test_without_knowledge_a_magnitude_is_taken_as_the_model_says_and_tomography_as_a_box():
     model = named_degradation("kspace2x")
     assert default_acquisition(model, 0.0).profile == "kspace"
-    assert "nothing is known" in str(default_acquisition(model, -3.0))
-    assert default_acquisition(model, -1024.0).profile == "box"
+    guessed, seen = default_acquisition(model, -3.0), default_acquisition(model, -1024.0)
+    assert "nothing is known" in str(guessed)
+    assert seen.profile == "box"
+    assert guessed.certainty < seen.certainty == 1
 
 
 def test_thick_slices_are_taken_as_the_scanner_recorded_them():

@@ -180,7 +180,8 @@ class VolumePlan:
         with suppress(InputError):
             intensity = find_intensity(ordered)
         acquisition = self.recipe if self.network.needs_acquisition else None
-        coarse = coarse_volume(ordered, self.shard_plan.target_shape, intensity, acquisition)
+        certainty = self.acquisition.certainty if self.acquisition else 1.0
+        coarse = coarse_volume(ordered, self.shard_plan.target_shape, intensity, acquisition, certainty)
         return replace(coarse, labels=bool(self.labels), level=level, limits=limits, padding=padding)
 
     def padding_in_file(self, coarse: CoarseVolume) -> list[tuple[float, NDArray[np.bool_]]]:
@@ -206,6 +207,7 @@ class VolumePlan:
                 **({"labels": True} if self.labels else {}),
                 **({"flips": self.network.flips} if self.network.flips > 1 else {}),
                 **({"acquisition": self.recipe.model_dump()} if self.network.needs_acquisition and self.recipe else {}),
+                **({"certainty": self.acquisition.certainty} if self.acquisition else {}),
             }
         )
 
