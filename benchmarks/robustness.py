@@ -12,12 +12,13 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter, minimum_filter
 
 from configs.axes import NetworkShape
 from configs.degradation import AxisDegradation, Degradation, Noise, isotropic, thick_slices
@@ -33,23 +34,31 @@ from tasks.sharding.restore import Restorer, coarse_volume
 from tasks.volume.grid import network_axes
 from tasks.volume.inspection import find_spectra
 from tasks.volume.intensity import CLIP, Intensity, find_intensity, normalise
-from tasks.volume.nifti import Volume, open_volume
+from tasks.volume.nifti import open_volume
 
 RESULTS = Path(__file__).parent / "results"
 SCANS = ("MR_Gd", "FLAIR", "chris_PD", "CT_pitch", "pcasl")
 STRIDE = 16  # of the networks along every axis, at most
 WORST = -0.2  # dB over cubic
-FWHM_TOLERANCE = 0.2
+OUTSIDE = 0.05  # of the normalised intensity, beyond the local range
+FWHM_TOLERANCE, FILLING_TOLERANCE = 0.2, 0.05
 FWHM_OF_SINC = 1.207  # in voxels, of what k-space truncation makes of a point
 
-
-def scans() -> Iterator[tuple[str, Volume]]:
-    """Real volumes that nothing is trained on; of a series the first time point."""
-    folder = Path(os.environ.get("VOXLIFT_DATA", RESULTS.parents[2] / "shared" / "data"))
-    for name in SCANS:
-        path = folder / f"{name}.nii.gz"
-        if path.is_file():
-            yield name, open_volume(path).read()
+TITLES = {
+    "volume": "volume",
+    "acquisition": "acquisition",
+    "noise": "noise",
+    "cubic": "cubic [dB]",
+    "corrected": "cubic with correction",
+    "default": "nothing known",
+    "known": "known",
+    "cubic_outside": "outside, cubic [%]",
+    "default_outside": "outside, nothing known [%]",
+    "fwhm": "FWHM",
+    "fwhm_found": "FWHM found",
+    "filling": "zero filling",
+    "filling_found": "zero filling found",
+}
 
 
 def _isotropic() -> dict[str, Degradation]:
@@ -104,7 +113,11 @@ Voxels = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Cell:
-    """Scores of one volume, acquisition and noise; PSNR in dB over cubic, FWHM across slices in slice distances."""
+    """Scores of one volume, acquisition and noise.
+
+    PSNR is in dB over cubic, what leaves the local range of the truth in percent of the voxels of the foreground, the
+    FWHM across the slices in slice distances, zero filling as reconstructed over acquired samples.
+    """
 
     volume: str
     acquisition: str
@@ -113,8 +126,18 @@ class Cell:
     corrected: float
     default: float
     known: float
+    cubic_outside: float
+    default_outside: float
     fwhm: float | None = None
     fwhm_found: float | None = None
+    filling: float | None = None
+    filling_found: float | None = None
+
+    @property
+    def filling_is_found(self) -> bool:
+        """True if the zero filling was found and is within the tolerance."""
+        found, true = self.filling_found or 1, self.filling or 1
+        return found > 1 and abs(found / true - 1) <= FILLING_TOLERANCE
 
     @property
     def fwhm_is_near(self) -> bool:
@@ -122,6 +145,23 @@ class Cell:
         if self.fwhm is None or self.fwhm_found is None:
             return False
         return abs(self.fwhm_found / self.fwhm - 1) <= FWHM_TOLERANCE
+
+
+def scans(matrix: Matrix, names: Sequence[str] = SCANS) -> Iterator[tuple[str, Voxels, float]]:
+    """Real volumes that nothing is trained on: name, normalised voxels in network axes, lowest voxel of the file.
+
+    Of a series it is the first time point.
+    """
+    folder = Path(os.environ.get("VOXLIFT_DATA", RESULTS.parents[2] / "shared" / "data"))
+    for path in (folder / f"{name}.nii.gz" for name in names):
+        if path.is_file():
+            volume = open_volume(path).read()
+            voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
+            fine = network_axes(volume.grid).to_network(voxels)
+            sizes = zip(fine.shape, matrix.whole, strict=True)
+            fine = np.ascontiguousarray(fine[tuple(slice(size // whole * whole) for size, whole in sizes)])
+            normal = normalise(fine, find_intensity(fine), clip=CLIP)
+            yield path.name.removesuffix(".nii.gz"), normal, float(fine.min())
 
 
 class Restoration:
@@ -135,16 +175,23 @@ class Restoration:
         if network.card is None:
             raise SystemExit(f"{network.name} carries no card: name a model trained by voxlift")
         self.trained_for = network.card.degradation
+        self._needs_acquisition = network.needs_acquisition
         self._restorer = Restorer(network.name, network.content, os.cpu_count() or 1)
 
     def __call__(self, coarse: Voxels, shape: NetworkShape, recipe: Degradation, certainty: float = 1.0) -> Voxels:
         """Restore a normalised volume that `recipe` has made, as far as is known, and correct it."""
-        volume = coarse_volume(coarse, shape, Intensity(0, 1), recipe, certainty)
+        restored = self.uncorrected(coarse, shape, recipe, certainty)
+        return correct(restored, coarse, recipe, noise=noise_level(coarse, shape, recipe)).voxels
+
+    def uncorrected(self, coarse: Voxels, shape: NetworkShape, recipe: Degradation, certainty: float = 1.0) -> Voxels:
+        """Restore a volume without the correction of the output."""
+        known = recipe if self._needs_acquisition else None
+        volume = coarse_volume(coarse, shape, Intensity(0, 1), known, certainty)
         depth, height, width = ((-STRIDE, size + STRIDE + -size % STRIDE) for size in shape)
         window = volume.input_window((depth, height, width))
         restored = window + volume.detail * (self._restorer.restored(window, volume.intensity) - window)
         inside = tuple(slice(STRIDE, STRIDE + size) for size in shape)
-        return correct(restored[inside], coarse, recipe, noise=noise_level(coarse, shape, recipe)).voxels
+        return np.ascontiguousarray(restored[inside])
 
 
 def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Restoration) -> Iterator[Cell]:
@@ -168,9 +215,17 @@ def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Resto
             base = psnr(fine, cubic, mask)
             gains = {key: round(psnr(fine, voxels, mask) - base, 2) for key, voxels in estimates.items()}
             cell = Cell(
-                *(name, acquisition, sigma, round(base, 2)),
-                *(gains["corrected"], gains["default"], gains["known"]),
-                *(None if recipe.is_isotropic else _fwhm(recipe.depth), None if through is None else through.fwhm),
+                volume=name,
+                acquisition=acquisition,
+                noise=sigma,
+                cubic=round(base, 2),
+                **gains,
+                cubic_outside=_outside(fine, cubic, mask),
+                default_outside=_outside(fine, estimates["default"], mask),
+                fwhm=None if recipe.is_isotropic else _fwhm(recipe.depth),
+                fwhm_found=None if through is None else through.fwhm,
+                filling=recipe.depth.zero_filling if recipe.is_isotropic else None,
+                filling_found=max(assumed.zero_filling) if recipe.is_isotropic else None,
             )
             print(cell, flush=True)
             yield cell
@@ -179,13 +234,8 @@ def cells(name: str, fine: Voxels, lowest: float, matrix: Matrix, restore: Resto
 def score(name: str, network: NetworkFile) -> bool:
     """Score one matrix and write its table; returns whether no cell is much worse than cubic."""
     matrix, restore, found = MATRICES[name], Restoration(network), list[Cell]()
-    for volume_name, volume in scans():
-        voxels = volume.voxels if volume.voxels.ndim == 3 else volume.voxels[..., 0]
-        fine = network_axes(volume.grid).to_network(voxels)
-        sizes = zip(fine.shape, matrix.whole, strict=True)
-        fine = np.ascontiguousarray(fine[tuple(slice(size // whole * whole) for size, whole in sizes)])
-        normal = normalise(fine, find_intensity(fine), clip=CLIP)
-        found += cells(volume_name, normal, float(fine.min()), matrix, restore)
+    for volume_name, fine, lowest in scans(matrix):
+        found += cells(volume_name, fine, lowest, matrix, restore)
     default = np.array([cell.default for cell in found])
     summary = (
         f"Nothing known, {len(found)} cells: worst {default.min():+.2f} dB, {np.mean(default < 0):.1%} below cubic,"
@@ -197,9 +247,25 @@ def score(name: str, network: NetworkFile) -> bool:
             f" FWHM across the slices within {FWHM_TOLERANCE:.0%} in {sum(cell.fwhm_is_near for cell in found)} cells"
             f" of the {len(sought)} of enough slices to look for it."
         )
+    else:
+        filled = [cell for cell in found if (cell.filling or 1) > 1]
+        false = sum((cell.filling_found or 1) > 1 for cell in found) - sum(
+            (cell.filling_found or 1) > 1 for cell in filled
+        )
+        summary += (
+            f" Zero filling found in {sum(cell.filling_is_found for cell in filled)} of the {len(filled)} cells that"
+            f" have it, and in {false} others."
+        )
     print(summary)
     _write(f"robustness-{name}", found, summary)
     return bool(default.min() >= WORST)
+
+
+def _outside(fine: Voxels, voxels: Voxels, mask: NDArray[np.bool_]) -> float:
+    """The share of voxels, in percent, that leave the range of the truth's 3x3x3 neighbours."""
+    low, high = (extreme(fine, 3) for extreme in (minimum_filter, maximum_filter))
+    beyond = np.maximum(low - voxels, voxels - high) > OUTSIDE
+    return round(100 * float(beyond[mask].mean()), 2)
 
 
 def _fwhm(axis: AxisDegradation) -> float:
@@ -207,31 +273,19 @@ def _fwhm(axis: AxisDegradation) -> float:
 
 
 def _write(name: str, found: list[Cell], summary: str) -> None:
-    titles = [
-        "volume",
-        "acquisition",
-        "noise",
-        "cubic [dB]",
-        "cubic with correction",
-        "nothing known",
-        "known",
-        "FWHM",
-        "found",
-    ]
+    rows = [asdict(cell) for cell in found]
+    columns = [key for key in TITLES if any(row[key] is not None for row in rows)]
     lines = [
         "# The shipped weights on scans made by every acquisition",
         "",
-        f"Made by `python -m benchmarks.robustness` on {_processor()}. Gains in dB over cubic. {summary}",
+        f"Made by `python -m benchmarks.robustness` on {processor()}. Gains in dB over cubic. {summary}",
         "",
-        f"| {' | '.join(titles)} |",
-        f"|{' --- |' * len(titles)}",
-        *(
-            f"| {' | '.join('' if value is None else str(value) for value in asdict(cell).values())} |"
-            for cell in found
-        ),
+        f"| {' | '.join(TITLES[key] for key in columns)} |",
+        f"|{' --- |' * len(columns)}",
+        *(f"| {' | '.join('' if row[key] is None else str(row[key]) for key in columns)} |" for row in rows),
     ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps([asdict(cell) for cell in found], indent=2) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(rows, indent=2) + "\n")
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
@@ -246,7 +300,8 @@ def main() -> None:
         raise SystemExit(f"worse than cubic by more than {-WORST} dB")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name the processor of this machine."""
     info = Path("/proc/cpuinfo")
     names = [line.split(": ")[1] for line in info.read_text().splitlines() if line.startswith("model name")]
     return f"{names[0]}, {len(names)} threads" if names else platform.machine()

@@ -1,0 +1,117 @@
+"""Parts of the restoration, and other ways to go by the acquisition: `python -m benchmarks.ablation [STEPS]`.
+
+The shipped weights for 2x are scored without the correction of their output, as an ensemble, and applied twice with
+the correction between the two. Then networks are trained for STEPS steps each from the same seed: one that is
+conditioned on the acquisition by its input, as the shipped one, one that takes the interpolated scan as it is, and
+an expert for each acquisition. The acquisition is known throughout. The volumes are MR_Gd and FLAIR of the folder
+VOXLIFT_DATA or ../shared/data, on which nothing is trained. Writes `results/ablation.md`.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.robustness import MATRICES, RESULTS, Matrix, Restoration, Voxels, processor, scans
+from configs.axes import NetworkShape
+from configs.degradation import Degradation, Noise
+from configs.load import load_config
+from tasks.artifacts.network_file import NetworkFile, read_network
+from tasks.artifacts.shipped import shipped_network
+from tasks.imaging.consistency import consistent_interpolation, correct, noise_level
+from tasks.imaging.degrade import degrade
+from tasks.imaging.resample import resample
+from tasks.scoring.metrics import foreground_mask, psnr
+from tasks.training.job import TrainingJob
+from tasks.training.start import run_training
+from workflow.train.data import training_volumes
+
+STEPS = 1500
+ACQUISITIONS = {"k-space": "kspace2x", "box": "box2x", "FWHM 2": "iso2x"}
+MATRIX = Matrix({name: MATRICES["2x"].recipes[name] for name in ACQUISITIONS}, (0.0, 0.02), (2, 2, 2))
+
+Estimate = Callable[[Voxels, NetworkShape, Degradation], Voxels]
+
+
+def shipped_parts() -> Iterator[tuple[str, Estimate]]:
+    """The shipped weights, whole and in part."""
+    network = shipped_network()
+    whole, mirrored = Restoration(network), Restoration(network.flipped())
+
+    def twice(coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
+        # A fine volume is its own interpolation: the network adds to it, and the correction returns to the scan.
+        again = whole.uncorrected(whole(coarse, shape, recipe), shape, Degradation(name="fine"))
+        return correct(again, coarse, recipe, noise=noise_level(coarse, shape, recipe)).voxels
+
+    yield "cubic with correction, no network", with_correction
+    yield "shipped weights", whole
+    yield "without the correction of the output", whole.uncorrected
+    yield "applied twice, corrected between", twice
+    yield "ensemble of 8 mirror images", mirrored
+
+
+def trained(name: str, overrides: list[str], steps: int, folder: Path) -> NetworkFile:
+    """Train a variant of the preset universal2x in this process."""
+    config, path = load_config("universal2x", [*overrides, f"training.steps={steps}"]), folder / f"{name}.keras"
+    for _ in run_training(TrainingJob(config, training_volumes(config), path)):
+        pass
+    return read_network(path)
+
+
+def with_correction(coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
+    """Interpolate a scan and correct that by its acquisition."""
+    return consistent_interpolation(coarse, shape, recipe, noise_level(coarse, shape, recipe))
+
+
+def gains(estimate: Estimate, only: str | None = None) -> dict[str, str]:
+    """Score an estimate: for each acquisition and noise, the mean gain over cubic of the volumes, dB."""
+    found: dict[str, list[float]] = {}
+    for _, fine, _ in scans(MATRIX, ("MR_Gd", "FLAIR")):
+        shape, mask = NetworkShape(*fine.shape), foreground_mask(fine)
+        for acquisition, recipe in MATRIX.recipes.items():
+            for sigma in MATRIX.noise:
+                if only in {None, acquisition}:
+                    noise = Noise(kind="rician", sigma=sigma)
+                    coarse = degrade(fine, recipe.model_copy(update={"noise": noise}), 1)
+                    base = psnr(fine, resample(coarse, shape), mask)
+                    gain = psnr(fine, estimate(coarse, shape, recipe), mask) - base
+                    found.setdefault(f"{acquisition}, noise {sigma:.0%}", []).append(gain)
+    return {column: f"{np.mean(values):+.2f}" for column, values in found.items()}
+
+
+def main(steps: int) -> None:
+    rows: dict[str, dict[str, str]] = {}
+
+    def add(name: str, row: dict[str, str]) -> None:
+        rows[name] = rows.get(name, {}) | row
+        print(name, row, flush=True)
+
+    for name, estimate in shipped_parts():
+        add(name, gains(estimate))
+    with tempfile.TemporaryDirectory() as folder:
+        variants = {"by its input, as shipped": [], "not conditioned": ["network.input=interpolated"]}
+        for name, overrides in variants.items():
+            network = trained(name, overrides, steps, Path(folder))
+            add(f"{steps} steps: one network, {name}", gains(Restoration(network)))
+        for acquisition, preset in ACQUISITIONS.items():
+            expert = [f"degradation={preset}", f"augmentation.acquisitions=[{preset}]", "augmentation.mistaken=0"]
+            network = trained(preset, expert, steps, Path(folder))
+            add(f"{steps} steps: experts", gains(Restoration(network), acquisition))
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [
+        "# Parts of the restoration, and other ways to go by the acquisition",
+        "",
+        f"Made by `python -m benchmarks.ablation {steps}` on {processor()}. Gains over cubic in dB, means of MR_Gd and"
+        " FLAIR, the acquisition known.",
+        "",
+        f"| | {' | '.join(columns)} |",
+        f"|{' --- |' * (1 + len(columns))}",
+        *(f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in rows.items()),
+    ]
+    (RESULTS / "ablation.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else STEPS)
