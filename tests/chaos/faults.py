@@ -155,9 +155,10 @@ def own_ray_killed(this: Try) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(this.chance.exponential(4.0))
         victim = str(this.chance.choice(["driver", "raylet", WORKER]))
-        for one in [psutil.Process(process.pid)] if victim == "driver" else list(_named(process, victim))[:1]:
-            _kill(one)
-            this.faults += 1
+        with suppress(psutil.NoSuchProcess):  # the command may have ended meanwhile
+            for one in [psutil.Process(process.pid)] if victim == "driver" else list(_named(process, victim))[:1]:
+                _kill(one)
+                this.faults += 1
         ended = attempt.finish(process)
         if victim != "driver":
             ended.require_message(*ENDED)
