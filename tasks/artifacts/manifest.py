@@ -36,7 +36,7 @@ class ManifestEntry(Frozen):
 
     def problems(self, path: Path) -> list[str]:
         """List what is wrong with the file: violations of the contract, or other content than was recorded."""
-        if not path.is_file():  # a pipe would be waited for
+        if not _is_file(path):  # a pipe would be waited for
             return ["it is no file, or a link to none" if os.path.lexists(path) else "it does not exist"]
         try:
             size = path.stat().st_size
@@ -80,6 +80,10 @@ class Contracts(Frozen):
             for path in sorted(present - set(self.seals) - {CONTRACTS_FILE}):
                 found[path] = ["it is under no contract of this run"]
         return {path: problems for path, problems in found.items() if problems}
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises an error for a name that is too long
 
 
 def _leads_out(path: str) -> bool:
@@ -133,7 +137,7 @@ def collect_entries(folder: Path, run_id: str) -> None:
         seen, known = now, Contracts()
         with suppress(ContractsError):
             known = read_contracts(folder)
-        write_contracts(folder, {name: one for name, one in known.seals.items() if (folder / name).is_file()}, run_id)
+        write_contracts(folder, {name: one for name, one in known.seals.items() if _is_file(folder / name)}, run_id)
 
 
 def read_contracts(folder: Path) -> Contracts:
@@ -152,5 +156,5 @@ def read_contracts(folder: Path) -> Contracts:
         noted = [Contracts.model_validate_json(part.read_bytes()).seals for part in parts]
     except (OSError, ValidationError):
         raise ContractsError("it was changed: it holds no contracts") from None
-    present = {name: one for part in noted for name, one in part.items() if (folder / name).is_file()}
+    present = {name: one for part in noted for name, one in part.items() if _is_file(folder / name)}
     return Contracts(run_id=known.run_id, seals=known.seals | present)

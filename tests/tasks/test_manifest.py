@@ -21,6 +21,17 @@ def test_what_a_killed_run_has_noted_is_under_contract(tmp_path):
     assert set(read_contracts(tmp_path).problems(tmp_path, alone=False)) == {"one"}
 
 
+def test_a_name_that_is_longer_than_any_file_can_have_is_that_of_no_file(tmp_path):
+    noted(tmp_path, "one", "first")
+    (part,) = tmp_path.glob(".voxlift/*.manifest")
+    part.write_text(part.read_text().replace('"one"', f'"{"a" * 5000}"'))
+    assert read_contracts(tmp_path).seals == {}
+    (tmp_path / CONTRACTS_FILE).write_text(part.read_text())
+    assert read_contracts(tmp_path).problems(tmp_path, alone=False) == {"a" * 5000: ["it does not exist"]}
+    collect_entries(tmp_path, "second")
+    assert read_contracts(tmp_path).seals == {}
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_runs_that_collect_at_once_lose_no_entry(tmp_path, monkeypatch, moment):
     write = manifest.write_contracts

@@ -343,6 +343,16 @@ def test_a_truncated_record_is_ignored(network, scan, tmp_path):
     assert (volume.status, volume.shards_resumed, volume.sha256) == ("done", 0, whole.sha256)
 
 
+def test_cores_that_a_killed_run_left_after_its_record_are_removed(network, scan, tmp_path):
+    run(request(network, tmp_path, scan))
+    (record,) = tmp_path.glob(".voxlift/*.json")
+    core = record.with_suffix("") / "0" / "0-8_0-8_0-8.core"
+    core.parent.mkdir(parents=True)
+    core.write_bytes(b"of no use any more")
+    assert run(request(network, tmp_path, scan, resume=True)).volumes[0].status == "resumed"
+    assert not core.parents[1].exists()
+
+
 @pytest.mark.parametrize("change", ["input", "budget", "fresh"])
 def test_cores_made_from_something_else_are_not_used(network, scan, tmp_path, change):
     out = tmp_path / "out"

@@ -284,6 +284,10 @@ class VolumeWork:
         content = {"output": output.sha256, "asked": self._options, "written": asdict(output.written)}
         with replacing(self._record) as partial:
             partial.write_text(json.dumps(content))
+        self.remove_cores()
+
+    def remove_cores(self) -> None:
+        """Remove the cores, also those that a killed run left after it had recorded its output."""
         ShardStore(self._record.with_suffix("")).clear()
 
     def _read_record(self) -> Written | None:

@@ -123,6 +123,9 @@ def upscale(
         Exception: Why a volume failed, if the request is to fail fast.
     """
     works = [work for work in planned if isinstance(work, VolumeWork)]
+    for work in works:
+        if work.written is not None:
+            work.remove_cores()
     queue, seconds = _Queue(request, works, on_written), 0.0
     if works:
         by_network: dict[str, list[VolumeWork]] = {}
