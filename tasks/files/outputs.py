@@ -20,6 +20,7 @@ PAIRS = {".img": ".hdr", ".brik": ".head", ".rec": ".par"}
 MAX_NAME_BYTES = 230  # file systems allow 255, and a partial file has a longer name
 TIME_POINT = re.compile(r"(.+)\[(\d+)\]")
 BIDS = re.compile(r"sub-[a-zA-Z0-9+]+(_[a-zA-Z]+-[a-zA-Z0-9+]+)*_[a-zA-Z0-9]+")
+OWN_LABEL = re.compile(r"(_rec-[a-zA-Z0-9+]*voxlift|_desc-[a-zA-Z0-9+]*sr)(?=_)")
 # Entities of a BIDS name that stand before rec, in the order of the BIDS schema.
 BEFORE_REC = ("sub", "tpl", "cohort", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain")
 
@@ -107,6 +108,21 @@ def page_name(output: str) -> str:
     return f"{split_name(output)[0]}_quality.html"
 
 
+def inferred_name(output: str) -> str:
+    """Name the file of the inferred detail next to an output: `inferred` follows the label that voxlift has given.
+
+    No output has such a name, whatever its source is called.
+
+    >>> inferred_name("scan_sr.nii.gz"), inferred_name("sub-01_rec-voxlift_T1w.nii.gz")
+    ('scan_sr_inferred.nii.gz', 'sub-01_rec-voxliftinferred_T1w.nii.gz')
+    >>> inferred_name("sub-01_desc-sr_T1w.nii.gz")
+    'sub-01_desc-srinferred_T1w.nii.gz'
+    """
+    stem, suffix = split_name(output)
+    named, count = OWN_LABEL.subn(r"\1inferred", stem) if BIDS.fullmatch(stem) else (stem, 0)
+    return f"{named}{'' if count else '_inferred'}{suffix}"
+
+
 def output_paths(sources: Sequence[Path], folder: Path | None, dataset: Path | None = None) -> list[Path]:
     """Return the path of each source's restored volume: in the folder, or next to the source where it is None.
 
@@ -128,10 +144,11 @@ def output_paths(sources: Sequence[Path], folder: Path | None, dataset: Path | N
         # By the sidecar, which .nii and .nii.gz share; some file systems ignore case and the composition of letters.
         name = normalize("NFC", sidecar_name(output.name)).casefold()
         claims[_real(output.parent), name].append(source)
-        if _real(output) in inputs:
-            raise InputError(
-                f"Cannot write {output.name}: it would overwrite an input.", "Choose another output folder."
-            )
+        for path in (output, output.with_name(inferred_name(output.name))):
+            if _real(path) in inputs:
+                raise InputError(
+                    f"Cannot write {path.name}: it would overwrite an input.", "Choose another output folder."
+                )
     for claimants in claims.values():
         if len(claimants) > 1:
             who = ", ".join("/".join(claimant.parts[-2:]) for claimant in claimants)
@@ -145,7 +162,8 @@ def output_paths(sources: Sequence[Path], folder: Path | None, dataset: Path | N
 
 def without_outputs(sources: Sequence[Path]) -> list[Path]:
     """Leave out the sources that are outputs of the others, next to which outputs are written."""
-    outputs = {_real(source.parent / output_name(source.name)) for source in sources}
+    named = [source.parent / output_name(source.name) for source in sources]
+    outputs = {_real(path) for output in named for path in (output, output.with_name(inferred_name(output.name)))}
     return [source for source in sources if _real(source) not in outputs]
 
 

@@ -154,8 +154,5 @@ class Assembly:
 
     def correction_planes(self, correction: Correction, start: int, stop: int) -> NDArray[np.float32]:
         """Return what to add to the planes `start..stop` along k, `[i, j, planes]`."""
-        rows = [slice(None)] * 3
-        depth = self.axes.order.index(2)
-        flipped, planes = self.axes.flipped[depth], self.shape[2]
-        rows[depth] = slice(planes - stop, planes - start) if flipped else slice(start, stop)
+        rows = (slice(*side) for side in self.axes.planes(self.shape, start, stop))
         return self.axes.to_file(correction.window(*rows))

@@ -64,6 +64,14 @@ class CoarseVolume:
             resampled += added[np.ix_(*(row - row[0] for row in rows))]
         return resampled
 
+    def finish(self, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Add the level to target voxels, in place, and clip them at 0 where no voxel of the file is negative."""
+        if self.level:
+            voxels += np.float32(self.level)
+        if self.limits[0] >= 0:
+            np.maximum(voxels, 0, out=voxels)
+        return voxels
+
 
 def coarse_volume(
     voxels: NDArray[Any],

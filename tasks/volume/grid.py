@@ -18,6 +18,7 @@ from configs.errors import InputError
 T = TypeVar("T")
 Value = TypeVar("Value", bound=np.generic)
 Three = tuple[float, float, float]
+Side = tuple[int, int]  # start and stop along an axis
 Shape = TypeVar("Shape", FileShape, NetworkShape)
 
 MAX_AXIS_VOXELS = 1_000_000  # along an axis: more are a mistaken unit
@@ -249,6 +250,14 @@ class NetworkAxes:
     def of_network(self, per_axis: tuple[T, T, T]) -> tuple[T, T, T]:
         """Reorder one value per network axis to file axes."""
         return triple(per_axis[self.order.index(axis)] for axis in range(3))
+
+    def planes(self, shape: FileShape, start: int, stop: int) -> tuple[Side, Side, Side]:
+        """Return what the planes `start..stop` along k of a grid are on network axes: (start, stop) of each."""
+        sides = zip(self.order, self.flipped, strict=True)
+        return triple(
+            (0, shape[axis]) if axis != 2 else (shape[2] - stop, shape[2] - start) if flipped else (start, stop)
+            for axis, flipped in sides
+        )
 
     def _directions(self) -> tuple[slice, ...]:
         return tuple(slice(None, None, -1 if back else 1) for back in self.flipped)

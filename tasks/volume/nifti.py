@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from configs.axes import FileShape, triple
 from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing
-from tasks.files.compression import LEVEL, ForwardReader, check_packing, open_to_write
+from tasks.files.compression import LEVEL, ForwardReader, HashedFile, check_packing, open_to_write
 from tasks.files.outputs import time_point
 from tasks.volume.encoding import Encoding, choose_encoding
 from tasks.volume.forms import written_qform
@@ -41,6 +41,7 @@ __all__ = [
     "open_volume",
     "read_forward",
     "read_volume",
+    "slab_writer",
     "write_slabs",
     "write_volume",
 ]
@@ -221,19 +222,62 @@ def write_slabs(
     extent: tuple[float, float] | None = None,
     n_timepoints: int = 1,
 ) -> str:
+    """Write a volume from its slabs, in their order (`SlabWriter`); other arguments and errors as in `slab_writer`.
+
+    Returns:
+        SHA-256 of the file, from its bytes as they were written.
+    """
+    with slab_writer(path, grid, like, dtype, extent, n_timepoints) as writer:
+        for slab in slabs:
+            writer.write(slab)
+    return writer.sha256
+
+
+class SlabWriter:
+    """Takes the slabs of a volume from its first plane to its last, then those of the next time point.
+
+    Args:
+        grid: Of the volume.
+        encoding: Of its voxels.
+        write: Writes bytes.
+        file: That they go to.
+    """
+
+    def __init__(self, grid: Grid, encoding: Encoding, write: Callable[[bytes], object], file: HashedFile) -> None:
+        self.planes = 0
+        self._grid, self._encoding, self._write, self._file = grid, encoding, write, file
+
+    def write(self, slab: NDArray[np.float32]) -> None:
+        """Write a slab, `[i, j, planes]`."""
+        if slab.shape[:2] != self._grid.shape[:2]:
+            raise ValueError(f"a slab of {slab.shape} does not fit a grid of {self._grid.shape}")
+        self._write(self._encoding.encode(slab).tobytes(order="F"))
+        self.planes += slab.shape[2]
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, once it is complete, from its bytes as they were written."""
+        return self._file.sha256.hexdigest()
+
+
+@contextmanager
+def slab_writer(
+    path: Path,
+    grid: Grid,
+    like: Volume | Scan | None = None,
+    dtype: DTypeLike | None = None,
+    extent: tuple[float, float] | None = None,
+    n_timepoints: int = 1,
+) -> Iterator[SlabWriter]:
     """Write a volume slab by slab as NIfTI, under a temporary name until it is complete; sform, qform and zooms agree.
 
     Args:
         path: Ends in `.nii` or `.nii.gz`.
-        slabs: `[i, j, planes]` each, from the first plane to the last, then the next time point.
         grid: Where the voxels lie; over the field of view of `like`, if given.
         like: What this volume was made from: its header, codes and dtype are kept.
         dtype: On disk; by default that of `like` if it is an integer (rounded, clipped at its ends), else float32.
         extent: Lowest and highest value, needed only to store floats as integers.
         n_timepoints: Time points.
-
-    Returns:
-        SHA-256 of the file, from its bytes as they were written.
 
     Raises:
         InputError: Volumes are not written under such a name or in that dtype.
@@ -244,18 +288,14 @@ def write_slabs(
     before = like.header if like else None
     stored, slope, inter = (before.dtype, before.slope, before.inter) if before else (np.float32, 1.0, 0.0)
     encoding = choose_encoding(stored, slope, inter, dtype, extent)
-    header, serialised, planes = _nifti_header(grid, like, n_timepoints, encoding), io.BytesIO(), 0
+    header, serialised = _nifti_header(grid, like, n_timepoints, encoding), io.BytesIO()
     header.write_to(serialised)
     with replacing(path) as partial, open_to_write(partial) as (write, file):
         write(serialised.getvalue().ljust(int(header["vox_offset"]), b"\0"))
-        for slab in slabs:
-            if slab.shape[:2] != grid.shape[:2]:
-                raise ValueError(f"a slab of {slab.shape} does not fit a grid of {grid.shape}")
-            write(encoding.encode(slab).tobytes(order="F"))
-            planes += slab.shape[2]
-        if planes != grid.shape[2] * n_timepoints:
-            raise ValueError(f"{planes} planes do not fill {n_timepoints} time points of a grid of {grid.shape}")
-    return file.sha256.hexdigest()
+        writer = SlabWriter(grid, encoding, write, file)
+        yield writer
+        if writer.planes != grid.shape[2] * n_timepoints:
+            raise ValueError(f"{writer.planes} planes do not fill {n_timepoints} time points of a grid of {grid.shape}")
 
 
 def anonymous_copy(source: Path, copy: Path) -> None:

@@ -50,6 +50,8 @@ class Sidecar(_PascalCased):
         warnings: From the inspection of the input and the model card.
         acquisition: What the input was taken to be, and why.
         outside_range: Share of the voxels that are outside the input's range by more than a twentieth of it.
+        inferred_share: Energy of the inferred detail over that of all detail beyond cubic interpolation, from 0 to 1,
+            if the inferred detail was written.
     """
 
     sources: tuple[str, ...]
@@ -67,6 +69,7 @@ class Sidecar(_PascalCased):
     warnings: tuple[str, ...] = ()
     acquisition: str | None = None
     outside_range: float | None = None
+    inferred_share: float | None = None
 
 
 class _ScannerKeys(BaseModel):

@@ -9,7 +9,7 @@ from bidsschematools.schema import load_schema
 
 from configs.errors import InputError
 from tasks.files.bids import anatomical_images, describe_derivatives, is_dataset, require_own
-from tasks.files.outputs import output_paths
+from tasks.files.outputs import inferred_name, output_paths
 from tasks.files.selection import expand_inputs
 
 IMAGES = (
@@ -63,7 +63,8 @@ def test_outputs_keep_the_tree_under_names_of_the_bids_schema(root):
     ]
     rules = regexify_filename_rules(load_schema().rules.files.deriv, load_schema(), level=2)
     for name in found:
-        for file in (name, re.sub(r"\.nii(\.gz)?$", ".json", name)):
+        path, named = name.rsplit("/", 1)
+        for file in (name, f"{path}/{inferred_name(named)}", re.sub(r"\.nii(\.gz)?$", ".json", name)):
             assert any(re.fullmatch(rule["regex"], file) for rule in rules), file
 
 

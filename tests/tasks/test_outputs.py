@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from configs.errors import InputError
-from tasks.files.outputs import output_name, output_paths, sidecar_name
+from tasks.files.outputs import inferred_name, output_name, output_paths, sidecar_name, without_outputs
 from tasks.volume.inspection import inspect_volume
 
 
@@ -52,7 +52,27 @@ def test_two_inputs_for_one_output_are_an_error_before_work(pair, tmp_path):
         output_paths([tmp_path / one for one in pair], tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        ("scan.1_sr.nii", "scan.1_sr_inferred.nii"),
+        ("sub-01_acq-lo_rec-normvoxlift_run-2_T2w.nii.gz", "sub-01_acq-lo_rec-normvoxliftinferred_run-2_T2w.nii.gz"),
+        ("sub-01_desc-preprocsr_T1w.nii.gz", "sub-01_desc-preprocsrinferred_T1w.nii.gz"),
+    ],
+)
+def test_the_inferred_detail_is_called_after_its_output(output, expected):
+    assert inferred_name(output) == expected
+
+
+def test_outputs_and_their_inferred_detail_are_no_sources_of_the_next_call():
+    sources = [Path("scan.nii.gz"), Path("sub-01_T1w.nii.gz")]
+    outputs = output_paths(sources, None)
+    assert without_outputs([*sources, *outputs, *(Path(inferred_name(one.name)) for one in outputs)]) == sources
+
+
 def test_an_input_is_not_overwritten(tmp_path):
+    with pytest.raises(InputError, match=r"x_sr_inferred\.nii: it would overwrite an input"):
+        output_paths([tmp_path / "x.nii", tmp_path / "x_sr_inferred.nii"], tmp_path)
     with pytest.raises(InputError, match="overwrite an input"):
         output_paths([tmp_path / "x.nii", tmp_path / "x_sr.nii"], tmp_path)
 

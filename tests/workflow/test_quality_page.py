@@ -43,6 +43,7 @@ def case(anatomy, **changes):
         "borders": [(1, 10)],
         "truth": np.clip(anatomy + 0.01, 0, None),
         "consistency": np.full((10, 12, 8), 0.01, np.float32),
+        "inferred": (anatomy - gaussian_filter(anatomy, 0.5)) / 2,
         "facts": {"acquisition": "k-space"},
         "warnings": ["the header <is> odd"],
     }
@@ -88,11 +89,12 @@ def test_layers_are_nifti_files_in_the_unit_and_frame_of_the_output(anatomy, tmp
     path = tmp_path / "quality.html"
     write_quality_page(path, case(anatomy, grid=grid, unit=Intensity(-1000.0, 1000.0)))
     files = files_of(path)
-    assert set(files) == {(layer, 0) for layer in range(7)}
+    assert set(files) == {(layer, 0) for layer in range(8)}
     restored, difference = files[1, 0], files[2, 0]
     np.testing.assert_allclose(restored.affine, grid.affine, atol=1e-5)
     np.testing.assert_allclose(restored.get_fdata(), anatomy * 2000 - 1000, atol=2000 * 1.25 / 255)
     np.testing.assert_allclose(difference.get_fdata(), 2000 * (anatomy - gaussian_filter(anatomy, 1)), atol=5)
+    np.testing.assert_allclose(files[3, 0].get_fdata(), 1000 * (anatomy - gaussian_filter(anatomy, 0.5)), atol=5)
     assert restored.get_data_dtype() == np.uint8
 
 
@@ -152,7 +154,7 @@ def test_the_picture_has_anterior_above_and_right_at_the_right_and_differences_i
 
 def test_empty_plots_and_missing_measures_are_left_out(anatomy, tmp_path):
     path = tmp_path / "quality.html"
-    bare = case(anatomy, truth=None, consistency=None, borders=(), warnings=(), strides=(1, 1, 1))
+    bare = case(anatomy, truth=None, consistency=None, inferred=None, borders=(), warnings=(), strides=(1, 1, 1))
     assert write_quality_page(path, bare) == ()
     summary = summary_of(path)
     assert (summary.verdict, summary.measures, summary.warnings) == ("pass", {}, 0)
@@ -160,7 +162,7 @@ def test_empty_plots_and_missing_measures_are_left_out(anatomy, tmp_path):
     # One voxel along an axis: no spectrum along it.
     flat = Grid(FileShape(20, 24, 1), np.eye(4))
     given = {"grid": flat, "input_grid": flat, "before": anatomy[..., :1], "restored": anatomy[..., :1]}
-    write_quality_page(path, case(anatomy, **given, truth=None, consistency=None, borders=()))
+    write_quality_page(path, case(anatomy, **given, truth=None, consistency=None, inferred=None, borders=()))
 
 
 def test_a_volume_out_of_the_range_of_intensities_gets_its_page(anatomy, tmp_path):

@@ -36,7 +36,16 @@ class Job:
 
     def start(self, out, *options, environment=None):
         command = [sys.executable, "-m", "workflow", "upscale", str(self.volume), "--json", "--scale", "2,2,2"]
-        command += ["--model", str(self.model), "--out", str(self.folder / out), "--memory-budget", "90", *options]
+        command += [
+            "--model",
+            str(self.model),
+            "--out",
+            str(self.folder / out),
+            "--memory-budget",
+            "90",
+            "--inferred",
+            *options,
+        ]
         store = {"MLFLOW_TRACKING_URI": f"sqlite:///{self.folder / 'mlflow.db'}"}
         with (self.folder / "log").open("a") as log:
             return subprocess.Popen(
@@ -64,8 +73,8 @@ class Job:
     def require_same(self, report, out):
         (one,), (other,) = self.whole["volumes"], report["volumes"]
         assert other["sha256"] == one["sha256"]
-        written = [(self.folder / folder / "head_sr.nii.gz").read_bytes() for folder in ("whole", out)]
-        assert written[0] == written[1]
+        for name in ("head_sr.nii.gz", "head_sr_inferred.nii.gz"):
+            assert (self.folder / "whole" / name).read_bytes() == (self.folder / out / name).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +138,8 @@ def test_a_killed_driver_is_resumed(job, moment):
     job.require_same(report, out)
     assert volume["shards_resumed"] == kept > 0
     left = {path.name for path in (job.folder / out).iterdir()}
-    assert left == {".voxlift", "contracts.json", "head_sr.json", "head_sr.nii.gz", "head_sr_quality.html"}
+    outputs = {"head_sr.nii.gz", "head_sr_inferred.nii.gz", "head_sr.json", "head_sr_quality.html"}
+    assert left == {".voxlift", "contracts.json", *outputs}
     assert job.runs() == before | {report["mlflow"]["run_id"]: "FINISHED"}
     assert before[report["mlflow"]["run_id"]] == "RUNNING"
 

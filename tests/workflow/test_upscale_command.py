@@ -63,6 +63,7 @@ def upscale(*arguments):
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capfd):
     options = ["--out", place / "out", "--model", model, "--spacing", "0.5,0.5,0.5", "--workers", "1", "--json"]
+    options.append("--inferred")
     assert upscale(place / "sub-01_T1w.nii.gz", place / "text.nii", place / "other.nii", *options) == 1
     printed = capfd.readouterr()
     report = json.loads(printed.out)
@@ -94,10 +95,14 @@ def test_a_failed_volume_is_listed_and_the_others_are_written(place, model, capf
     table = (place / "out" / "index.html").read_text()
     assert re.findall(r'href="([^"]+)"', table) == ["other_sr_quality.html", "sub-01_rec-voxlift_T1w_quality.html"]
     found = verify(run.info.run_id), verify(str(place / "out"))
-    assert [(one.artifacts, one.damages) for one in found] == [(4, ()), (6, ())]
+    assert [(one.artifacts, one.damages) for one in found] == [(4, ()), (8, ())]
     (place / "out" / "other_sr_quality.html").write_text("<p>all is well")
-    (damage,) = verify(str(place / "out")).damages
-    assert damage.artifact == "other_sr_quality.html"
+    inferred = place / "out" / "sub-01_rec-voxliftinferred_T1w.nii.gz"
+    assert report["volumes"][0]["inferred"] == str(inferred)
+    inferred.write_bytes(inferred.read_bytes()[:-20])
+    damages = {damage.artifact: damage.what for damage in verify(str(place / "out")).damages}
+    assert set(damages) == {"other_sr_quality.html", inferred.name}
+    assert "truncated" in damages[inferred.name][0]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -255,14 +260,21 @@ def test_without_a_model_the_shipped_weights_restore_by_the_acquisition(place, m
     slices = np.random.default_rng(5).gamma(2.0, 300.0, size=(18, 20, 8)).astype(np.float32)
     write_volume(place / "slices.nii", slices, Grid(FileShape(*slices.shape), np.diag([1.0, 1.0, 4.0, 1.0])))
     (place / "slices.json").write_text('{"SliceThickness": 3.5}')
-    given = ["--acquisition", "box", "--blur", "0.5,0.5,0", "--slice-thickness", "3"]
+    given = ["--acquisition", "box", "--blur", "0.5,0.5,0", "--slice-thickness", "3", "--inferred"]
     for name, options in {"assumed": [], "given": given}.items():
         command = ["--out", place / name, "--workers", "1", "--json", *options]
         assert upscale(place / "other.nii", place / "slices.nii", *command) is None
         volume, thick = json.loads(capfd.readouterr().out)["volumes"]
         volumes[name] = volume
+        page, share = (place / name / "other_sr_quality.html").read_text(), volume["inferred_share"]
+        assert '"inferred detail"' in page
+        shown = re.search(r"([0-9.]+)% of that beyond cubic interpolation, by energy", page)
+        assert shown is not None
+        assert 1 < float(shown[1]) < 99
+        assert share is None if not options else float(shown[1]) == pytest.approx(100 * share, abs=0.06)
         sidecar = json.loads((place / name / "other_sr.json").read_text())
         assert sidecar["Acquisition"] == volume["acquisition"]
+        assert sidecar.get("InferredShare") == share
         assert volume["output_shape"] == [18, 20, 22]
         assert thick["output_shape"] == [18, 20, 32]
         assert f"{25 if options else 12}% of the slice distance in gaps" in thick["acquisition"]

@@ -69,6 +69,10 @@ def upscale(
         bool,
         typer.Option("--correct/--no-correct", help="Make each output consistent with its input (data consistency)."),
     ] = True,
+    inferred: Annotated[
+        bool,
+        typer.Option("--inferred", help="Also write the detail that the network has added and no voxel determines."),
+    ] = False,
     ensemble: Annotated[
         Literal["1", "8"],
         typer.Option(help="8 restores every mirror image and averages them: a little better, eight times the work."),
@@ -170,6 +174,7 @@ def upscale(
             blur=three_numbers(blur, "--blur", zeros=True),
             slice_thickness=slice_thickness,
             dataset=found.dataset,
+            inferred=inferred,
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))

@@ -46,6 +46,7 @@ class QualityCase:
         borders: Of the shards: axis, and the voxel before which the border lies.
         truth: The reference, where there is one.
         consistency: On the input's grid: the restored volume degraded again, minus the input.
+        inferred: The restored volume less the consistent interpolation, where that is known.
         facts: Further information to show, by name.
         warnings: Warnings of earlier steps.
         unit: Values of the file that are 0 and 1 in the volumes.
@@ -62,6 +63,7 @@ class QualityCase:
     borders: Sequence[tuple[int, int]] = ()
     truth: Voxels | None = None
     consistency: Voxels | None = None
+    inferred: Voxels | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     unit: Intensity = UNIT
@@ -72,11 +74,14 @@ class QualityCase:
     def layers(self) -> list[Layer]:
         """The layers to look at; the first two are compared when the page opens."""
         before, restored, truth, consistency = self.before, self.restored, self.truth, self.consistency
+        inferred = self.inferred
         layers = [
             Layer("input, cubic", lambda view: view.of(before)),
             Layer("restored", lambda view: view.of(restored)),
             Layer("restored − input", lambda view: view.of(restored) - view.of(before), signed=True),
         ]
+        if inferred is not None:
+            layers.append(Layer("inferred detail", lambda view: view.of(inferred), signed=True))
         if truth is not None:
             layers += [
                 Layer("truth", lambda view: view.of(truth)),

@@ -17,7 +17,7 @@ from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.bids import bids_uri
-from tasks.files.outputs import output_paths
+from tasks.files.outputs import inferred_name, output_paths
 from tasks.imaging.acquisition import Acquisition, default_acquisition, slice_gap
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.plan import ShardPlan, plan_shards
@@ -58,6 +58,7 @@ class UpscaleRequest:
             covers that; None restores them by `network` too.
         in_process: Restore here instead of by workers of a cluster.
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
+        inferred: Also write the inferred detail of each output, next to it.
     """
 
     sources: Sequence[Path]
@@ -80,11 +81,19 @@ class UpscaleRequest:
     thick_network: NetworkFile | None = None
     in_process: bool = False
     dataset: Path | None = None
+    inferred: bool = False
 
     @property
     def outputs(self) -> list[Path]:
         """The output of each source; InputError if two would be one, or one a source."""
         return output_paths(self.sources, self.out, self.dataset)
+
+    @property
+    def files(self) -> list[Path]:
+        """The outputs, and the files of their inferred detail if they are asked for."""
+        outputs = self.outputs
+        names = [path.with_name(inferred_name(path.name)) for path in outputs] if self.inferred else []
+        return [*outputs, *names]
 
     def source_name(self, source: Path) -> str:
         """Name a source in records next to the outputs: a BIDS URI, or the name of the file."""
@@ -109,6 +118,7 @@ class VolumePlan:
         warnings: In which respects the volume is outside the range that the model was trained for.
         acquisition: What `recipe` follows from; None where it is the model's own degradation.
         labels: Why it is resampled as a label map, without the network; empty for an image.
+        writes_inferred: Whether the inferred detail is written too.
     """
 
     scan: Scan
@@ -124,11 +134,17 @@ class VolumePlan:
     warnings: tuple[str, ...]
     acquisition: Acquisition | None = None
     labels: str = ""
+    writes_inferred: bool = False
 
     @property
     def name(self) -> str:
         """Name of the input."""
         return self.scan.path.name
+
+    @property
+    def inferred_output(self) -> Path:
+        """Where the inferred detail goes."""
+        return self.output.with_name(inferred_name(self.output.name))
 
     @property
     def n_timepoints(self) -> int:
@@ -183,6 +199,17 @@ class VolumePlan:
         certainty = self.acquisition.certainty if self.acquisition else 1.0
         coarse = coarse_volume(ordered, self.shard_plan.target_shape, intensity, acquisition, certainty)
         return replace(coarse, labels=bool(self.labels), level=level, limits=limits, padding=padding)
+
+    def measured(self, coarse: CoarseVolume) -> CoarseVolume:
+        """Return a time point with the correction that makes its interpolation consistent.
+
+        Where no acquisition is used, its interpolation stays cubic: without a model's card; and with `--no-correct`,
+        unless the network takes the consistent interpolation.
+        """
+        if self.network.needs_acquisition or not self.corrects:
+            return coarse
+        consistent = coarse_volume(coarse.voxels, coarse.target_shape, coarse.intensity, self.recipe)
+        return replace(coarse, correction=consistent.correction)
 
     def padding_in_file(self, coarse: CoarseVolume) -> list[tuple[float, NDArray[np.bool_]]]:
         """Return each padding value of a time point, and where it is on the target grid, `(i, j, k)`."""
@@ -271,6 +298,7 @@ def plan_volume(
         warnings,
         acquisition,
         labels,
+        request.inferred and not labels,
     )
 
 

@@ -32,6 +32,7 @@ class VolumeReport(Written):
     Args:
         input: The file.
         output: The file that was written; None if none was.
+        inferred: The file of the inferred detail, if it was asked for and written.
         status: "done", "resumed" (an earlier run had finished it) or "failed".
         error: Why it failed.
         input_shape: Voxels along (i, j, k), and time points if there are several.
@@ -49,6 +50,7 @@ class VolumeReport(Written):
     input: Path
     status: Literal["done", "resumed", "failed"]
     output: Path | None = None
+    inferred: Path | None = None
     error: str | None = None
     input_shape: tuple[int, ...] | None = None
     output_shape: tuple[int, ...] | None = None
@@ -143,6 +145,7 @@ def volume_report(work: VolumeWork) -> VolumeReport:
         input=plan.scan.path,
         status="failed" if written is None else "resumed" if work.shards_resumed == plan.shards else "done",
         output=plan.output if written else None,
+        inferred=plan.inferred_output if written and plan.writes_inferred else None,
         error=None if written else str(work.failure),
         input_shape=plan.input_shape,
         output_shape=plan.output_shape,
@@ -192,6 +195,7 @@ def sidecar(work: VolumeWork, output: Output, request: UpscaleRequest) -> Sideca
         warnings=work.warnings,
         acquisition=_acquisition(plan),
         outside_range=output.written.outside,
+        inferred_share=output.written.inferred_share,
     )
 
 
@@ -224,6 +228,11 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
         f" network {spent.network:.1f}, writing {spent.writing:.1f}.",
     ]
     lines += [f"{volume.input.name}: {volume.range_warning}." for volume in report.volumes if volume.range_warning]
+    lines += [
+        f"{volume.inferred.name}: {volume.inferred_share:.0%} of the detail beyond cubic interpolation (by energy)."
+        for volume in report.volumes
+        if volume.inferred is not None and volume.inferred_share is not None
+    ]
     lines += _places(report)
     if report.adapted_model is not None:
         lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")

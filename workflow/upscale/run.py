@@ -25,6 +25,7 @@ from tasks.files.outputs import page_name, sidecar_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.quality import shard_borders
+from tasks.sharding.detail import inferred_detail
 from tasks.sharding.restore import CoarseVolume
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
@@ -72,7 +73,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         Exception: Why a volume failed, if the request is to fail fast.
     """
     if not (request.resume or request.overwrite):
-        require_new(request.outputs)
+        require_new(request.files)
     count = len(request.sources)
     with waiting(console, f"Reading {count} volume{'s' if count > 1 else ''}"):
         planned = plan_volumes(request)
@@ -86,7 +87,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
     with exit_on_sigterm(), only_writer(list(numbers)) as killed:
         if not (request.resume or request.overwrite):
-            require_new(request.outputs)  # again: what this run has waited for may have been written since
+            require_new(request.files)  # again: what this run has waited for may have been written since
         return _recorded(request, planned, numbers, console, killed if request.resume else None)
 
 
@@ -187,7 +188,9 @@ def _address_file(request: UpscaleRequest) -> Path:
 
 
 def _options(request: UpscaleRequest) -> dict[str, str]:
-    return {name: str(getattr(request, name)) for name in ("scale", "spacing", "slice_axis", "dtype", "correct")}
+    return {
+        name: str(getattr(request, name)) for name in ("scale", "spacing", "slice_axis", "dtype", "correct", "inferred")
+    }
 
 
 def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence[VolumeWork]) -> None:
@@ -217,11 +220,16 @@ def _record_output(recorder: Recorder, request: UpscaleRequest, number: int, wor
     _page(plan).unlink(missing_ok=True)  # of an earlier output
     contract = volume_contract(plan.target, stored_name(plan.scan.header.dtype, plan.dtype), plan.n_timepoints)
     restored = np.empty(plan.target.shape, np.float32, order="F") if _has_page(plan) else None
-    entry = manifest_entry(plan.output, contract, restored)
-    if entry.sha256 != output.sha256:
-        raise ContractError(f"{plan.output.name} violates its contract: it was changed after it was written.")
+    entries, digests = {plan.output: manifest_entry(plan.output, contract, restored)}, {plan.output: output.sha256}
+    if output.inferred_sha256 is not None:
+        float32 = contract.model_copy(update={"dtype": "float32"})
+        entries[plan.inferred_output] = manifest_entry(plan.inferred_output, float32)
+        digests[plan.inferred_output] = output.inferred_sha256
+    for path, digest in digests.items():
+        if entries[path].sha256 != digest:
+            raise ContractError(f"{path.name} violates its contract: it was changed after it was written.")
     sidecar = plan.output.with_name(sidecar_name(plan.output.name))
-    note_entries(plan.output.parent, {plan.output: entry, sidecar: manifest_entry(sidecar)}, recorder.address.run_id)
+    note_entries(plan.output.parent, entries | {sidecar: manifest_entry(sidecar)}, recorder.address.run_id)
     work.conclude(output)  # before the page, without which the output is still of use
     if restored is None:
         return "no QC page is made of a label map" if plan.labels else "too large for a QC page"
@@ -251,9 +259,12 @@ def _add_page(
     """
     plan, axes, page = work.plan, work.plan.axes, _page(work.plan)
     interpolated = resample(axes.to_file(coarse.voxels), plan.target.shape)
+    masks = [mask for _, mask in plan.padding_in_file(coarse)]
+    inferred, detail = inferred_detail(plan.measured(coarse), axes, voxels, interpolated, masks)
+    inferred /= np.float32(coarse.intensity.high - coarse.intensity.low)
     if coarse.level:
         voxels = voxels - np.float32(coarse.level)
-    for _, mask in plan.padding_in_file(coarse):
+    for mask in masks:
         voxels[mask] = interpolated[mask]
     source = normalise(coarse.voxels, coarse.intensity)
     # In place: each is as large as the output. Where nothing is interpolated it may be the input itself.
@@ -264,6 +275,7 @@ def _add_page(
     if plan.recipe is not None:
         consistency = -axes.to_file(residual(axes.to_network(restored), source, plan.recipe))
     low, high, written = coarse.intensity.low, coarse.intensity.high, work.written or Written()
+    share = detail.inferred_share if written.inferred_share is None else written.inferred_share
     case = QualityCase(
         title=f"volume {number}, SHA-256 {work.inspected.digests[0][:12]}…",
         input_grid=plan.scan.grid,
@@ -273,7 +285,9 @@ def _add_page(
         strides=axes.file_shape(plan.network.cost.field.strides),
         borders=shard_borders(plan.shard_plan, axes),
         consistency=consistency,
-        facts=_facts(request, plan, written, recorder.address.run_id),
+        inferred=inferred,
+        facts=_facts(request, plan, written, recorder.address.run_id)
+        | {"inferred detail": f"{share:.1%} of that beyond cubic interpolation, by energy"},
         warnings=[warning for warning in work.warnings if warning != written.range_warning],
         unit=Intensity(low + coarse.level, high + coarse.level),
         noise=written.noise,
@@ -301,6 +315,7 @@ def _facts(request: UpscaleRequest, plan: VolumePlan, written: Written, run_id: 
     chosen = {"as": request.kind, "acquisition": request.profile, "dtype": request.dtype}
     options += [f"--{name} {value}" for name, value in chosen.items() if value]
     options += [] if request.correct else ["--no-correct"]
+    options += ["--inferred"] if request.inferred else []
     shards, resources = plan.shard_plan, request.resources
     return {
         "command": " ".join(["voxlift upscale VOLUME", *options]),
@@ -340,6 +355,8 @@ def _record_report(recorder: Recorder, report: UpscaleReport) -> None:
     for number, volume in enumerate(report.volumes):
         if volume.consistency is not None:
             recorder.metrics({"volumes/consistency": volume.consistency, "volumes/seconds": volume.seconds}, number)
+        if volume.inferred_share is not None:
+            recorder.metrics({"volumes/inferred_share": volume.inferred_share}, number)
     recorder.describe(_description(report))
 
 

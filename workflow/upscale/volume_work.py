@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
 from threading import Condition
@@ -29,12 +29,13 @@ from tasks.artifacts.manifest import file_digest
 from tasks.files.atomic import replacing, sweep
 from tasks.imaging.consistency import Correction
 from tasks.sharding.assemble import Assembly, Consistency
+from tasks.sharding.detail import Detail, split_detail
 from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, RestoredCore, require_finite
 from tasks.sharding.store import ShardStore
 from tasks.volume.inspection import InspectedVolume
 from tasks.volume.intensity import Intensity
-from tasks.volume.nifti import write_slabs
+from tasks.volume.nifti import SlabWriter, slab_writer, write_slabs
 from workflow.cluster import fetch, share
 from workflow.restore.restoration import Tally
 from workflow.upscale.plan import VolumePlan
@@ -71,6 +72,8 @@ class Written:
         consistency_before: The same before the correction.
         noise: Standard deviation of the input's noise that the correction used; None where nothing was corrected.
         outside: Share of the voxels that are outside the input's range by more than `LEEWAY` of it.
+        inferred_share: Energy of the inferred detail over that of all detail beyond cubic interpolation, from 0 to 1
+            (`tasks/sharding/detail.py`); None unless the inferred detail was written.
     """
 
     sha256: str | None = None
@@ -78,6 +81,7 @@ class Written:
     consistency_before: float | None = None
     noise: float | None = None
     outside: float | None = None
+    inferred_share: float | None = None
 
     @property
     def range_warning(self) -> str:
@@ -99,12 +103,14 @@ class Output:
         sha256: Of the file, from its writer.
         intensities: Of each time point, those that are 0 and 1 to the network.
         first: The first time point of the input, as the workers had it.
+        inferred_sha256: Of the file of the inferred detail, from its writer; None where it was not asked for.
     """
 
     written: Written
     sha256: str
     intensities: tuple[Intensity, ...]
     first: CoarseVolume
+    inferred_sha256: str | None = None
 
 
 def release(error: BaseException | None) -> None:
@@ -272,16 +278,36 @@ class VolumeWork:
         """
         plan, found = self.plan, self.inspected.extent
         sweep(plan.output)
-        writer = _Writer(plan, self._arrivals, self._assembly, self.writing)
-        extent = (found.lowest, found.highest)
-        sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, plan.n_timepoints)
+        with self._inferred_file() as inferred:
+            writer = _Writer(plan, self._arrivals, self._assembly, self.writing, inferred)
+            extent, count = (found.lowest, found.highest), plan.n_timepoints
+            sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, count)
         output = writer.output(sha256)
         self.written, self.seconds = output.written, time.perf_counter() - self._began
         return output
 
+    @contextmanager
+    def _inferred_file(self) -> Iterator[SlabWriter | None]:
+        """Open the file of the inferred detail, if it is asked for; remove that of an earlier output otherwise."""
+        plan = self.plan
+        sweep(plan.inferred_output)
+        if not plan.writes_inferred:
+            plan.inferred_output.unlink(missing_ok=True)
+            yield None
+            return
+        # Without what the header says of the scan's values: its window of display would hide a difference.
+        bare = replace(plan.scan, header=replace(plan.scan.header, native=None))
+        with slab_writer(plan.inferred_output, plan.target, bare, "float32", None, plan.n_timepoints) as inferred:
+            yield inferred
+
     def conclude(self, output: Output) -> None:
         """Record that output and sidecar are done, and remove the cores."""
-        content = {"output": output.sha256, "asked": self._options, "written": asdict(output.written)}
+        content = {
+            "output": output.sha256,
+            "inferred": output.inferred_sha256,
+            "asked": self._options,
+            "written": asdict(output.written),
+        }
         with replacing(self._record) as partial:
             partial.write_text(json.dumps(content))
         self.remove_cores()
@@ -298,6 +324,9 @@ class VolumeWork:
         try:
             content = json.loads(self._record.read_text())
             same = content["asked"] == self._options and content["output"] == file_digest(output)
+            if same and self.plan.writes_inferred:
+                path = self.plan.inferred_output
+                same = path.is_file() and content["inferred"] == file_digest(path)
             return TypeAdapter(Written).validate_python(content["written"]) if same else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -321,11 +350,13 @@ class _Writer:
     arrivals: Arrivals
     assembly: Callable[[int], Assembly]
     clock: Clock
+    inferred: SlabWriter | None
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     checks: list[Consistency] = field(default_factory=list)
     intensities: list[Intensity] = field(default_factory=list)
     firsts: list[CoarseVolume] = field(default_factory=list)
     outside: int = 0
+    detail: Detail = field(default_factory=Detail)
 
     def slabs(self) -> Iterator[NDArray[np.float32]]:
         for number in range(self.plan.n_timepoints):
@@ -337,6 +368,7 @@ class _Writer:
                 self.firsts.append(coarse)
             correction = self._solve(number, assembly, coarse) if self.plan.corrects else None
             padding = self.plan.padding_in_file(coarse)
+            measured = coarse if self.inferred is None else self.plan.measured(coarse)
             for slab in assembly.slabs(partial(self.arrivals.wait, number)):
                 with self.clock.running():
                     stop = start + slab.shape[2]
@@ -344,8 +376,14 @@ class _Writer:
                         np.add(slab, assembly.correction_planes(correction, start, stop), out=slab)
                     self._finish(slab, coarse)
                     require_finite(slab)  # before the padding, which may itself be NaN
-                    for value, mask in padding:
-                        slab[mask[:, :, start:stop]] = value
+                    inside = [(value, mask[:, :, start:stop]) for value, mask in padding]
+                    if self.inferred is not None:
+                        masks = [mask for _, mask in inside]
+                        inferred, detail = split_detail(measured, self.plan.axes, slab, start, masks)
+                        self.inferred.write(inferred)
+                        self.detail += detail
+                    for value, mask in inside:
+                        slab[mask] = value
                     start = stop
                     self.digest.update(slab.T.data)
                     yield slab
@@ -353,12 +391,9 @@ class _Writer:
                 self._solve(number, assembly, coarse)
 
     def _finish(self, slab: NDArray[np.float32], coarse: CoarseVolume) -> None:
-        """Add the level to a slab, clip it at 0 where no voxel of the input is negative, and count what is outside."""
+        """Turn a slab into voxels of the file, in place, and count what is outside the input's range."""
         low, high = coarse.limits
-        if coarse.level:
-            slab += np.float32(coarse.level)
-        if low >= 0:
-            np.maximum(slab, 0, out=slab)
+        coarse.finish(slab)
         leeway = LEEWAY * (high - low)
         if leeway:
             self.outside += int(np.count_nonzero((slab < low - leeway) | (slab > high + leeway)))
@@ -388,5 +423,7 @@ class _Writer:
             consistency_before=before,
             noise=noise if self.plan.corrects else None,
             outside=self.outside / prod(self.plan.output_shape),
+            inferred_share=None if self.inferred is None else self.detail.inferred_share,
         )
-        return Output(written, sha256, tuple(self.intensities), self.firsts[0])
+        digest = None if self.inferred is None else self.inferred.sha256
+        return Output(written, sha256, tuple(self.intensities), self.firsts[0], digest)

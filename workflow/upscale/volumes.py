@@ -99,7 +99,9 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=not request.in_process)
     if work.written is None:
         # The cores of all time points wait on disk as float32 until the output is written.
-        check_destination(output, 4 * plan.n_timepoints * prod(plan.target.shape))
+        size = 4 * plan.n_timepoints * prod(plan.target.shape)
+        for path in (output, plan.inferred_output) if plan.writes_inferred else (output,):
+            check_destination(path, size)
     return work
 
 
@@ -257,6 +259,7 @@ class _Queue:
             pass
         except Exception as error:  # noqa: BLE001 - any error fails this volume alone
             if isinstance(error, ContractError):  # nobody is to take the output for a good one
-                for wrong in (work.plan.output, work.plan.output.with_name(sidecar_name(work.plan.output.name))):
+                path = work.plan.output
+                for wrong in (path, path.with_name(sidecar_name(path.name)), work.plan.inferred_output):
                     wrong.unlink(missing_ok=True)
             work.abandon(error)
