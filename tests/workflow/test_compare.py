@@ -19,6 +19,7 @@ from workflow.cli import app
 from workflow.evaluate.comparison import as_csv, compare, comparison_table, write_comparison
 from workflow.terminal.console import screen
 from workflow.tracking.reading import PICTURES, RunRecord, read_curves, read_runs
+from workflow.tracking.store import opened_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,7 @@ def run(name, psnr=None, **changes):
         "metrics": metrics,
         "tags": {"degradation": "iso2x"},
         "inputs": ("abc",),
+        "artifacts": f"mlflow-artifacts:/1/{name}0123/artifacts",
     }
     return RunRecord(**(known | changes))
 
@@ -210,14 +212,15 @@ def test_nothing_empty_is_drawn(tmp_path):
 
 
 def test_runs_are_found_by_name_or_the_start_of_their_id(recorded):
-    first, second = read_runs("compared")
-    assert read_runs("compared", [second.run_id[:8], first.name]) == [second, first]
-    curve = read_curves([first.run_id], "train/loss")[first.run_id]
-    assert curve == [(1, 1 / 200), (2, 1 / 2 / 200), (3, 1 / 3 / 200)]
-    with pytest.raises(InputError, match="0 runs of the experiment"):
-        read_runs("compared", ["zzz"])
-    with pytest.raises(InputError, match=r"The store has: .*compared"):
-        read_runs("compare")
+    with opened_store("read runs") as client:
+        first, second = read_runs(client, "compared")
+        assert read_runs(client, "compared", [second.run_id[:8], first.name]) == [second, first]
+        curve = read_curves(client, [first.run_id], "train/loss")[first.run_id]
+        assert curve == [(1, 1 / 200), (2, 1 / 2 / 200), (3, 1 / 3 / 200)]
+        with pytest.raises(InputError, match="0 runs of the experiment"):
+            read_runs(client, "compared", ["zzz"])
+        with pytest.raises(InputError, match=r"The store has: .*compared"):
+            read_runs(client, "compare")
 
 
 @pytest.mark.slow
