@@ -108,6 +108,11 @@ with contextlib.suppress(SystemExit):
     assert not loaded_by(code) & HEAVY
 
 
+def test_comparing_runs_loads_nothing_heavy():
+    """Until it opens the store and draws; nothing that reads volumes or models at all."""
+    assert not loaded_by("import workflow.evaluate.comparison") & HEAVY
+
+
 def test_a_command_loads_no_other():
     loaded = modules_after("from workflow.cli import app; app(['train', '--help'], standalone_mode=False)")
     commands = {name for name in loaded if name.startswith("workflow.commands.")}
