@@ -224,7 +224,7 @@ def test_runs_are_found_by_name_or_the_start_of_their_id(recorded):
 
 
 @pytest.mark.slow
-def test_two_hundred_runs_are_compared_in_little_more_than_the_store_takes_to_open(store, tmp_path):
+def test_two_hundred_runs_are_compared_in_twice_the_time_that_the_store_takes_to_open(store, tmp_path):
     """The command, from its start to its last line, on runs with curves and system metrics; the page has plots."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -243,7 +243,7 @@ def test_two_hundred_runs_are_compared_in_little_more_than_the_store_takes_to_op
     open_store = f"from mlflow import MlflowClient; MlflowClient({tracking.tracking_uri()!r}).search_experiments()"
     least, _ = _processor_seconds("-c", open_store)
     taken, done = _processor_seconds("-m", "workflow", *command)
-    assert taken < 2.5 * least
+    assert taken < 2 * least
     found = json.loads(done.stdout)
     assert len(found["rows"]) == 200
     assert len(found["differing"]) == 6
