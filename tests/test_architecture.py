@@ -99,9 +99,10 @@ for asked in ([], *([name] for name in COMMANDS)):
     assert not loaded_by(code) & HEAVY
 
 
-def test_completion_loads_nothing_heavy():
-    code = """import contextlib, os
-os.environ |= {"_VOXLIFT_COMPLETE": "complete_bash", "COMP_WORDS": "voxlift upscale --sp", "COMP_CWORD": "2"}
+@pytest.mark.parametrize("words", ["voxlift upscale --sp", "voxlift train is"])
+def test_completion_loads_nothing_heavy(words):
+    code = f"""import contextlib, os
+os.environ |= {{"_VOXLIFT_COMPLETE": "complete_bash", "COMP_WORDS": "{words}", "COMP_CWORD": "2"}}
 from workflow.cli import app
 with contextlib.suppress(SystemExit):
     app(prog_name="voxlift")"""

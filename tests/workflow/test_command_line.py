@@ -25,6 +25,7 @@ import configs
 from configs.errors import InputError
 from configs.load import preset_names
 from configs.schema import RunConfig
+from models.stages.presets import PRESETS
 from tests.conftest import unused_port
 from workflow.cli import COMMANDS, app, main
 from workflow.commands.options import three_numbers
@@ -121,6 +122,10 @@ def test_words_are_completed(monkeypatch, capsys):
         "voxlift p": ["presets", "promote"],
         "voxlift upscale --sp": ["--spacing"],
         "voxlift upscale --as ": ["image", "labels"],
+        "voxlift train ": preset_names(),
+        "voxlift dry-run iso": ["iso2x", "iso2x-three-stage"],
+        "voxlift train configs/is": [],
+        "voxlift shapes --preset ": [*PRESETS],
     }.items():
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
