@@ -99,13 +99,19 @@ for asked in ([], *([name] for name in COMMANDS)):
     assert not loaded_by(code) & HEAVY
 
 
-def test_completion_loads_nothing_heavy():
-    code = """import contextlib, os
-os.environ |= {"_VOXLIFT_COMPLETE": "complete_bash", "COMP_WORDS": "voxlift upscale --sp", "COMP_CWORD": "2"}
+@pytest.mark.parametrize("words", ["voxlift upscale --sp", "voxlift train is"])
+def test_completion_loads_nothing_heavy(words):
+    code = f"""import contextlib, os
+os.environ |= {{"_VOXLIFT_COMPLETE": "complete_bash", "COMP_WORDS": "{words}", "COMP_CWORD": "2"}}
 from workflow.cli import app
 with contextlib.suppress(SystemExit):
     app(prog_name="voxlift")"""
     assert not loaded_by(code) & HEAVY
+
+
+def test_comparing_runs_loads_nothing_heavy():
+    """Until it opens the store and draws; nothing that reads volumes or models at all."""
+    assert not loaded_by("import workflow.evaluate.comparison") & HEAVY
 
 
 def test_a_command_loads_no_other():

@@ -3,7 +3,10 @@
 import errno
 import json
 import os
+import pty
 import re
+import subprocess
+import sys
 from functools import partial
 from importlib.metadata import version
 from io import StringIO
@@ -22,6 +25,8 @@ import configs
 from configs.errors import InputError
 from configs.load import preset_names
 from configs.schema import RunConfig
+from models.stages.presets import PRESETS
+from tests.conftest import unused_port
 from workflow.cli import COMMANDS, app, main
 from workflow.commands.options import three_numbers
 from workflow.terminal.console import screen
@@ -117,6 +122,10 @@ def test_words_are_completed(monkeypatch, capsys):
         "voxlift p": ["presets", "promote"],
         "voxlift upscale --sp": ["--spacing"],
         "voxlift upscale --as ": ["image", "labels"],
+        "voxlift train ": preset_names(),
+        "voxlift dry-run iso": ["iso2x", "iso2x-three-stage"],
+        "voxlift train configs/is": [],
+        "voxlift shapes --preset ": [*PRESETS],
     }.items():
         monkeypatch.setenv("COMP_WORDS", words)
         monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
@@ -169,6 +178,10 @@ def test_what_is_waited_for_is_named_at_once_and_again_where_there_is_no_termina
         assert re.fullmatch(r"Starting Ray … \d+ s\n", line())
     while not printed.empty():
         printed.get()
+    with waiting(console, "Reading runs", at_once=False):
+        assert re.fullmatch(r"Reading runs … \d+ s\n", line())
+    while not printed.empty():
+        printed.get()
     with progress_bar(console, "Restoring", 7, "loading") as advance:
         assert re.fullmatch(r"Restoring: 0 of 7, loading \d+ s\n", line())
         advance("2 workers")
@@ -178,6 +191,50 @@ def test_what_is_waited_for_is_named_at_once_and_again_where_there_is_no_termina
         assert any(line().startswith("Restoring: 25%, 1 worker") for _ in range(100_000))
         advance("1 worker", 1_000_000, 600_000)
         assert any(line().startswith("Restoring: 60%, 1 worker") for _ in range(100_000))
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(terminal):
+    """What has come to a terminal, b"" when no process has it open any more."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def on_a_terminal(tmp_path):
+    """Run a command whose standard error is a terminal: (what came to that, what came to a pipe if one is wanted)."""
+
+    def run(*arguments, piped, **environment):
+        terminal, device = pty.openpty()
+        with subprocess.Popen(
+            [sys.executable, "-m", "workflow", *arguments],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm"} | environment,
+            stdout=subprocess.PIPE if piped else device,
+            stderr=device,
+        ) as process:
+            os.close(device)
+            shown = b"".join(iter(partial(read, terminal), b""))
+            result = process.stdout.read() if process.stdout else b""
+        os.close(terminal)
+        return shown.decode(), result.decode()
+
+    return run
+
+
+def test_what_a_query_waits_for_is_shown_on_the_terminal_and_not_in_a_pipe(on_a_terminal, tmp_path):
+    nibabel.save(nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(9, 8, 7)), np.eye(4)), tmp_path / "a.nii")
+    shown, result = on_a_terminal("inspect", "a.nii", piped=True)
+    assert "Reading 1 volume …" in shown
+    assert "9x8x7 at" in result
+    assert "Reading" not in result
+    absent = f"http://127.0.0.1:{unused_port()}"
+    shown, _ = on_a_terminal("compare", piped=False, MLFLOW_TRACKING_URI=absent)
+    assert 0 <= shown.find("Reading runs …") < shown.index("voxlift: Cannot read runs in the tracking store")
 
 
 def test_work_that_is_stopped_names_the_command_that_resumes_it(monkeypatch, capsys):

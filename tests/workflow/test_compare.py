@@ -19,6 +19,7 @@ from workflow.cli import app
 from workflow.evaluate.comparison import as_csv, compare, comparison_table, write_comparison
 from workflow.terminal.console import screen
 from workflow.tracking.reading import PICTURES, RunRecord, read_curves, read_runs
+from workflow.tracking.store import opened_store
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,7 @@ def run(name, psnr=None, **changes):
         "metrics": metrics,
         "tags": {"degradation": "iso2x"},
         "inputs": ("abc",),
+        "artifacts": f"mlflow-artifacts:/1/{name}0123/artifacts",
     }
     return RunRecord(**(known | changes))
 
@@ -210,18 +212,19 @@ def test_nothing_empty_is_drawn(tmp_path):
 
 
 def test_runs_are_found_by_name_or_the_start_of_their_id(recorded):
-    first, second = read_runs("compared")
-    assert read_runs("compared", [second.run_id[:8], first.name]) == [second, first]
-    curve = read_curves([first.run_id], "train/loss")[first.run_id]
-    assert curve == [(1, 1 / 200), (2, 1 / 2 / 200), (3, 1 / 3 / 200)]
-    with pytest.raises(InputError, match="0 runs of the experiment"):
-        read_runs("compared", ["zzz"])
-    with pytest.raises(InputError, match=r"The store has: .*compared"):
-        read_runs("compare")
+    with opened_store("read runs") as client:
+        first, second = read_runs(client, "compared")
+        assert read_runs(client, "compared", [second.run_id[:8], first.name]) == [second, first]
+        curve = read_curves(client, [first.run_id], "train/loss")[first.run_id]
+        assert curve == [(1, 1 / 200), (2, 1 / 2 / 200), (3, 1 / 3 / 200)]
+        with pytest.raises(InputError, match="0 runs of the experiment"):
+            read_runs(client, "compared", ["zzz"])
+        with pytest.raises(InputError, match=r"The store has: .*compared"):
+            read_runs(client, "compare")
 
 
 @pytest.mark.slow
-def test_two_hundred_runs_are_compared_in_little_more_than_the_store_takes_to_open(store, tmp_path):
+def test_two_hundred_runs_are_compared_in_twice_the_time_that_the_store_takes_to_open(store, tmp_path):
     """The command, from its start to its last line, on runs with curves and system metrics; the page has plots."""
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -240,7 +243,7 @@ def test_two_hundred_runs_are_compared_in_little_more_than_the_store_takes_to_op
     open_store = f"from mlflow import MlflowClient; MlflowClient({tracking.tracking_uri()!r}).search_experiments()"
     least, _ = _processor_seconds("-c", open_store)
     taken, done = _processor_seconds("-m", "workflow", *command)
-    assert taken < 2.5 * least
+    assert taken < 2 * least
     found = json.loads(done.stdout)
     assert len(found["rows"]) == 200
     assert len(found["differing"]) == 6

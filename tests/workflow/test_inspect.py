@@ -10,6 +10,12 @@ from tests.tasks.damaged import CATALOGUE, good
 from tests.tasks.images import affine, packaged_volumes, ramp, save
 
 
+@pytest.fixture(autouse=True)
+def messages_alone(monkeypatch):
+    """Standard error holds messages alone, however long the machine takes to read."""
+    monkeypatch.setattr("workflow.terminal.progress.LINE_SECONDS", 3600)
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_what_cannot_be_used_is_refused_in_one_message(name, voxlift, tmp_path):
     make, part = CATALOGUE[name]

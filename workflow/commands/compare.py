@@ -26,8 +26,11 @@ def compare(
 ) -> None:
     """Show what differs between runs, their scores next to the baselines, time and size."""
     with screen(as_json) as opened:
-        from workflow.evaluate.comparison import compare_runs, comparison_table
+        from workflow.terminal.progress import waiting
 
-        found, files = compare_runs(experiment, runs.split(",") if runs else (), sort, out, every=all_runs)
+        with waiting(opened.aside, "Reading runs", at_once=False):
+            from workflow.evaluate.comparison import compare_runs, comparison_table
+
+            found, files = compare_runs(experiment, runs.split(",") if runs else (), sort, out, every=all_runs)
         table = comparison_table(found, opened.console.width if all_columns else None)
         opened.show({**asdict(found), "files": files}, *table, *map(str, files))

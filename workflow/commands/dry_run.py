@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.options import Overrides, Spacing, three_numbers
+from workflow.commands.options import Config, Overrides, Spacing, three_numbers
 from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def dry_run(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a preset.")],
+    config: Config,
     more: Annotated[
         list[str] | None, typer.Argument(metavar="[VOLUME]...", help="More volumes, as after --input.")
     ] = None,

@@ -19,9 +19,13 @@ def inspect(
 ) -> None:
     """Check volumes to their last byte and show their geometry as understood."""
     with screen(as_json) as opened:
-        from workflow.inspection import inspect_volumes, inspection_tables
+        from workflow.terminal.progress import waiting
 
         wanted = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
-        inspected = inspect_volumes(expand_inputs(volumes), *wanted)
+        paths = expand_inputs(volumes)
+        with waiting(opened.aside, f"Reading {len(paths)} volume{'s' if len(paths) > 1 else ''}", at_once=False):
+            from workflow.inspection import inspect_volumes, inspection_tables
+
+            inspected = inspect_volumes(paths, *wanted)
         opened.show({"volumes": [one.record for one in inspected]}, *inspection_tables(inspected))
     exit_on_failures((one.error for one in inspected if one.error), 2)

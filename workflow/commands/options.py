@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     from configs.schema import Resources
 
 Three = tuple[float, float, float]
+
+
+def complete_presets(incomplete: str) -> list[tuple[str, str]]:
+    """Complete the name of a preset, with its description; where none begins like that, a shell completes files."""
+    from configs.load import preset_descriptions  # its models take time to build, which `--help` need not wait for
+
+    return [(name, text) for name, text in preset_descriptions().items() if name.startswith(incomplete)]
+
+
+Config = Annotated[
+    str,
+    typer.Argument(metavar="CONFIG", help="A YAML file or the name of a preset.", autocompletion=complete_presets),
+]
 Volumes = Annotated[list[str], typer.Argument(help="Files, folders, globs, or .txt, .csv and .tsv lists of paths.")]
 AsImages = Annotated[
     Literal["image"] | None, typer.Option("--as", help="Take all volumes for images, label maps too; else refused.")

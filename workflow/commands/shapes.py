@@ -20,8 +20,15 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 
 
+def complete_routes(incomplete: str) -> list[str]:
+    """Complete the name of a known route."""
+    return [name for name in PRESETS if name.startswith(incomplete)]
+
+
 def shapes(
-    preset: Annotated[str | None, typer.Option(help=f"A known route: {', '.join(PRESETS)}.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help=f"A known route: {', '.join(PRESETS)}.", autocompletion=complete_routes)
+    ] = None,
     latent: Annotated[
         str | None, typer.Option(help="Shape of the latent: batch,depth,height,width,channels, such as 2,2,7,7,64.")
     ] = None,

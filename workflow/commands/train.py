@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from workflow.commands.options import Overrides, Overwrite, require_one_of
+from workflow.commands.options import Config, Overrides, Overwrite, require_one_of
 from workflow.terminal.console import JsonOption, screen
 
 
 def train(
-    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a preset.")],
+    config: Config,
     out: Annotated[Path | None, typer.Option(help="Folder for the run; runs/CONFIG by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint in the folder.")] = False,
     replicas: Annotated[int | None, typer.Option(min=1, help="Same as --set training.replicas=N.")] = None,

@@ -19,6 +19,7 @@ from configs.errors import InputError
 from tasks.files.atomic import replacing
 from workflow.pages.rendering import new_figure, png, render_page
 from workflow.tracking.reading import RunRecord, read_curves, read_pictures, read_runs
+from workflow.tracking.store import opened_store
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -183,23 +184,26 @@ def compare_runs(
         folder: For the files.
         every: Whether all runs includes those that failed or were killed, and parents of other runs.
     """
-    records = read_runs(experiment, runs)
-    kept = records if every or runs else _worth_comparing(records)
-    if records and not kept:
-        raise InputError(
-            f"Cannot compare: none of the {len(records)} runs of {experiment} has finished.",
-            "Show them with --all-runs.",
-        )
-    found = compare(kept, sort)
-    if left := len(records) - len(kept):
-        remark = (
-            f"left out: {left} of {len(records)} runs (failed, killed, or parents of others); --all-runs shows them"
-        )
-        found = replace(found, remarks=(*found.remarks, remark))
-    if folder is None:
-        return found, []
-    best = [row.run_id for row in found.rows]
-    curves, pictures = read_curves(best[:MAX_CURVES], CURVE), read_pictures(best[:MAX_PICTURES])
+    with opened_store("read runs") as client:
+        records = read_runs(client, experiment, runs)
+        kept = records if every or runs else _worth_comparing(records)
+        if records and not kept:
+            raise InputError(
+                f"Cannot compare: none of the {len(records)} runs of {experiment} has finished.",
+                "Show them with --all-runs.",
+            )
+        found = compare(kept, sort)
+        if left := len(records) - len(kept):
+            remark = (
+                f"left out: {left} of {len(records)} runs (failed, killed, or parents of others); --all-runs shows them"
+            )
+            found = replace(found, remarks=(*found.remarks, remark))
+        if folder is None:
+            return found, []
+        with_curve = [row.run_id for row in found.rows[:MAX_CURVES] if CURVE in row.metrics]
+        by_id = {record.run_id: record for record in kept}
+        curves = read_curves(client, with_curve, CURVE)
+        pictures = read_pictures(client, [by_id[row.run_id] for row in found.rows[:MAX_PICTURES]])
     return found, write_comparison(folder, found, curves, pictures)
 
 

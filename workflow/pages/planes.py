@@ -7,7 +7,7 @@ import numpy as np
 
 from tasks.files.atomic import replacing
 from tasks.volume.scan import Voxels
-from workflow.pages.rendering import new_figure, png
+from workflow.pages.rendering import new_figure
 
 ERROR_RANGE = 0.25  # normalised difference that is drawn brightest
 
@@ -36,4 +36,4 @@ def write_planes(path: Path, volumes: Mapping[str, Voxels], truth: Voxels, place
             if axis == 0:
                 axes.set_title(title, fontsize=9)
     with replacing(path) as partial:
-        partial.write_bytes(png(figure, bbox_inches="tight"))
+        figure.savefig(partial, format="png", bbox_inches="tight")

@@ -21,11 +21,13 @@ class Screen:
 
     Args:
         console: Receives tables, progress and messages; standard error with `--json`.
+        aside: Receives what is no part of the result: standard error where standard output is no terminal.
         json_stream: Receives the JSON object, or None when a person reads.
     """
 
-    def __init__(self, console: "Console", json_stream: TextIO | None) -> None:
+    def __init__(self, console: "Console", aside: "Console", json_stream: TextIO | None) -> None:
         self.console = console
+        self.aside = aside
         self._json_stream = json_stream
 
     def show(self, result: object, *renderables: "RenderableType") -> None:
@@ -71,14 +73,16 @@ def screen(as_json: bool) -> Iterator[Screen]:  # noqa: FBT001 - one switch, nam
     from rich.console import Console  # noqa: PLC0415 - not for --help
 
     if not as_json:
-        yield Screen(Console(), None)
+        console = Console()
+        yield Screen(console, console if console.is_terminal else Console(stderr=True), None)
         return
     sys.stdout.flush()
     reserved = os.dup(1)
     os.dup2(2, 1)
     try:
         with os.fdopen(os.dup(reserved), "w") as stream:
-            opened = Screen(Console(stderr=True), stream)
+            console = Console(stderr=True)
+            opened = Screen(console, console, stream)
             try:
                 yield opened
             except Exception as error:

@@ -32,12 +32,13 @@ class Advance(Protocol):
 
 
 @contextmanager
-def waiting(console: Console, doing: str) -> Iterator[None]:
+def waiting(console: Console, doing: str, *, at_once: bool = True) -> Iterator[None]:
     """Show what is waited for while the block runs: at once, and every few seconds where there is no terminal.
 
     Args:
         console: Receives it.
         doing: A clause, such as "Starting Ray".
+        at_once: Whether the first line comes at once where there is no terminal; it always does on a terminal.
     """
     if console.quiet:
         yield
@@ -46,7 +47,8 @@ def waiting(console: Console, doing: str) -> Iterator[None]:
         with console.status(f"{doing} …"):
             yield
         return
-    console.print(f"{doing} …", markup=False, soft_wrap=True)
+    if at_once:
+        console.print(f"{doing} …", markup=False, soft_wrap=True)
     with _lines(console, lambda: f"{doing} …"):
         yield
 

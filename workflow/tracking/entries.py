@@ -15,14 +15,13 @@ from workflow.tracking import mlflow_api
 from workflow.tracking.inputs import InputVolume, dataset_input
 from workflow.tracking.models import log_model, logged_with, model_entries
 from workflow.tracking.registry import Version, register_model
-from workflow.tracking.store import RunAddress, experiment_id, store_client
+from workflow.tracking.store import PARENT_TAG, RunAddress, experiment_id, store_client
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 INPUT_TRIES = 3
 CONTRACTS_TAG = "voxlift.contracts"
-PARENT_TAG = "mlflow.parentRunId"
 PROCESS_TAG = "voxlift.process"
 # By which a store says that the entry is wrong, not that it cannot write now.
 REFUSALS = {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import InputError
-from workflow.tracking.entries import PARENT_TAG
-from workflow.tracking.store import opened_store
+from workflow.tracking import mlflow_api
+from workflow.tracking.store import PARENT_TAG
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +33,7 @@ class RunRecord:
         metrics: The last value of each, without system metrics.
         tags: By name, without MLflow's own.
         inputs: Digests of its input volumes.
+        artifacts: URI of the folder of its artifacts.
     """
 
     run_id: str
@@ -45,50 +46,51 @@ class RunRecord:
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
     inputs: tuple[str, ...]
+    artifacts: str
 
 
-def read_runs(experiment: str | None = None, run_ids: Sequence[str] = ()) -> list[RunRecord]:
+def read_runs(client: "MlflowClient", experiment: str | None = None, run_ids: Sequence[str] = ()) -> list[RunRecord]:
     """Read runs, the newest first.
 
     Args:
+        client: Of the store.
         experiment: All runs of this experiment.
         run_ids: Or these runs, in this order; within the experiment a name or the start of an id suffices.
 
     Raises:
-        InputError: The store cannot be used, or there is no such experiment or run.
+        InputError: There is no such experiment or run.
     """
-    with opened_store("read runs") as client:
-        if experiment is None:
-            return [_record(client.get_run(run_id)) for run_id in run_ids]
-        found = client.get_experiment_by_name(experiment)
-        if found is None:
-            known = ", ".join(sorted(entry.name for entry in client.search_experiments())) or "none"
-            raise InputError(f"Cannot read the experiment {experiment}: there is none.", f"The store has: {known}.")
-        records = _all_runs(client, found.experiment_id)
+    if experiment is None:
+        return [_record(client.get_run(run_id)) for run_id in run_ids]
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        known = ", ".join(sorted(entry.name for entry in client.search_experiments())) or "none"
+        raise InputError(f"Cannot read the experiment {experiment}: there is none.", f"The store has: {known}.")
+    records = _all_runs(client, found.experiment_id)
     if not run_ids:
         return records
     return [_named(records, run_id, experiment) for run_id in run_ids]
 
 
-def read_curves(run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
+def read_curves(client: "MlflowClient", run_ids: Sequence[str], metric: str) -> dict[str, list[tuple[int, float]]]:
     """Read the values of a metric by step, for each run that has it."""
-    with opened_store("read metrics") as client:
-        curves = {
-            run_id: [(entry.step, entry.value) for entry in client.get_metric_history(run_id, metric)]
-            for run_id in run_ids
-        }
+    curves = {
+        run_id: [(entry.step, entry.value) for entry in client.get_metric_history(run_id, metric)] for run_id in run_ids
+    }
     return {run_id: sorted(curve) for run_id, curve in curves.items() if curve}
 
 
-def read_pictures(run_ids: Sequence[str]) -> dict[str, bytes]:
+def read_pictures(client: "MlflowClient", runs: Sequence[RunRecord]) -> dict[str, bytes]:
     """Read the first picture that a run has recorded, as PNG, for each run that has one."""
     pictures = {}
-    with opened_store("read pictures") as client, tempfile.TemporaryDirectory() as scratch:
-        for run_id in run_ids:
-            entries = client.list_artifacts(run_id, PICTURES)
+    with tempfile.TemporaryDirectory() as scratch:
+        for run in runs:
+            # The client's own functions would ask three times for the run to find the folder.
+            folder = mlflow_api.get_artifact_repository(run.artifacts, client.tracking_uri)
+            entries = folder.list_artifacts(PICTURES)
             path = next((entry.path for entry in entries if entry.path.endswith(".png")), None)
             if path is not None:
-                pictures[run_id] = Path(client.download_artifacts(run_id, path, scratch)).read_bytes()
+                pictures[run.run_id] = Path(folder.download_artifacts(path, scratch)).read_bytes()
     return pictures
 
 
@@ -126,4 +128,5 @@ def _record(run: "Run") -> RunRecord:
         metrics={key: value for key, value in data.metrics.items() if not key.startswith("system/")},
         tags={key: value for key, value in data.tags.items() if not key.startswith("mlflow.")},
         inputs=tuple(sorted(entry.dataset.digest for entry in inputs)),
+        artifacts=info.artifact_uri,
     )

@@ -23,7 +23,6 @@ from tasks.files.lock import Process
 from tasks.volume.nifti import anonymous_copy
 from workflow.tracking import mlflow_api
 from workflow.tracking.entries import (
-    PARENT_TAG,
     PROCESS_TAG,
     Address,
     Artifact,
@@ -41,7 +40,7 @@ from workflow.tracking.entries import (
 from workflow.tracking.inputs import InputVolume
 from workflow.tracking.pending import Header, PendingRecord
 from workflow.tracking.sender import Sender
-from workflow.tracking.store import RunAddress, StoreError, experiment_id, opened_store, tracking_uri
+from workflow.tracking.store import PARENT_TAG, RunAddress, StoreError, experiment_id, opened_store, tracking_uri
 from workflow.tracking.upload import upload_left
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 # MLflow's pages show runs, models and charts of such an experiment, and ask nobody for its kind.
 MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+PARENT_TAG = "mlflow.parentRunId"
 ANSWER_SECONDS = 10.0
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 

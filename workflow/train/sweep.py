@@ -25,7 +25,7 @@ from workflow.tracking import Recorder, RunAddress, recorded_run, register_model
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, without_paths
 from workflow.tracking.reading import read_curves, read_runs
 from workflow.tracking.registry import model_of_run
-from workflow.tracking.store import StoreError
+from workflow.tracking.store import StoreError, opened_store
 from workflow.tracking.upload import WaitingRecord, upload_below
 from workflow.train.data import ranking_parts
 from workflow.train.run import ADDRESS, SCORE, TrainReport, only_writer, resumable_run, run_train
@@ -258,10 +258,11 @@ def _compared(
     recorder.metrics({"sweep/finished": len(done), "sweep/failed": len(children) - len(done)})
     if not done:
         return None, ()
-    runs = read_runs(run_ids=done)
+    with opened_store("read runs") as client:
+        runs, curves = read_runs(client, run_ids=done), read_curves(client, done, CURVE)
     # Without a score are trainings that an earlier version has finished.
     comparison = compare(runs, SCORE if any(SCORE in run.metrics for run in runs) else None)
-    files = write_comparison(folder, comparison, read_curves(done, CURVE))
+    files = write_comparison(folder, comparison, curves)
     with recorder.together():
         for file in files:
             recorder.artifact(file, "comparison")
@@ -328,7 +329,8 @@ def _parent(folder: Path, trials: Sequence[Trial]) -> str | None:
 def _finished(folder: Path, trials: Sequence[Trial]) -> set[Trial]:
     """Find the trainings whose run has finished."""
     known = {trial: run_id for trial in trials if (run_id := _run_id(folder, trial))}
-    runs = read_runs(run_ids=list(known.values()))
+    with opened_store("read runs") as client:
+        runs = read_runs(client, run_ids=list(known.values()))
     return {trial for trial, run in zip(known, runs, strict=True) if run.status == "FINISHED"}
 
 
