@@ -1,8 +1,10 @@
-"""Processes that a test has started: wait for something, see whether one lives, end one with all below it."""
+"""Processes of a test: wait for something, see whether one lives, end one with all below it, limit its own files."""
 
+import resource
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -17,6 +19,17 @@ def until(condition: Callable[[], object], process: Popen | None = None, seconds
         assert time.monotonic() < deadline, f"not within {seconds:g} s"
         assert process is None or process.poll() is None, "ended too early"
         time.sleep(0.01)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond some bytes, as on a disk without room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def alive(process: psutil.Process) -> bool:

@@ -40,6 +40,7 @@ NOT_RUN = {
     ("cluster.md", "sbatch"): f"{NO_HOST}; tests/workflow/test_slurm_script.py runs the script with stand-ins",
     ("cluster.md", "podman build"): "builds an image, for which a test has no engine",
     ("cluster.md", "podman save"): "hands that image on",
+    ("cluster.md", "docker save"): f"{NO_HOST}; tests/workflow/test_cluster_files.py builds the launcher's commands",
     ("reliability.md", "python -m tests.chaos"): "half an hour; tests/chaos runs it in small",
 }
 

@@ -23,6 +23,9 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     Args:
         path: The file.
         durable: Wait until it is on the disk. Files that carry a checksum need not.
+
+    Raises:
+        OSError: With the name of `path`, where the system names no other file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = f".{secrets.token_urlsafe(6)}.partial.{path.name}"
@@ -38,6 +41,10 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         if durable:
             with suppress(OSError):  # some file systems synchronise no folder
                 _synchronise(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in {None, str(partial)}:
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 from configs.errors import InputError, RunError
 from tasks.files.atomic import replacing, sweep, sweep_folders
 from tasks.files.lock import locked
+from tests.processes import full_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,11 +172,15 @@ def test_a_folder_that_cannot_hold_a_lock_is_refused(tmp_path):
 
 
 def test_a_full_disk_leaves_no_lock_without_a_holder(tmp_path):
-    path, limits = tmp_path / "runs" / "lock", resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
-    try:
-        with pytest.raises(InputError, match="Cannot write it: File too large"), locked(path, "it"):
-            pass
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    path = tmp_path / "runs" / "lock"
+    with full_disk(0), pytest.raises(InputError, match="Cannot write it: File too large"), locked(path, "it"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_does_not_fit_is_named_and_leaves_nothing(tmp_path):
+    path = tmp_path / "page.html"
+    with full_disk(10), pytest.raises(OSError, match="File too large") as failed, replacing(path) as partial:
+        partial.write_text("more than ten bytes")
+    assert failed.value.filename == str(path)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 """The files under configs/cluster/, checked as far as that goes without the systems that read them."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -13,6 +14,7 @@ from zipfile import ZipFile
 import pytest
 import typer
 import yaml
+from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.modules.dashboard_sdk import parse_runtime_env_args
@@ -66,7 +68,34 @@ def test_the_cluster_file_is_one_that_ray_takes():
     )
     assert ray_start(head)["dashboard_host"] == "127.0.0.1"
     assert ray_start(worker)["address"] == f"192.0.2.1:{ray_start(head)['port']}"
-    assert all("RAY_AUTH_MODE=token" in command for command in (head, worker))
+
+
+def test_the_cluster_file_starts_ray_in_the_image(tmp_path):
+    """As Ray's launcher builds its commands; docker itself is not asked."""
+    config, project = prepare_config(read("ray-cluster.yaml")), tomllib.loads((ROOT / "pyproject.toml").read_text())
+    docker = config["docker"]
+    assert docker["image"] == f"voxlift:{project['project']['version']}"
+    assert all(docker["image"] in command for command in config["initialization_commands"])
+    home = dict(re.findall(r"(\w+)=(\S+)", next(rest for name, rest in instructions() if name == "ENV")))["HOME"]
+    options = docker["run_options"], config["cluster_name"], home
+    command = docker_start_cmds("voxlift", docker["image"], config["file_mounts"], "voxlift", *options, "docker")
+    # With `docker` as a program that shows what it receives.
+    (tmp_path / "docker").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"")
+    (tmp_path / "docker").chmod(0o755)
+    for example in re.findall(r"'RAY_ADDRESS=(\S+) (voxlift .*)'", (FILES / "ray-cluster.yaml").read_text()):
+        assert example[0] == f"{config['provider']['head_ip']}:6379"
+        assert voxlift(example[1]).info_name == "upscale"
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    run = subprocess.run(["bash", "-c", command], env={"PATH": path}, capture_output=True, text=True, check=True)
+    received = run.stdout.splitlines()
+    assert received[-2:] == [docker["image"], "bash"]
+    user = f"--user={os.getuid()}:{os.getgid()}"
+    assert {"--entrypoint=", user, "--volume=/shared:/shared", "--env=RAY_AUTH_MODE=token"} <= set(received)
+    assert any(one.endswith(f":{home}/.ray/auth_token") for one in received)
+    # The image has what the launcher calls in it, and a login shell finds Ray.
+    last = [rest for name, rest in instructions() if name == "RUN"][-1]
+    assert {"openssh-client", "rsync"} <= set(last.split())
+    assert "> /etc/profile.d/voxlift.sh" in last
 
 
 def instructions():

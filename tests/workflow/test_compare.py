@@ -79,6 +79,8 @@ def test_runs_that_are_not_comparable_are_reported():
     for part in ("iso2x, thick4x", "different volumes", "1 of 2 runs did not finish"):
         assert part in text
     assert compare([run("a", 31.0), run("b", 32.0)]).remarks == ()
+    (remark,) = compare([run("a", 31.0), run("b", metrics={"psnr/restored": 32.0, "failed": 1.0})]).remarks
+    assert remark == "volumes failed in 1 of 2 runs: their scores are means over the others"
 
 
 def test_a_metric_that_no_run_has_is_refused():

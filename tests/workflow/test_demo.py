@@ -18,6 +18,7 @@ from scipy.ndimage import gaussian_filter
 from tests.browser import chromium, console_errors
 from tests.conftest import unused_port
 from tests.workflow.conftest import serving
+from workflow.pages.index import read_summary
 from workflow.tracking.verification import verify
 
 ROOT = Path(__file__).parents[2]
@@ -187,6 +188,13 @@ def test_the_run_records_how_it_was_made(demo):
 def test_the_picture_is_there(demo):
     _, report = demo
     assert Path(report["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_output_passes_the_check_of_its_own_page(demo):
+    _, report = demo
+    summary = read_summary(Path(report["quality_page"]))
+    assert summary is not None
+    assert (summary.verdict, summary.warnings) == ("pass", 0), summary
 
 
 @pytest.mark.slow

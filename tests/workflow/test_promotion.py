@@ -101,6 +101,11 @@ def test_the_alias_moves_only_to_what_is_better(store, tmp_path, references):
     for few in (references[:2], [references[0]] * 3):
         with pytest.raises(InputError, match=r"3 different references are needed, received .* with --min-references"):
             promote(few)
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(references[0].read_bytes()[:-500])
+    with pytest.raises(InputError, match="Cannot read cut"):  # however many others there are
+        promote([cut, *references])
+    assert aliased_version("heads", "challenger").version == "2"
     done = promote(references[:1], min_references=1)
     (found,) = done.scores
     assert not done.promoted

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import nibabel
@@ -30,7 +29,7 @@ from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.manifest import manifest_entry
 from tests.conftest import unused_port
 from tests.networks import small_restorer
-from tests.processes import until
+from tests.processes import full_disk, until
 from tests.tasks.small_training import SMALL
 from tests.workflow.conftest import MLFLOW, answers
 from workflow.tracking import RunAddress, sender, store
@@ -226,17 +225,6 @@ def test_the_record_of_a_run_that_goes_on_is_left_alone(outage, voxlift):
         assert f"process {os.getpid()} on" in err
         outage.come_back()
     outage.require_whole(recorder.address.run_id, range(4))
-
-
-@contextmanager
-def full_disk(size):
-    """No file can grow beyond some bytes, as on a disk without room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("room", [20_000, 0], ids=["for the record", "for nothing"])

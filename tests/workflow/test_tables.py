@@ -33,7 +33,8 @@ def evaluated(_):
         warnings=(),
         reference=Path(NAME),
     )
-    return evaluation.summary(evaluation.evaluation_of([one, one], named_degradation("iso2x")))
+    failed = evaluation.FailedVolume(reference=Path(f"failed-{NAME}"), error="why", cause="run")
+    return evaluation.summary(evaluation.evaluation_of([one, failed, one], named_degradation("iso2x")))
 
 
 def promoted(_):

@@ -19,11 +19,13 @@ from tasks.files.lock import locked
 from tasks.volume.grid import Grid
 from tasks.volume.nifti import write_slabs, write_volume
 from tests.networks import small_restorer
+from tests.processes import full_disk
 from tests.tasks.damaged import CATALOGUE
 from tests.tasks.images import fifteen_storages
 from tests.workflow.light_restorer import LightRestorer
 from voxlift import Restorer
 from workflow.cli import app, main
+from workflow.pages.quality import write_quality_page
 from workflow.tracking.verification import verify
 from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.volume_work import VolumeWork
@@ -353,3 +355,42 @@ def test_a_source_that_goes_bad_after_it_was_checked_fails_alone(place, model, m
     assert "other.nii: no QC page: Cannot read other.nii" in " ".join(printed.err.split())
     assert verify(str(place / "out")).artifacts == 5
     assert verify(str(place / "out")).damages == ()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_disk_that_is_full_when_the_page_is_written_costs_the_page_alone(place, model, store, voxlift, monkeypatch):
+    def without_room(path, case):
+        with full_disk(2**21 if path.name.startswith("other") else 2**30):  # less than the viewer in the page takes
+            return write_quality_page(path, case)
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.uri)
+    monkeypatch.setattr("workflow.upscale.run.write_quality_page", without_room)
+    out = place / "out"
+    options = ["--out", str(out), "--model", str(model), "--scale", "2", "--workers", "1", "--json"]
+    command = ["upscale", str(place / "other.nii"), str(place / "sub-01_T1w.nii.gz"), *options]
+    outputs = out / "other_sr.nii", out / "sub-01_rec-voxlift_T1w.nii.gz"
+    written = None
+    for again in ([], ["--resume"]):
+        status, printed, err = voxlift(*command, *again)
+        report = json.loads(printed)
+        first, second = report["volumes"]
+        assert (status, first["status"], second["status"]) == (1, "failed", "resumed" if again else "done")
+        assert first["error"] == (
+            f"Cannot make the QC page of other.nii: [Errno 27] File too large: '{out}/other_sr_quality.html'."
+            " other_sr.nii is complete, and --resume adds the page."
+        )
+        assert [line for line in err.splitlines() if line.startswith("voxlift: ")] == [f"voxlift: {first['error']}"]
+        assert sorted(path.name for path in out.rglob("*quality*")) == ["sub-01_rec-voxlift_T1w_quality.html"]
+        assert verify(str(out)).damages == ()
+        times = [path.stat().st_mtime_ns for path in outputs]
+        written = written or times
+    monkeypatch.setattr("workflow.upscale.run.write_quality_page", write_quality_page)
+    status, printed, err = voxlift(*command, "--resume")
+    report = json.loads(printed)
+    assert (status, [volume["status"] for volume in report["volumes"]]) == (0, ["resumed", "resumed"]), err
+    assert (report["seconds"], [path.stat().st_mtime_ns for path in outputs]) == (0, written)
+    table = (out / "index.html").read_text()
+    assert re.findall(r'href="([^"]+)"', table) == ["other_sr_quality.html", "sub-01_rec-voxlift_T1w_quality.html"]
+    assert (verify(str(out)).artifacts, verify(str(out)).damages) == (6, ())
+    pages = MlflowClient(store.uri).list_artifacts(report["mlflow"]["run_id"], "quality")
+    assert [entry.path for entry in pages] == ["quality/1.html"]  # the other is in the run that made it

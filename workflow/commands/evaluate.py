@@ -7,7 +7,7 @@ import typer
 
 from tasks.files.selection import expand_inputs
 from workflow.commands.options import AsImages, MemoryBudget, Workers, resources_of
-from workflow.terminal.console import JsonOption, screen
+from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
 
 def evaluate(
@@ -27,7 +27,6 @@ def evaluate(
 ) -> None:
     """Degrade volumes, restore them, and score them next to trilinear, cubic and corrected cubic interpolation."""
     with screen(as_json) as opened:
-        from workflow.terminal.options import naming_options
         from workflow.terminal.progress import waiting
 
         with waiting(opened.console, "Loading voxlift"):
@@ -36,8 +35,9 @@ def evaluate(
         network, recipe = evaluation.network_and_recipe(model, degradation)
         resources = resources_of(workers, memory_budget)
         sources = expand_inputs(references)
-        with naming_options():
-            report = evaluation.recorded_evaluation(
-                sources, network, recipe, resources, mask, opened.console, as_images=kind == "image"
-            )
+        report = evaluation.recorded_evaluation(
+            sources, network, recipe, resources, mask, opened.console, as_images=kind == "image"
+        )
         opened.show(report, *evaluation.summary(report))
+    wrong = not report.scored and all(one.cause == "input" for one in report.failed)
+    exit_on_failures((one.error for one in report.failed), 2 if wrong else 1)

@@ -26,7 +26,6 @@ def promote(
 ) -> None:
     """Compare challenger and champion on the same references; the challenger is champion if it is better."""
     with screen(as_json) as opened:
-        from workflow.terminal.options import naming_options
         from workflow.terminal.progress import waiting
 
         with waiting(opened.console, "Loading voxlift"):
@@ -35,15 +34,14 @@ def promote(
 
         resources = resources_of(workers, memory_budget)
         recipe = named_degradation(degradation) if degradation is not None else None
-        with naming_options():
-            done = promotion.promote(
-                name,
-                expand_inputs(references),
-                recipe,
-                resources,
-                experiment,
-                opened.console,
-                min_references,
-                as_images=kind == "image",
-            )
+        done = promotion.promote(
+            name,
+            expand_inputs(references),
+            recipe,
+            resources,
+            experiment,
+            opened.console,
+            min_references,
+            as_images=kind == "image",
+        )
         opened.show(done, *promotion.promotion_table(done))

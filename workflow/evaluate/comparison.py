@@ -153,6 +153,9 @@ def _remarks(runs: Sequence[RunRecord]) -> tuple[str, ...]:
         remarks.append(f"scores of different degradations ({', '.join(recipes)}) do not compare: look at the baselines")
     if len({run.inputs for run in runs if run.inputs}) > 1:
         remarks.append("the runs worked on different volumes: look at the baselines")
+    fewer = sum(bool(run.metrics.get("failed")) for run in runs if "psnr/restored" in run.metrics)
+    if fewer:
+        remarks.append(f"volumes failed in {fewer} of {len(runs)} runs: their scores are means over the others")
     unfinished = sum(run.status != "FINISHED" for run in runs)
     if unfinished:
         remarks.append(f"{unfinished} of {len(runs)} runs did not finish")

@@ -2,10 +2,11 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from itertools import count
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.degradation import Degradation, named_degradation
-from configs.errors import InputError
+from configs.errors import ConfigError, InputError
 from configs.load import flatten
 from configs.schema import Resources
 from tasks.artifacts.manifest import ManifestEntry
@@ -35,13 +36,16 @@ from workflow.pages.planes import write_planes
 from workflow.pages.quality import QualityCase, model_facts, on_finer_grid, write_quality_page
 from workflow.pages.verdict import gain_measure
 from workflow.restore.restoration import Restored, restore_volume
+from workflow.restore.worker_pool import StartError
+from workflow.terminal.options import naming_options
 from workflow.terminal.progress import entering, progress_bar
-from workflow.tracking import Recorder, input_volume, recorded_run, resolve_model
+from workflow.tracking import InputVolume, Recorder, input_volume, recorded_run, resolve_model
 from workflow.tracking.provenance import record_environment, record_network
 from workflow.tracking.reading import PICTURES
 from workflow.upscale.plan import range_warnings
 
 EXPERIMENT = "voxlift"
+MEASURES = ("psnr", "ssim", "nmse")
 ESTIMATES = {"restored": "restored", **BASELINES}
 
 
@@ -67,11 +71,30 @@ class VolumeScores(Overall):
         reference: The file.
         consistency_before: Consistency before the correction.
         warnings: In which respects the volume is outside the range that the model was trained for.
+        status: "done".
     """
 
     reference: Path
     consistency_before: float
     warnings: tuple[str, ...]
+    status: Literal["done"] = "done"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedVolume:
+    """A reference that could not be scored.
+
+    Args:
+        reference: The file.
+        error: Why.
+        cause: "input" if the file cannot be used, "run" for anything else.
+        status: "failed".
+    """
+
+    reference: Path
+    error: str
+    cause: Literal["input", "run"]
+    status: Literal["failed"] = "failed"
 
 
 @dataclass(frozen=True)
@@ -80,15 +103,25 @@ class Evaluation:
 
     Args:
         degradation: Its name.
-        volumes: Scores of each.
-        overall: Their means.
+        volumes: Scores of each, or why it failed.
+        overall: Means of the scores; None if every volume failed.
         recipe: The degradation in full: its name alone does not determine the scores.
     """
 
     degradation: str
-    volumes: tuple[VolumeScores, ...]
-    overall: Overall
+    volumes: tuple[VolumeScores | FailedVolume, ...]
+    overall: Overall | None
     recipe: Degradation
+
+    @property
+    def scored(self) -> tuple[VolumeScores, ...]:
+        """The volumes that were scored."""
+        return tuple(one for one in self.volumes if isinstance(one, VolumeScores))
+
+    @property
+    def failed(self) -> tuple[FailedVolume, ...]:
+        """The volumes that failed."""
+        return tuple(one for one in self.volumes if isinstance(one, FailedVolume))
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +184,13 @@ def recorded_evaluation(
     *,
     as_images: bool = False,
 ) -> Evaluation:
-    """Score a model on volumes, as `evaluate`, and record it, with a QC page for each."""
-    numbers = count(1)
-    inputs = [input_volume(path, "reference", record_paths=False) for path in references]
+    """Score a model on volumes, as `evaluate`, and record it, with a QC page for each.
+
+    Raises:
+        InputError: As `evaluate`, or no reference can be used.
+    """
+    earlier = count()
+    inputs = _usable_inputs(references)
     run = recorded_run(EXPERIMENT, "evaluate", tags={"degradation": recipe.name}, console=console)
     with entering(console, "Opening the tracking store", run) as recorder:
         record_environment(recorder, "evaluate")
@@ -161,17 +198,33 @@ def recorded_evaluation(
         record_network(recorder, network)
         recorder.parameters(flatten(recipe, "degradation"))
 
-        def record(scored: ScoredVolume) -> None:
-            number = next(numbers)
+        def record(number: int, scored: ScoredVolume) -> None:
             with tempfile.TemporaryDirectory() as scratch:
                 record_page(recorder, Path(scratch) / f"{number}.html", f"volume {number}", scored, number - 1)
-                if number == 1:  # stands for the run where runs are compared
+                if next(earlier) == 0:  # stands for the run where runs are compared
                     record_picture(recorder, Path(scratch) / f"{number}.png", scored)
 
         with recorder.phase("evaluation"):
             evaluation = evaluate(references, network, recipe, resources, mask, console, record, as_images=as_images)
         record_scores(recorder, evaluation)
+        recorder.metrics({"failed": float(len(evaluation.failed))})
+        recorder.failed = not evaluation.scored
     return evaluation
+
+
+def _usable_inputs(references: Sequence[Path]) -> list[InputVolume]:
+    """Describe the references that can be used; any other fails once more, alone, where it is read."""
+    inputs, errors = [], []
+    for path in references:
+        try:
+            inputs.append(input_volume(path, "reference", record_paths=False))
+        except InputError as error:
+            errors.append(error)
+    if inputs:
+        return inputs
+    if len(errors) == 1:
+        raise errors[0]
+    raise InputError(" ".join(map(str, errors)))
 
 
 def evaluate(
@@ -181,11 +234,12 @@ def evaluate(
     resources: Resources,
     mask: Path | None,
     console: Console,
-    on_scored: Callable[[ScoredVolume], None] = lambda _: None,
+    on_scored: Callable[[int, ScoredVolume], None] = lambda *_: None,
     *,
     as_images: bool = False,
+    fail_fast: bool = False,
 ) -> Evaluation:
-    """Score a model on volumes.
+    """Score a model on volumes; one of several that fails does so alone.
 
     Args:
         references: The truths.
@@ -194,44 +248,67 @@ def evaluate(
         resources: Workers and what each takes.
         mask: A volume on the references' grid: what is not 0 counts. The foreground by default.
         console: For progress and warnings.
-        on_scored: Receives each volume, once it is scored.
+        on_scored: Receives the number, from 1, and the scores of each volume, once it is scored; the volume fails with
+            an exception of it.
         as_images: Take label maps for images too.
+        fail_fast: Raise the error of the first volume that fails, as is done if there is only one.
 
     Raises:
-        InputError: A volume or the mask cannot be used, or a volume is a label map.
+        InputError: The mask cannot be used.
+        ConfigError: The cluster has no room for the workers.
+        StartError: No worker can be started.
+        Exception: Why a volume failed, if it is the only one or `fail_fast`; an InputError if it cannot be used, or is
+            a label map.
     """
     inside = None if mask is None else read_mask(mask, references)
-    volumes = []
+    volumes: list[VolumeScores | FailedVolume] = []
     with entering(console, "Starting Ray", cluster()):
-        for path in references:
-            reference = read_volume(path)
-            if not as_images:
-                require_image(path, reference, "--as image")
-            degraded = degraded_reference(reference, recipe)
-            scored = score_volume(path, degraded, network, resources, console, mask=inside)
-            on_scored(scored)
-            volumes.append(scored.scores)
+        for number, path in enumerate(references, start=1):
+            try:
+                with naming_options():
+                    reference = read_volume(path)
+                    if not as_images:
+                        require_image(path, reference, "--as image")
+                    degraded = degraded_reference(reference, recipe)
+                    scored = score_volume(path, degraded, network, resources, console, mask=inside)
+                on_scored(number, scored)
+                volumes.append(scored.scores)
+            except (ConfigError, StartError):  # which every other volume would meet too
+                raise
+            except Exception as error:
+                if fail_fast or len(references) == 1:
+                    raise
+                volumes.append(_failed(path, error))
     return evaluation_of(volumes, recipe)
 
 
-def evaluation_of(volumes: Sequence[VolumeScores], recipe: Degradation) -> Evaluation:
+def _failed(path: Path, error: Exception) -> FailedVolume:
+    reason = str(error) if path.name in str(error) else f"{path.name}: {error}"
+    return FailedVolume(reference=path, error=reason, cause="input" if isinstance(error, InputError) else "run")
+
+
+def evaluation_of(volumes: Sequence[VolumeScores | FailedVolume], recipe: Degradation) -> Evaluation:
     """Report the scores of volumes and their means."""
+    evaluation = Evaluation(recipe.name, tuple(volumes), None, recipe)
+    if not (scored := evaluation.scored):
+        return evaluation
     psnr, ssim, nmse = (
-        Score(*np.mean([astuple(getattr(one, measure.name)) for one in volumes], axis=0).tolist())
+        Score(*np.mean([astuple(getattr(one, measure.name)) for one in scored], axis=0).tolist())
         for measure in fields(Scores)
     )
-    consistency = float(np.mean([one.consistency for one in volumes]))
-    return Evaluation(
-        recipe.name, tuple(volumes), Overall(psnr, ssim, nmse, gain=psnr.gain, consistency=consistency), recipe
-    )
+    consistency = float(np.mean([one.consistency for one in scored]))
+    return replace(evaluation, overall=Overall(psnr, ssim, nmse, gain=psnr.gain, consistency=consistency))
 
 
 def read_mask(mask: Path, references: Sequence[Path]) -> NDArray[np.bool_]:
-    """Read a mask, which must have the grid of every reference."""
+    """Read a mask, which must have the grid of every reference that can be opened."""
     scan = open_single_volume(mask)
     read = scan.read(finite=False)
     for path in references:
-        grid = open_volume(path).grid
+        try:
+            grid = open_volume(path).grid
+        except InputError:  # it fails alone, where it is read
+            continue
         if grid.shape != read.grid.shape:
             raise InputError(
                 f"Cannot score {path.name}: the mask {mask.name} has {read.grid.shape} voxels and the reference"
@@ -352,32 +429,43 @@ def record_page(recorder: Recorder, path: Path, title: str, scored: ScoredVolume
 
 def record_scores(recorder: Recorder, evaluation: Evaluation, introduction: str = "") -> None:
     """Record the means as scores of the run, those of each volume by its number, and all in its description."""
-    for measure in ("psnr", "ssim", "nmse"):
-        means = asdict(getattr(evaluation.overall, measure))
-        recorder.scores({f"{measure}/{name}": value for name, value in means.items()})
-        for number, volume in enumerate(evaluation.volumes):
+    if overall := evaluation.overall:
+        for measure in MEASURES:
+            recorder.scores({f"{measure}/{name}": value for name, value in asdict(getattr(overall, measure)).items()})
+        recorder.scores({"psnr/gain": overall.gain, "consistency": overall.consistency})
+    for number, volume in enumerate(evaluation.volumes):
+        for measure in MEASURES if isinstance(volume, VolumeScores) else ():
             scores = asdict(getattr(volume, measure))
             recorder.metrics({f"volumes/{measure}/{name}": value for name, value in scores.items()}, number)
-    recorder.scores({"psnr/gain": evaluation.overall.gain, "consistency": evaluation.overall.consistency})
     recorder.describe(introduction + description(evaluation))
 
 
 def description(evaluation: Evaluation) -> str:
-    """Describe the run in Markdown, for the top of its page."""
-    psnr, ssim = evaluation.overall.psnr, evaluation.overall.ssim
-    rows = [
-        f"| {title} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f} | {getattr(ssim, name):.4f} |"
-        for name, title in ESTIMATES.items()
+    """Describe the run in Markdown, for the top of its page; a failed volume is named by its number."""
+    volumes = f"{len(evaluation.volumes)} volume(s)"
+    if evaluation.failed:
+        volumes = f"{len(evaluation.scored)} of {volumes}"
+    lines = [f"Means over {volumes}, degraded by {evaluation.degradation} and restored.", ""]
+    if overall := evaluation.overall:
+        psnr, ssim = overall.psnr, overall.ssim
+        lines += [headline(overall), "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|"]
+        lines += [
+            f"| {title} | {getattr(psnr, name):.2f} | {getattr(psnr, name) - psnr.cubic:+.2f}"
+            f" | {getattr(ssim, name):.4f} |"
+            for name, title in ESTIMATES.items()
+        ]
+        lines.append("")
+    reasons = {"input": "the file cannot be used", "run": "it could not be restored, scored or recorded"}
+    lines += [
+        f"- Volume {number} failed: {reasons[volume.cause]}."
+        for number, volume in enumerate(evaluation.volumes, start=1)
+        if isinstance(volume, FailedVolume)
     ]
-    title = f"Means over {len(evaluation.volumes)} volume(s), degraded by {evaluation.degradation} and restored."
-    return "\n".join(
-        [title, "", headline(evaluation), "", "| | PSNR [dB] | over cubic | SSIM |", "|---|---:|---:|---:|", *rows]
-    )
+    return "\n".join(lines).rstrip()
 
 
-def headline(evaluation: Evaluation) -> str:
+def headline(overall: Overall) -> str:
     """State the gain over the best baseline."""
-    overall = evaluation.overall
     return f"{overall.gain:+.2f} dB PSNR over the best baseline, {BASELINES[overall.psnr.best_baseline]}."
 
 
@@ -387,8 +475,10 @@ def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corr
     table = Table("", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("PSNR [dB]", "over cubic", "SSIM", "NMSE", "consistency"):
         table.add_column(Text(column), justify="right", no_wrap=True)
-    rows: list[tuple[str, Overall]] = [(one.reference.name, one) for one in evaluation.volumes]
-    if len(rows) > 1:
+    for failed in evaluation.failed:
+        table.add_row(Text(failed.reference.name), failed.status)
+    rows: list[tuple[str, Overall]] = [(one.reference.name, one) for one in evaluation.scored]
+    if len(rows) > 1 and evaluation.overall:
         rows.append(("mean", evaluation.overall))
     for volume, one in rows:
         table.add_row(Text(volume))
@@ -396,4 +486,4 @@ def summary(evaluation: Evaluation, title: str = "Degraded by {}, restored, corr
             psnr, ssim, nmse = (getattr(score, name) for score in (one.psnr, one.ssim, one.nmse))
             figures = (f"{psnr:.2f}", f"{psnr - one.psnr.cubic:+.2f}", f"{ssim:.4f}", f"{nmse:.4f}")
             table.add_row(f"  {row}", *figures, f"{one.consistency:.1e}" if name == "restored" else "")
-    return [table, headline(evaluation)]
+    return [table, *([headline(evaluation.overall)] if evaluation.overall else [])]

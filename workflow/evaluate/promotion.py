@@ -90,6 +90,7 @@ def promote(
         InputError: There is no champion or challenger, there are too few references, a model was not trained for the
             degradation, the challenger's weights are not finite, or a reference cannot be used.
         NotFiniteError: The challenger restores a reference to voxels that are not finite.
+        Exception: Why a reference could not be scored; nothing is promoted then.
     """
     versions = {alias: aliased_version(name, alias) for alias in (CHAMPION, CHALLENGER)}
     if versions[CHAMPION].version == versions[CHALLENGER].version:
@@ -110,7 +111,9 @@ def promote(
             _require_trained_for(network, recipe, name)
 
     def score(network: NetworkFile) -> Sequence[VolumeScores]:
-        return evaluate(references, network, recipe, resources, None, console, as_images=as_images).volumes
+        # A model must not win by references that it fails on.
+        given = references, network, recipe, resources, None, console
+        return evaluate(*given, as_images=as_images, fail_fast=True).scored
 
     tags = {"degradation": recipe.name}
     with recorded_run(experiment, f"promote {name}", tags=tags, console=console) as recorder:

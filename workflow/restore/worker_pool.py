@@ -10,6 +10,10 @@ from typing import Any
 from workflow.cluster import RemoteWorker, WorkerError, fetch, first_answers
 
 
+class StartError(WorkerError):
+    """No worker that can be kept alive, in as many tries as there may be."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One call of the workers' tool.
@@ -97,7 +101,7 @@ class WorkerPool:
             One outcome per job, in the order in which they finish.
 
         Raises:
-            WorkerError: No worker can be kept alive.
+            StartError: No worker can be kept alive.
             ValueError: What making the tool raised, if the input is wrong.
         """
         source = iter(jobs)
@@ -187,4 +191,4 @@ class WorkerPool:
         if self._failed_starts <= self._retries:
             self._workers.append(WorkerState(self._start()))
         elif not self._workers:
-            raise WorkerError(f"Cannot start a worker: {str(error).rstrip('.')}.") from error
+            raise StartError(f"Cannot start a worker: {str(error).rstrip('.')}.") from error

@@ -93,6 +93,16 @@ function setWindow() {
   report();
 }
 
+// NiiVue computes gradients with every layer, for volume rendering, which the page does not offer: without a graphics card
+// that is most of the time until it is open. The shader that blurs begins them, and refreshLayers draws nothing after them.
+function skipGradients(viewer) {
+  const { gl, blurShader, refreshLayers } = viewer, { use } = blurShader;
+  blurShader.use = (...given) => { use.apply(blurShader, given); gl.enable(gl.RASTERIZER_DISCARD); };
+  viewer.refreshLayers = (...given) => {
+    try { return refreshLayers.apply(viewer, given); } finally { gl.disable(gl.RASTERIZER_DISCARD); }
+  };
+}
+
 async function attach(side) {
   side.viewer = new niivue.Niivue({
     backColor: [0, 0, 0, 1], crosshairColor: [.94, .71, .16, 1], crosshairWidth: .3, crosshairWidthUnit: "percent",
@@ -102,6 +112,7 @@ async function attach(side) {
   });
   element(side.canvas).parentElement.hidden = false;
   await side.viewer.attachTo(side.canvas, false);
+  skipGradients(side.viewer);
   side.viewer.addColormap("difference", { R: [33, 247, 178], G: [102, 247, 24], B: [172, 247, 43], A: [255, 255, 255], I: [0, 128, 255] });
   side.viewer.onLocationChange = report;
 }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from configs.axes import FileShape
+from configs.errors import ReadError
 from tasks.artifacts.manifest import file_digest
 from tasks.volume.grid import axis_codes
 from tasks.volume.nifti import open_single_volume
@@ -52,7 +53,10 @@ def input_volume(path: Path, role: str, *, record_paths: bool) -> InputVolume:
         InputError: The file cannot be read.
     """
     scan = open_single_volume(path)
-    digests = [file_digest(file) for file in scan.files]
+    try:
+        digests = [file_digest(file) for file in scan.files]
+    except OSError as error:  # it was there a moment ago
+        raise ReadError(path.name, error.strerror or "it is gone", "Check the file.") from error
     return described_volume(scan, digests, role, record_paths=record_paths)
 
 

@@ -41,8 +41,8 @@ from workflow.tracking import Recorder, RunAddress, described_volume, recorded_r
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
 from workflow.tracking.recorder import exit_on_sigterm
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
-from workflow.upscale.report import COLUMNS, UpscaleReport, geometry
-from workflow.upscale.volume_work import LEEWAY, MAX_OUTSIDE_SHARE, Output, VolumeWork, Written
+from workflow.upscale.report import COLUMNS, UpscaleReport, geometry, volume_report
+from workflow.upscale.volume_work import LEEWAY, MAX_OUTSIDE_SHARE, Output, VolumeError, VolumeWork, Written
 from workflow.upscale.volumes import only_writer, plan_volumes, require_new, upscale
 
 EXPERIMENT = "voxlift"
@@ -135,9 +135,13 @@ def _recorded(
                     console.print(f"{work.plan.name}: {problem}.", markup=False)
 
             report = upscale(replace(request, run_id=address.run_id), planned, show, record)
+        _complete_folders(recorder, request, numbers, console)
+        volumes = list(report.volumes)
+        for work, number in numbers.items():
+            volumes[number - 1] = volume_report(work)  # its page may have failed since
+        report = replace(report, volumes=tuple(volumes))
         _record_report(recorder, report)
         recorder.failed = len(report.failed) == len(report.volumes)
-        _complete_folders(recorder, request, numbers, console)
     address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
 
@@ -152,6 +156,8 @@ def _complete_folders(
                 _add_page_if_absent(recorder, request, number, work)
             except InputError as error:  # the output is complete
                 console.print(f"{work.plan.name}: no QC page: {error}", markup=False)
+            except VolumeError as error:
+                work.abandon(error)
     folders = {work.plan.output.parent for work in numbers}
     for folder in folders:
         collect_entries(folder, recorder.address.run_id)
@@ -256,6 +262,9 @@ def _add_page(
     """Make, record and contract the QC page of a volume, from the first time point of its input and of its output.
 
     The voxels are overwritten.
+
+    Raises:
+        VolumeError: The page cannot be written: none is there, and a resumed run makes it.
     """
     plan, axes, page = work.plan, work.plan.axes, _page(work.plan)
     interpolated = resample(axes.to_file(coarse.voxels), plan.target.shape)
@@ -293,9 +302,16 @@ def _add_page(
         noise=written.noise,
         measures=_outside(written),
     )
-    write_quality_page(page, case)
-    recorder.artifact(page, "quality", name=f"{number}.html")
-    note_entries(page.parent, {page: manifest_entry(page)}, recorder.address.run_id)
+    try:
+        write_quality_page(page, case)
+        recorder.artifact(page, "quality", name=f"{number}.html")
+        note_entries(page.parent, {page: manifest_entry(page)}, recorder.address.run_id)
+    except OSError as error:
+        page.unlink(missing_ok=True)
+        raise VolumeError(
+            f"Cannot make the QC page of {plan.name}: {error}.",
+            f"{plan.output.name} is complete, and --resume adds the page.",
+        ) from error
 
 
 def _outside(written: Written) -> list[Measure]:

@@ -235,7 +235,7 @@ class VolumeWork:
     def failure(self) -> Exception | None:
         """The same as an error that names the volume."""
         error = self.error
-        if error is None or isinstance(error, InputError):
+        if error is None or isinstance(error, InputError | VolumeError):
             return error
         return VolumeError(f"Cannot super-resolve {self.plan.name}: {error}")
 
