@@ -26,10 +26,14 @@ def new_figure(**options: Any) -> "Figure":  # noqa: ANN401 - as Matplotlib take
 
 
 def png(figure: "Figure") -> bytes:
-    """Draw a figure as PNG."""
+    """Draw a figure as PNG, and clear it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 - as above
 
     out = io.BytesIO()
     # The same bytes as of `Figure.savefig`, which draws a figure with an automatic layout twice.
-    FigureCanvasAgg(figure).print_png(out)
+    canvas = FigureCanvasAgg(figure)
+    canvas.print_png(out)
+    # A figure and its canvas refer to each other: their pixels would stay until a full collection of garbage.
+    figure.clear()
+    del canvas.renderer
     return out.getvalue()

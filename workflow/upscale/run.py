@@ -3,8 +3,10 @@
 No path and nothing from a header is recorded.
 """
 
+import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -124,6 +126,7 @@ def _recorded(
         with (
             entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)),
             progress_bar(console, "Restoring", voxels, loading, of="voxels") as advance,
+            _frequent_collection(),
         ):
 
             def show(progress: Progress) -> None:
@@ -144,6 +147,21 @@ def _recorded(
         recorder.failed = len(report.failed) == len(report.volumes)
     address_file.unlink(missing_ok=True)
     return replace(report, mlflow=address)
+
+
+@contextmanager
+def _frequent_collection() -> Iterator[None]:
+    """Keep what is loaded out of collections of garbage within the block.
+
+    Python makes a full collection once new objects are a quarter of all. Next to the hundreds of thousands that
+    libraries make, that would be after some hundred volumes, whose cyclic garbage holds memory.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _complete_folders(
