@@ -27,6 +27,7 @@ from tests.chaos.jobs import ROOT, Place, TryError, place
 
 MUTATIONS = 900  # a minute
 HISTORIES = 8  # a minute, of the state machine
+HISTORIES_KILLED = "state machine: killed"
 # Driver kills and faults of disk and store come more often than others.
 ORDER = (
     *("driver killed", "disk full", "worker killed", "store locked", "driver killed", "node killed", "store gone"),
@@ -101,9 +102,11 @@ def campaign(minutes: float, seed: int, only: str | None, console: Console) -> d
             operating.wait()
         results |= _fuzzed((folder / "fuzz").read_text(), console)
         said = (folder / "machine").read_text()
-        histories = json.loads(said.splitlines()[-1]) if operating.returncode == 0 else {"histories": 1, "faults": 0}
+        found = said.splitlines()[-1] if operating.returncode == 0 else '{"histories": 1, "faults": 0, "kills": 0}'
+        histories = json.loads(found)
         failed = [f"python -m tests.chaos.machine --seed {seed}"] if operating.returncode else []
-        results["state machine"] = Count(histories["histories"], histories["faults"], failed)
+        results["state machine"] = Count(histories["histories"], histories["faults"] - histories["kills"], failed)
+        results[HISTORIES_KILLED] = Count(histories["kills"], histories["kills"])
         if failed:
             console.print(f"FAILED {failed[0]}: {said[-6000:]}", markup=False, soft_wrap=True)
     return results
@@ -132,6 +135,7 @@ def table(results: dict[str, Count]) -> Table:
             kind, str(counted.tries), str(counted.faults), str(len(counted.failures)), "\n".join(counted.failures)
         )
     groups = {group: list(kinds) for group, kinds in FAULTS.items()}
+    groups["kills"].append(HISTORIES_KILLED)
     groups["mutations"] = [kind for kind in results if kind.startswith("mutated: ")]
     shown.add_section()
     for group, kinds in groups.items():

@@ -72,6 +72,7 @@ class Story(RuleBasedStateMachine):
 
     known: ClassVar[Known]
     faults: ClassVar[int] = 0  # of all histories
+    kills: ClassVar[int] = 0  # among them, those that met the process
     histories: ClassVar[int] = 0
 
     @initialize(resume=sampled_from([False, True]))
@@ -92,6 +93,7 @@ class Story(RuleBasedStateMachine):
         Story.faults += 1
         allowed = {DONE, KILLED} if fault == "kill" else {DONE, FAILED, REFUSED}
         assert status in allowed, (status, said)
+        Story.kills += status == KILLED
         self.complete = status == DONE
         if self.complete:
             self.damaged.clear()
@@ -271,7 +273,7 @@ def main() -> None:
         )
         with undisturbed() as Story.known:
             run_state_machine_as_test(seed(given.seed)(Story), settings=chosen)
-    sys.stdout.write(json.dumps({"histories": Story.histories, "faults": Story.faults}) + "\n")
+    sys.stdout.write(json.dumps({"histories": Story.histories, "faults": Story.faults, "kills": Story.kills}) + "\n")
 
 
 if __name__ == "__main__":
