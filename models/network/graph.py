@@ -10,8 +10,14 @@ from typing import Any
 
 from configs.errors import ShapeError
 
+MAX_SHOWN = 60
 NESTED = frozenset({"Functional", "Sequential", "Model"})
 Tensor = tuple[str, int, int]  # layer, number of its call, number of the output
+
+
+def shown(name: str) -> str:
+    """The name of a layer or a network for a message: of a long one its end."""
+    return name if len(name) <= MAX_SHOWN else f"…{name[-MAX_SHOWN:]}"
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,8 @@ class _Reader:
         """Add the nodes of a model; returns those of its outputs. `inputs` is None for the outermost."""
         if "layers" not in config:
             raise ShapeError(
-                f"Cannot read the layers of {prefix.rstrip('/') or config.get('name', 'the network')}: a {kind} that is"
-                " no functional or sequential model keeps no list of layers.",
+                f"Cannot read the layers of {shown(prefix.rstrip('/') or config.get('name', 'the network'))}:"
+                f" a {shown(kind)} that is no functional or sequential model keeps no list of layers.",
                 "Build the network with keras.Model(inputs, outputs).",
             )
         if kind != "Sequential":
@@ -82,7 +88,9 @@ class _Reader:
                 outputs = self._call(layer, [tensors[source] for source in sources], constants, prefix)
                 tensors |= {(layer["name"], index, place): node for place, node in enumerate(outputs)}
             if len(later) == len(waiting):
-                raise ShapeError(f"Cannot order the layers of {config['name']}: {later[0][0]['name']} reads itself.")
+                raise ShapeError(
+                    f"Cannot order the layers of {shown(config['name'])}: {shown(later[0][0]['name'])} reads itself."
+                )
             waiting = later
         return [tensors[output] for output in _references(config["output_layers"])]
 
@@ -117,8 +125,8 @@ def read_graph(architecture: Mapping[str, Any]) -> Graph:
     entries = [node.name for node in reader.nodes if node.kind == "InputLayer"]
     if len(entries) != 1 or len(outputs) != 1:
         raise ShapeError(
-            f"Cannot shard {config.get('name', 'the network')}: a network has one input and one output volume, this one"
-            f" has {len(entries)} and {len(outputs)}."
+            f"Cannot shard {shown(config.get('name', 'the network'))}: a network has one input and one output volume,"
+            f" this one has {len(entries)} and {len(outputs)}."
         )
     return Graph(tuple(reader.nodes), outputs[0])
 

@@ -17,7 +17,7 @@ from math import ceil, floor, lcm
 
 from configs.axes import AXES, NetworkShape, triple
 from configs.errors import ShapeError
-from models.network.graph import Graph, Node
+from models.network.graph import Graph, Node, shown
 
 # Layers and operations whose output at a voxel depends on their inputs at that voxel alone.
 POINTWISE = frozenset(
@@ -101,7 +101,8 @@ def layer_reach(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorS
 
 def _refused(node: Node, reason: str) -> ShapeError:
     return ShapeError(
-        f"Cannot shard this network: layer {node.name} ({node.kind}) would see the shard, not the volume: {reason}.",
+        f"Cannot shard this network: layer {shown(node.name)} ({shown(node.kind)}) would see the shard,"
+        f" not the volume: {reason}.",
         "Replace it by a layer whose output depends on a neighbourhood of fixed size.",
     )
 
@@ -286,7 +287,7 @@ def _axis_field(graph: Graph, axis: int) -> AxisField:
         joined = {sizes[source] for source in node.sources} or {TensorSize()}
         if len(joined) > 1:
             raise ShapeError(
-                f"Cannot shard this network: layer {node.name} joins tensors of different {AXES[axis]}:"
+                f"Cannot shard this network: layer {shown(node.name)} joins tensors of different {AXES[axis]}:"
                 f" {' and '.join(sorted(str(size) for size in joined))} for an input of n."
             )
         reach, made = layer_reach(node, axis, joined.pop())

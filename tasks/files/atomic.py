@@ -17,9 +17,6 @@ PARTIAL = re.compile(r"\.([0-9a-f]{6}-[0-9a-f]+-[0-9]+)\.[\w-]+\.partial\.")
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path next to `path` to write to; it replaces `path` on success and is removed on an error.
 
-    The name keeps the suffixes of `path`, because writers choose the format by them, and is unique across the hosts
-    and containers that share a folder, where process ids are not. The process is named first, as far as there is room.
-
     Args:
         path: The file.
         durable: Wait until it is on the disk. Files that carry a checksum need not.
@@ -28,9 +25,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         OSError: With the name of `path`, where the system names no other file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = f".{secrets.token_urlsafe(6)}.partial.{path.name}"
-    mark = f".{Process.this().mark}"
-    partial = path.with_name(mark + name if len(os.fsencode(mark + name)) <= MAX_NAME else name)
+    partial = path.with_name(partial_name(path.name))
     try:
         yield partial
         # Some file systems store the rename before the content: a power cut between them leaves an empty file.
@@ -47,6 +42,17 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_name(name: str) -> str:
+    """Return a new temporary name of a file: `sweep_folders` removes it once this process is gone.
+
+    It keeps the suffixes, because writers choose the format by them, and is unique across the hosts and containers that
+    share a folder, where process ids are not. The process is named first, as far as there is room.
+    """
+    plain = f".{secrets.token_urlsafe(6)}.partial.{name}"
+    mark = f".{Process.this().mark}"
+    return mark + plain if len(os.fsencode(mark + plain)) <= MAX_NAME else plain
 
 
 def sweep(path: Path) -> None:

@@ -103,8 +103,7 @@ def last_checkpoint(folder: Path, config: RunConfig) -> Checkpoint | None:
 
 def _checkpoint(arrays: dict[str, NDArray[np.generic]]) -> Checkpoint:
     variables, best = _numbered(arrays, "variable"), _numbered(arrays, "best")
-    # Those of earlier versions do not state the number.
-    if "arrays" in arrays and (count := len(variables) + len(best)) != arrays["arrays"]:
+    if (count := len(variables) + len(best)) != arrays["arrays"]:
         raise ValueError(f"it holds {count} of {arrays['arrays']} arrays")
     return Checkpoint(
         step=int(arrays["step"]),

@@ -88,15 +88,18 @@ def test_a_checkpoint_of_another_configuration_is_refused(two_checkpoints):
         last_checkpoint(two_checkpoints.checkpoints, other)
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "another archive", "no archive", "lacks a member"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "truncated", "another archive", "no archive", "lacks a member", "lacks all arrays"]
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(two_checkpoints, damage):
     job = two_checkpoints
     first, second = (job.checkpoints / f"step-0000000{step}.npz" for step in (1, 2))
     if damage == "another archive":
         np.savez(second, other=np.ones(3))
-    elif damage == "lacks a member":
+    elif damage.startswith("lacks"):
         with np.load(second) as stored:
-            np.savez(second, **{name: value for name, value in stored.items() if name != "variable-0"})
+            lacking = ("variable-0",) if damage == "lacks a member" else ("variable-", "best-", "arrays")
+            np.savez(second, **{name: value for name, value in stored.items() if not name.startswith(lacking)})
     else:
         whole = second.read_bytes()
         second.write_bytes({"empty": b"", "truncated": whole[:-100], "no archive": b"x" * len(whole)}[damage])

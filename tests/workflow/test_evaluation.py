@@ -51,7 +51,8 @@ def place(tmp_path, store, monkeypatch):
 
 def latest(store):
     """The run that began last, as MLflow has it."""
-    return MlflowClient(store.uri).get_run(read_runs("voxlift")[0].run_id)
+    client = MlflowClient(store.uri)
+    return client.get_run(read_runs(client, "voxlift")[0].run_id)
 
 
 def lose(name):

@@ -159,3 +159,34 @@ def test_at_any_moment_a_signal_ends_the_command_and_its_ray(tmp_path, scan, mom
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in said + errors
     assert number == signal.SIGKILL or f"--out {tmp_path / 'out'} --scale 2 --resume\n" in said
+
+
+CONNECTING = """
+import os, signal
+import ray._private.worker as worker
+from workflow.cli import main
+from workflow.cluster import cluster
+import workflow.cli
+
+connect = worker.connect
+
+def interrupted(*given, **named):
+    connect(*given, **named)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def run():
+    worker.connect = interrupted
+    with cluster(1):
+        print("connected", flush=True)
+
+workflow.cli.app = run
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_sigterm_while_ray_connects_ends_the_command_as_at_any_moment(tmp_path):
+    process = started(tmp_path, "-c", CONNECTING)
+    said, errors = process.communicate(timeout=120)
+    assert (process.returncode, said) == (128 + signal.SIGTERM, ""), errors
+    assert "SIGTERM received" not in errors

@@ -1,10 +1,13 @@
 """The check that nodes share a folder, on a real cluster of several nodes, with nodes that do not made by injection."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from configs.errors import ConfigError
+from tasks.files.atomic import sweep_folders
 from workflow.cluster import shared_storage
 from workflow.cluster.shared_storage import answer_probe, on_other_nodes, require_shared
 
@@ -42,3 +45,18 @@ def test_the_node_that_does_not_share_is_named(tmp_path, monkeypatch, answer, wh
     with pytest.raises(ConfigError, match=rf"the folder run for the run: node bad \(10\.0\.0\.3\) .*{why}"):
         require_shared(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_what_a_killed_driver_left_of_its_probe_is_removed(tmp_path, monkeypatch):
+    def killed(function, probe):
+        function(probe)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(shared_storage, "on_other_nodes", killed)
+    child = os.fork()
+    if child == 0:
+        require_shared(tmp_path)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    sweep_folders([tmp_path])
+    assert not list(tmp_path.iterdir())

@@ -168,7 +168,11 @@ def _initialise(**options: object) -> None:
     for number, handler in before.items():
         signal.signal(number, noting(handler))
     try:
-        with _replaced(ray_utils, "set_sigterm_handler", new=lambda _: None):
+        with (
+            _replaced(ray_utils, "set_sigterm_handler", new=lambda _: None),
+            # By that handler a SIGTERM ends the process before Python hears of it.
+            _replaced(ray_constants, "RAY_DISABLE_FAILURE_SIGNAL_HANDLER", new=True),
+        ):
             ray.init(log_to_driver=False, configure_logging=False, **options)
     finally:
         for number, handler in before.items():

@@ -1,14 +1,15 @@
 """Check that every node of the cluster shares a folder, before there is anything to lose."""
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.errors import ConfigError
+from tasks.files.atomic import partial_name
 from workflow.cluster.workers import WorkerError, fetch
 
 EXPECTED = "seen"
@@ -22,14 +23,18 @@ def require_shared(folder: Path) -> None:
         ConfigError: A node does not; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile(dir=folder, prefix=".voxlift-probe-") as probe:
-        for node, answer in on_other_nodes(answer_probe, probe.name):
+    probe = folder / partial_name("probe")
+    try:
+        probe.touch()
+        for node, answer in on_other_nodes(answer_probe, str(probe)):
             problem = str(answer) if isinstance(answer, Exception) else _problem(Path(answer))
             if problem:
                 raise ConfigError(
                     f"Cannot use the folder {folder.name} for the run: node {node} does not share it ({problem}).",
                     "Put --out on storage that every node mounts at the same path.",
                 )
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def on_other_nodes(function: Callable[[str], Any], argument: str) -> list[tuple[str, Any]]:
@@ -62,9 +67,9 @@ def answer_probe(probe: str) -> str:
     """
     if not Path(probe).is_file():
         raise FileNotFoundError("what the driver writes is not there")
-    with NamedTemporaryFile("w", dir=Path(probe).parent, prefix=".voxlift-probe-", delete=False) as answer:
-        answer.write(EXPECTED)
-    return answer.name
+    answer = f"{probe}-{secrets.token_hex(4)}"  # named after the driver, which removes it
+    Path(answer).write_text(EXPECTED)
+    return answer
 
 
 def _problem(answer: Path) -> str:
