@@ -111,7 +111,7 @@ def page_name(output: str) -> str:
 def inferred_name(output: str) -> str:
     """Name the file of the inferred detail next to an output: `inferred` follows the label that voxlift has given.
 
-    No output has such a name, whatever its source is called.
+    No output of any source has such a name.
 
     >>> inferred_name("scan_sr.nii.gz"), inferred_name("sub-01_rec-voxlift_T1w.nii.gz")
     ('scan_sr_inferred.nii.gz', 'sub-01_rec-voxliftinferred_T1w.nii.gz')

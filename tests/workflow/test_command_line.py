@@ -197,7 +197,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def read(terminal):
-    """What has come to a terminal, b"" when no process has it open any more."""
+    """Output that has come to a terminal, b"" when no process has it open any more."""
     try:
         return os.read(terminal, 4096)
     except OSError:

@@ -143,7 +143,7 @@ class VolumePlan:
 
     @property
     def inferred_output(self) -> Path:
-        """Where the inferred detail goes."""
+        """Destination of the inferred detail."""
         return self.output.with_name(inferred_name(self.output.name))
 
     @property
