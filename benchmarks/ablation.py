@@ -96,7 +96,8 @@ def main(steps: int) -> None:
             network = trained(name, overrides, steps, Path(folder))
             add(f"{steps} steps: one network, {name}", gains(Restoration(network)))
         for acquisition, preset in ACQUISITIONS.items():
-            expert = [f"degradation={preset}", f"augmentation.acquisitions=[{preset}]", "augmentation.mistaken=0"]
+            chosen = [f"augmentation.{key}=[{preset}]" for key in ("acquisitions", "assumed")]
+            expert = [f"degradation={preset}", *chosen, "augmentation.mistaken=0"]
             network = trained(preset, expert, steps, Path(folder))
             add(f"{steps} steps: experts", gains(Restoration(network), acquisition))
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
