@@ -28,11 +28,12 @@ from tests.chaos.jobs import ROOT, Place, TryError, place
 MUTATIONS = 900  # a minute
 HISTORIES = 8  # a minute, of the state machine
 HISTORIES_KILLED = "state machine: killed"
+HISTORIES_FULL = "state machine: disk full"
 # Driver kills and faults of disk and store come more often than others.
 ORDER = (
     *("driver killed", "disk full", "worker killed", "store locked", "driver killed", "node killed", "store gone"),
     *("own Ray killed", "disk full", "driver terminated", "stopped", "driver killed", "store locked", "raylet killed"),
-    *("store slow", "two writers", "disk full", "worker killed", "driver killed", "clock jumps"),
+    *("store slow", "two writers", "disk full", "worker killed", "store gone", "driver killed", "clock jumps"),
 )
 KINDS = {kind: do for group in FAULTS.values() for kind, do in group.items()}
 
@@ -102,11 +103,13 @@ def campaign(minutes: float, seed: int, only: str | None, console: Console) -> d
             operating.wait()
         results |= _fuzzed((folder / "fuzz").read_text(), console)
         said = (folder / "machine").read_text()
-        found = said.splitlines()[-1] if operating.returncode == 0 else '{"histories": 1, "faults": 0, "kills": 0}'
-        histories = json.loads(found)
+        nothing = '{"histories": 1, "faults": 0, "kills": 0, "full_disks": 0}'
+        histories = json.loads(said.splitlines()[-1] if operating.returncode == 0 else nothing)
         failed = [f"python -m tests.chaos.machine --seed {seed}"] if operating.returncode else []
-        results["state machine"] = Count(histories["histories"], histories["faults"] - histories["kills"], failed)
-        results[HISTORIES_KILLED] = Count(histories["kills"], histories["kills"])
+        kills, full_disks = histories["kills"], histories["full_disks"]
+        results["state machine"] = Count(histories["histories"], histories["faults"] - kills - full_disks, failed)
+        results[HISTORIES_KILLED] = Count(kills, kills)
+        results[HISTORIES_FULL] = Count(full_disks, full_disks)
         if failed:
             console.print(f"FAILED {failed[0]}: {said[-6000:]}", markup=False, soft_wrap=True)
     return results
@@ -136,6 +139,7 @@ def table(results: dict[str, Count]) -> Table:
         )
     groups = {group: list(kinds) for group, kinds in FAULTS.items()}
     groups["kills"].append(HISTORIES_KILLED)
+    groups["disk and store"].append(HISTORIES_FULL)
     groups["mutations"] = [kind for kind in results if kind.startswith("mutated: ")]
     shown.add_section()
     for group, kinds in groups.items():

@@ -56,9 +56,9 @@ class Try:
                     process.kill()
             made.remove()
 
-    def wait(self, attempt: Attempt, process: Popen, least: float = 0.0) -> bool:
-        """Wait for a random moment of a start; returns whether it still runs."""
-        seconds = self.chance.uniform(least, 1.0) * self.place.whole(attempt.job).last.seconds
+    def wait(self, attempt: Attempt, process: Popen, least: float = 0.0, most: float = 1.0) -> bool:
+        """Wait for a random moment of a start, as a part of an undisturbed one; returns whether it still runs."""
+        seconds = self.chance.uniform(least, most) * self.place.whole(attempt.job).last.seconds
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
         return process.poll() is None
@@ -232,7 +232,7 @@ def store_locked(this: Try) -> None:
     """Hold the lock of the tracking store for seconds."""
     with this.attempt(this.job("upscale", "train", "evaluate")) as attempt:
         process = attempt.start()
-        if this.wait(attempt, process, 0.2):
+        if this.wait(attempt, process, 0.2, 0.8):
             with closing(_locked(attempt)):
                 time.sleep(this.chance.uniform(0.5, 10.0))
             this.faults += 1
@@ -245,7 +245,7 @@ def store_slow(this: Try) -> None:
     """Let the tracking store be free only one moment in four."""
     with this.attempt(this.job("upscale", "train", "evaluate")) as attempt:
         process = attempt.start()
-        this.wait(attempt, process, 0.0)
+        this.wait(attempt, process, 0.0, 0.8)
         for _ in range(20):
             if process.poll() is not None:
                 break
@@ -262,7 +262,7 @@ def store_gone(this: Try) -> None:
     """Take the file of the tracking store away for seconds."""
     with this.attempt(this.job("upscale", "train", "evaluate")) as attempt:
         process, store, away = attempt.start(), attempt.folder / "mlflow.db", attempt.folder / "away"
-        if this.wait(attempt, process, 0.3):
+        if this.wait(attempt, process, 0.3, 0.8):
             store.rename(away)
             with suppress(subprocess.TimeoutExpired):
                 process.wait(this.chance.uniform(0.5, 10.0))

@@ -73,6 +73,7 @@ class Story(RuleBasedStateMachine):
     known: ClassVar[Known]
     faults: ClassVar[int] = 0  # of all histories
     kills: ClassVar[int] = 0  # among them, those that met the process
+    full_disks: ClassVar[int] = 0  # among them, those that the process met
     histories: ClassVar[int] = 0
 
     @initialize(resume=sampled_from([False, True]))
@@ -94,6 +95,7 @@ class Story(RuleBasedStateMachine):
         allowed = {DONE, KILLED} if fault == "kill" else {DONE, FAILED, REFUSED}
         assert status in allowed, (status, said)
         Story.kills += status == KILLED
+        Story.full_disks += status in {FAILED, REFUSED}
         self.complete = status == DONE
         if self.complete:
             self.damaged.clear()
@@ -273,7 +275,8 @@ def main() -> None:
         )
         with undisturbed() as Story.known:
             run_state_machine_as_test(seed(given.seed)(Story), settings=chosen)
-    sys.stdout.write(json.dumps({"histories": Story.histories, "faults": Story.faults, "kills": Story.kills}) + "\n")
+    counts = {"faults": Story.faults, "kills": Story.kills, "full_disks": Story.full_disks}
+    sys.stdout.write(json.dumps({"histories": Story.histories, **counts}) + "\n")
 
 
 if __name__ == "__main__":
