@@ -147,7 +147,9 @@ def has(process, name):
     ],
 )
 def test_at_any_moment_a_signal_ends_the_command_and_its_ray(tmp_path, scan, moment, number):
-    process = started(tmp_path, "-m", "workflow", "upscale", str(scan), "--out", str(tmp_path / "out"), "--scale", "2")
+    process = started(
+        tmp_path, "-m", "workflow", "upscale", str(scan), "--out", str(tmp_path / "out"), "--workers", "2"
+    )
     try:
         until(lambda: has(process, moment), process)
         family = below(process)
@@ -158,7 +160,7 @@ def test_at_any_moment_a_signal_ends_the_command_and_its_ray(tmp_path, scan, mom
         end(process)
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     assert "Traceback" not in said + errors
-    assert number == signal.SIGKILL or f"--out {tmp_path / 'out'} --scale 2 --resume\n" in said
+    assert number == signal.SIGKILL or f"--out {tmp_path / 'out'} --workers 2 --resume\n" in said
 
 
 CONNECTING = """

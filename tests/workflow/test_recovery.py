@@ -36,6 +36,7 @@ class Job:
 
     def start(self, out, *options, environment=None):
         command = [sys.executable, "-m", "workflow", "upscale", str(self.volume), "--json", "--scale", "2,2,2"]
+        command += [] if "--workers" in options else ["--workers", "2"]
         command += [
             "--model",
             str(self.model),

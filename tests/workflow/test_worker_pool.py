@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from configs.errors import ConfigError, InputError
+from tasks.machine.worker import WorkerDiedError, WorkerError
 from tests.processes import until
-from workflow.cluster import RemoteWorker, Request, WorkerError, require_room, share, stream
-from workflow.cluster.workers import WorkerDiedError
+from workflow.cluster import RemoteWorker, Request, require_room, share, stream
 from workflow.restore.worker_pool import Job, WorkerPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

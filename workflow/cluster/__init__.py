@@ -3,7 +3,7 @@
 from workflow.cluster.connection import cluster
 from workflow.cluster.resources import Request, require_room
 from workflow.cluster.streams import stream
-from workflow.cluster.workers import RemoteWorker, TimedWorker, WorkerError, fetch, first_answers, share
+from workflow.cluster.workers import RemoteWorker, TimedWorker, fetch, first_answers, share
 
-__all__ = ["RemoteWorker", "Request", "TimedWorker", "WorkerError"]
+__all__ = ["RemoteWorker", "Request", "TimedWorker"]
 __all__ += ["cluster", "fetch", "first_answers", "require_room", "share", "stream"]

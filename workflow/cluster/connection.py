@@ -52,7 +52,7 @@ def cluster(cpus: int | None = None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers without a GPU have it hidden from them here, in `workers.prepare`.
+    # Workers without a GPU have it hidden from them here, in `tasks.machine.worker`.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS") or "local"

@@ -10,7 +10,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from configs.errors import ConfigError
 from tasks.files.atomic import partial_name
-from workflow.cluster.workers import WorkerError, fetch
+from tasks.machine.worker import WorkerError
+from workflow.cluster.workers import fetch
 
 EXPECTED = "seen"
 ANSWER_SECONDS = 60.0

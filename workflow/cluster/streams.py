@@ -9,8 +9,9 @@ from typing import Any
 
 import ray
 
+from tasks.machine.worker import plain_errors, prepare
 from workflow.cluster.resources import Request, require_room
-from workflow.cluster.workers import fetch, plain_errors, prepare
+from workflow.cluster.workers import fetch
 
 POLL_SECONDS = 0.5
 # A training that idled here for up to a minute waited for the thread with which TensorFlow tunes a dataset; it has none
@@ -97,7 +98,7 @@ def _streamed(
     asks: bool,
 ) -> Iterator[Any]:
     os.environ.update(environment)
-    prepare(request)
+    prepare(request.gpus)
     with plain_errors():
         if asks:
             yield from _until_stopped(function, arguments)

@@ -1,25 +1,15 @@
 """Worker processes: what they are given, what they answer, how they end, and which errors come back."""
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from configs.errors import RunError
 from tasks.machine.check import first_line
+from tasks.machine.worker import WorkerDiedError, WorkerError, plain_errors, prepare
 from workflow.cluster.resources import Request, require_room
-
-
-class WorkerError(RunError):
-    """Work that failed in a worker: what happened there, in one line."""
-
-
-class WorkerDiedError(WorkerError):
-    """A worker that is gone, with its process or its node."""
 
 
 def share(value: object) -> "ray.ObjectRef":
@@ -119,7 +109,7 @@ class _Process:
     """Code that runs in the process of a worker."""
 
     def __init__(self, request: Request) -> None:
-        prepare(request)
+        prepare(request.gpus)
 
     def load(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:  # noqa: ANN401
         with plain_errors():
@@ -128,24 +118,3 @@ class _Process:
     def call(self, *arguments: Any) -> Any:  # noqa: ANN401
         with plain_errors():
             return self._tool(*arguments)
-
-
-def prepare(request: Request) -> None:
-    """Set the environment that TensorFlow reads when it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if not request.gpus:
-        # Ray hides no GPU from a worker that asked for none.
-        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """Let through only errors that the driver can unpickle without TensorFlow."""
-    try:
-        yield
-    except (ValueError, MemoryError) as error:
-        if type(error).__module__.split(".")[0] in {"builtins", "tasks", "models", "configs"}:
-            raise
-        raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None
-    except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the driver as plain text
-        raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None

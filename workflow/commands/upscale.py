@@ -1,5 +1,6 @@
 """`voxlift upscale`."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,6 @@ from workflow.commands.options import (
     MemoryBudget,
     Overwrite,
     Spacing,
-    Workers,
     require_one_of,
     resources_of,
     three_numbers,
@@ -85,7 +85,10 @@ def upscale(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the preset self4x, for --adapt."),
     ] = None,
-    workers: Workers = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ray workers; by default 2, or none for what is done before they would have started."),
+    ] = None,
     cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
     gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
     memory_budget: MemoryBudget = 2000,
@@ -116,8 +119,9 @@ def upscale(
                 f"Cannot adapt across --slice-axis {slice_axis}: --adapt uses the axis of the largest spacing.",
                 "Leave one of the two out.",
             )
+        may_do_without_ray = workers is None and not gpus_per_worker and not os.environ.get("RAY_ADDRESS")
         resources = resources_of(
-            workers,
+            workers or 2,
             memory_budget,
             cpus_per_worker=cpus_per_worker,
             gpus_per_worker=gpus_per_worker,
@@ -176,7 +180,9 @@ def upscale(
             dataset=found.dataset,
             inferred=inferred,
         )
-        report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
+        report = replace(
+            run_upscaling(request, opened.console, may_do_without_ray=may_do_without_ray), adapted_model=adapted
+        )
         opened.show(report, *summary(report))
     # Without a plan no input could be used at all.
     exit_on_failures((volume.error for volume in report.failed), 1 if report.plan else 2)

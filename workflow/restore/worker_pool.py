@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from workflow.cluster import RemoteWorker, WorkerError, fetch, first_answers
+from tasks.machine.worker import WorkerError
+from workflow.cluster import RemoteWorker, fetch, first_answers
 
 
 class StartError(WorkerError):

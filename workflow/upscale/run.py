@@ -6,7 +6,7 @@ No path and nothing from a header is recorded.
 import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -37,6 +37,7 @@ from workflow.cluster import cluster
 from workflow.pages.index import write_index
 from workflow.pages.quality import QualityCase, model_facts, write_quality_page
 from workflow.pages.verdict import Measure
+from workflow.restore.child import Child
 from workflow.restore.restoration import Progress
 from workflow.terminal.progress import entering, progress_bar, resumable, waiting
 from workflow.tracking import Recorder, RunAddress, described_volume, recorded_run, resolve_model, tracking_uri
@@ -48,6 +49,8 @@ from workflow.upscale.volume_work import LEEWAY, MAX_OUTSIDE_SHARE, Output, Volu
 from workflow.upscale.volumes import only_writer, plan_volumes, require_new, upscale
 
 EXPERIMENT = "voxlift"
+# Of one CPU thread: about what Ray takes to start and to end.
+SECONDS_WITHOUT_RAY = 1.5
 MAX_PAGE_VOXELS = 1 << 27  # of a QC page, which holds the volume several times: 4 GiB at this size
 
 
@@ -62,12 +65,13 @@ def saved_network(model: str | None) -> NetworkFile:
     return shipped_network() if model is None else read_network(resolve_model(model))
 
 
-def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
+def run_upscaling(request: UpscaleRequest, console: Console, *, may_do_without_ray: bool = False) -> UpscaleReport:
     """Super-resolve volumes and record it.
 
     Args:
         request: What to do.
         console: For the plan and progress.
+        may_do_without_ray: Whether one process of this machine may restore what it has done before Ray has started.
 
     Raises:
         InputError: No input can be used, or the tracking store cannot be used.
@@ -87,10 +91,18 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
         for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *leaves))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
+    seconds = sum(work.plan.shards * work.plan.shard_plan.shard_seconds for work in numbers)
+    child: AbstractContextManager[Child | None] = nullcontext()
     with exit_on_sigterm(), only_writer(list(numbers)) as killed:
         if not (request.resume or request.overwrite):
             require_new(request.files)  # again: what this run has waited for may have been written since
-        return _recorded(request, planned, numbers, console, killed if request.resume else None)
+        if may_do_without_ray and numbers and seconds < SECONDS_WITHOUT_RAY:
+            request = replace(request, resources=request.resources.model_copy(update={"workers": 1}))
+            child = Child(request.resources.cpus_per_worker)
+            for work in numbers:
+                work.shares = False
+        with child as started:
+            return _recorded(request, planned, numbers, console, killed if request.resume else None, started)
 
 
 def _recorded(
@@ -99,6 +111,7 @@ def _recorded(
     numbers: Mapping[VolumeWork, int],
     console: Console,
     killed: Process | None,
+    child: Child | None,
 ) -> UpscaleReport:
     """Super-resolve planned volumes as a recorded run; the volumes that can be used have numbers."""
     address_file, resources = _address_file(request), request.resources
@@ -122,9 +135,11 @@ def _recorded(
             address.write(address_file)
         with waiting(console, "Recording inputs and environment"):
             _record_request(recorder, request, list(numbers))
-        voxels, loading = sum(work.to_compute[1] for work in numbers), "waiting for the workers to load TensorFlow"
+        voxels, loading = sum(work.to_compute[1] for work in numbers), "waiting for TensorFlow"
         with (
-            entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)),
+            nullcontext()
+            if child
+            else entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)),
             progress_bar(console, "Restoring", voxels, loading, of="voxels") as advance,
             _frequent_collection(),
         ):
@@ -137,7 +152,7 @@ def _recorded(
                 if problem := _record_output(recorder, request, numbers[work], work, output):
                     console.print(f"{work.plan.name}: {problem}.", markup=False)
 
-            report = upscale(replace(request, run_id=address.run_id), planned, show, record)
+            report = upscale(replace(request, run_id=address.run_id), planned, show, record, child)
         _complete_folders(recorder, request, numbers, console)
         volumes = list(report.volumes)
         for work, number in numbers.items():

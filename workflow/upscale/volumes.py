@@ -16,6 +16,7 @@ from tasks.files.outputs import check_destination, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.sidecar import write_sidecar
+from workflow.restore.child import Child
 from workflow.restore.local import local_restorer
 from workflow.restore.restoration import Progress, Tally, restorers
 from workflow.restore.worker_pool import Job, Outcome
@@ -110,8 +111,9 @@ def upscale(
     planned: Sequence[VolumeWork | InputError],
     on_progress: Callable[[Progress], None] | None = None,
     on_written: OnWritten = VolumeWork.conclude,
+    child: Child | None = None,
 ) -> UpscaleReport:
-    """Super-resolve the planned volumes, within `cluster()` unless they are restored in this process.
+    """Super-resolve the planned volumes, within `cluster()` unless they are restored here or by a child.
 
     Args:
         request: What to do.
@@ -119,6 +121,7 @@ def upscale(
         on_progress: Called whenever a shard is back.
         on_written: Receives every written output, in the thread that writes, and concludes it; the volume fails with
             an exception of it.
+        child: Restores them instead of workers of a cluster; the works must not share their time points then.
 
     Raises:
         ConfigError: The cluster has no room for the workers.
@@ -136,7 +139,7 @@ def upscale(
         with queue:
             for alike in by_network.values():
                 shards, before = sum(work.plan.shards for work in alike), seconds
-                start = local_restorer if request.in_process else restorers
+                start = child.restorers if child else local_restorer if request.in_process else restorers
                 with start(alike[0].plan.network, request.resources, shards) as pool:
                     for outcome in pool.work(queue.jobs(alike)):
                         seconds = before + pool.seconds

@@ -1,0 +1,37 @@
+"""What every worker process does, whoever has started it: set the environment for TensorFlow, return plain errors."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from configs.errors import RunError
+from tasks.machine.check import first_line
+
+
+class WorkerError(RunError):
+    """Work that failed in a worker: what happened there, in one line."""
+
+
+class WorkerDiedError(WorkerError):
+    """A worker that is gone, with its process or its node."""
+
+
+def prepare(gpus: int) -> None:
+    """Set the environment that TensorFlow reads when it is imported, for a worker with so many GPUs."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if not gpus:
+        # Ray hides no GPU from a worker that asked for none.
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Let through only errors that the driver can unpickle without TensorFlow."""
+    try:
+        yield
+    except (ValueError, MemoryError) as error:
+        if type(error).__module__.split(".")[0] in {"builtins", "tasks", "models", "configs"}:
+            raise
+        raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None
+    except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the driver as plain text
+        raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None
