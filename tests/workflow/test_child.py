@@ -52,8 +52,8 @@ def only_child():
 
 def test_a_child_restores_and_a_killed_one_is_replaced(network, jobs):
     expected = Restorer(network.name, network.content, None)(*jobs[0].arguments).voxels
-    with Child(1) as child, child.restorers(network, Resources(retries=1), 2) as pool:
-        outcomes = pool.work(jobs)
+    with Child(network, Resources(retries=1)) as child:
+        outcomes = child.work(jobs)
         first = next(outcomes)
         only_child().kill()
         second = next(outcomes)
@@ -66,16 +66,20 @@ def test_a_child_restores_and_a_killed_one_is_replaced(network, jobs):
 
 def test_a_network_that_cannot_be_loaded_is_refused(network, jobs):
     broken = replace(network, content=network.content[:100])
-    with (
-        Child(1) as child,
-        child.restorers(broken, Resources(), 2) as pool,
-        pytest.raises(InputError, match=r"Cannot load the model small\.keras"),
-    ):
-        list(pool.work(jobs))
+    with Child(broken, Resources()) as child, pytest.raises(InputError, match=r"Cannot load the model small\.keras"):
+        list(child.work(jobs))
 
 
 def test_a_child_ends_with_its_parent():
-    script = "import sys; from workflow.restore.child import Child; Child(1); print(flush=True); sys.stdin.read()"
+    script = """
+import sys
+from configs.schema import Resources
+from tasks.artifacts.shipped import shipped_network
+from workflow.restore.child import Child
+child = Child(shipped_network(), Resources())
+print(flush=True)
+sys.stdin.read()
+"""
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdin=-1, stdout=-1) as parent:
         try:
             assert parent.stdout is not None

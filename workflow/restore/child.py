@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -13,32 +14,41 @@ from typing import Any, Self
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.machine.worker import WorkerDiedError, plain_errors, prepare
-from tasks.sharding.restore import Restorer
+from tasks.sharding.restore import RestoredCore, Restorer
 from workflow.restore.worker_pool import Job, Outcome
 
 
 class Child:
-    """A process that restores shards; for a `with` block.
+    """A process that restores shards, for a `with` block; it takes jobs as `WorkerPool` does, one after another.
 
-    It loads TensorFlow at once, while its parent does other things, and ends when its parent does, however that ends.
+    It loads TensorFlow and the network at once, while its parent does other things, and ends when its parent does,
+    however that ends. A job whose process dies is tried again in another.
 
     Args:
-        cpus: Threads of it.
+        network: The restorer.
+        resources: Threads, and how often a job is tried again.
     """
 
-    def __init__(self, cpus: int) -> None:
-        self._cpus = cpus
+    alive = 1
+
+    def __init__(self, network: NetworkFile, resources: Resources) -> None:
+        self._network, self._resources = network, resources
+        self._began: float | None = None
         self._start()
 
     def _start(self) -> None:
+        self._loaded = False
         self._connection, theirs = Pipe()
-        with theirs:
-            # The path as it is here; `-P` and a session of its own keep the current folder and Ctrl-C out.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({theirs.fileno()})"
+        arguments = theirs.fileno(), self._network.name, self._resources.cpus_per_worker, self._network.flips
+        # The search path is that of this process; `-P` keeps the current folder out, a session of its own Ctrl-C.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve{arguments!r}"
+        with theirs, tempfile.TemporaryFile() as content:
+            content.write(self._network.content)
+            content.seek(0)
             self._process = subprocess.Popen(  # noqa: S603 - fixed arguments
                 [sys.executable, "-P", "-c", code],
                 pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
+                stdin=content,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -57,52 +67,10 @@ class Child:
         self._process.wait()
         self._connection.close()
 
-    @contextmanager
-    def restorers(self, network: NetworkFile, resources: Resources, _: int) -> Iterator["ChildPool"]:
-        """Let the process load a network; yields what takes jobs, as `workflow.restore.restoration.restorers` does."""
-        yield ChildPool(self, (network.name, network.content, self._cpus, network.flips), resources.retries)
-
-    def restart(self) -> None:
-        """Replace the process."""
-        self._end()
-        self._start()
-
-    def ask(self, *request: Any) -> Any:  # noqa: ANN401 - what `serve` takes and answers
-        """Send a request and wait for its answer.
-
-        Raises:
-            WorkerDiedError: The process is gone.
-            Exception: What it raised.
-        """
-        try:
-            self._connection.send(request)
-            value, error = self._connection.recv()
-        except (EOFError, OSError) as gone:
-            raise WorkerDiedError("the worker died: its process is gone.") from gone
-        if error is not None:
-            raise error
-        return value
-
-
-class ChildPool:
-    """Takes jobs as `WorkerPool` does, one after another; a job whose process dies is tried again in another.
-
-    Args:
-        child: The process.
-        network: Arguments of `Restorer`.
-        retries: How often a job is tried again.
-    """
-
-    alive = 1
-
-    def __init__(self, child: Child, network: tuple[Any, ...], retries: int) -> None:
-        self._child, self._network, self._retries = child, network, retries
-        self._began, self._loaded = time.monotonic(), False
-
     @property
     def seconds(self) -> float:
-        """Since the pool was made."""
-        return time.monotonic() - self._began
+        """Since the first job."""
+        return 0.0 if self._began is None else time.monotonic() - self._began
 
     def work(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Yield the outcome of each job; an error stays with its job.
@@ -110,46 +78,53 @@ class ChildPool:
         Raises:
             Exception: Why the network cannot be loaded.
         """
+        self._began = time.monotonic()
         for job in jobs:
             yield self._outcome(job)
 
     def _outcome(self, job: Job) -> Outcome:
-        for tries in range(self._retries + 1):
+        for tries in range(self._resources.retries + 1):
             try:
-                return self._tried(job, tries)
-            except WorkerDiedError as error:
-                outcome, self._loaded = Outcome(job.key, error=error, retries=tries), False
-                self._child.restart()
-        return outcome
+                core, error = self._restored(job)
+                return Outcome(job.key, core, error, tries)
+            except (EOFError, OSError):
+                self._end()
+                self._start()
+        return Outcome(job.key, error=WorkerDiedError("the worker died: its process is gone."), retries=tries)
 
-    def _tried(self, job: Job, retries: int) -> Outcome:
+    def _restored(self, job: Job) -> tuple[RestoredCore | None, Exception | None]:
         if not self._loaded:
-            self._child.ask("load", self._network)
+            _, failure = self._connection.recv()
+            if failure is not None:
+                raise failure
             self._loaded = True
-        try:
-            return Outcome(job.key, self._child.ask("restore", job.arguments), retries=retries)
-        except WorkerDiedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any error fails this job alone
-            return Outcome(job.key, error=error, retries=retries)
+        self._connection.send(job.arguments)
+        core, error = self._connection.recv()
+        return core, error
 
 
-def serve(handle: int) -> None:
-    """Answer requests that come in at a connection, in a process of its own, until the other side is gone."""
+def serve(handle: int, name: str, threads: int, flips: int) -> None:
+    """Restore what comes in at a connection, in a process of its own, until the other side is gone.
+
+    Args:
+        handle: Of the connection; the content of the network's file is at standard input.
+        name: Of that file.
+        threads: CPU threads that TensorFlow may use.
+        flips: As for `Restorer`.
+    """
     prepare(gpus=0)
-    import tasks.sharding.compiled  # noqa: F401, PLC0415 - ahead of the first request, and in this process alone
 
-    restorer: Restorer | None = None
+    def answer(make: Any, *arguments: Any) -> Any:  # noqa: ANN401 - what it makes
+        made, failure = None, None
+        try:
+            with plain_errors():
+                made = make(*arguments)
+        except Exception as error:  # noqa: BLE001 - it goes to the parent
+            failure = error
+        parent.send((made if isinstance(made, RestoredCore) else None, failure))
+        return made
+
     with Connection(handle) as parent, suppress(EOFError, OSError):
+        restorer = answer(Restorer, name, sys.stdin.buffer.read(), threads, flips)
         while True:
-            operation, arguments = parent.recv()
-            answer: tuple[Any, Exception | None] = None, None
-            try:
-                with plain_errors():
-                    if operation == "load":
-                        restorer = Restorer(*arguments)
-                    elif restorer is not None:
-                        answer = restorer(*arguments), None
-            except Exception as error:  # noqa: BLE001 - it goes to the parent
-                answer = None, error
-            parent.send(answer)
+            answer(restorer, *parent.recv())

@@ -91,18 +91,24 @@ def run_upscaling(request: UpscaleRequest, console: Console, *, may_do_without_r
         lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
         for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *leaves))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
-    seconds = sum(work.plan.shards * work.plan.shard_plan.shard_seconds for work in numbers)
-    child: AbstractContextManager[Child | None] = nullcontext()
     with exit_on_sigterm(), only_writer(list(numbers)) as killed:
         if not (request.resume or request.overwrite):
             require_new(request.files)  # again: what this run has waited for may have been written since
-        if may_do_without_ray and numbers and seconds < SECONDS_WITHOUT_RAY:
-            request = replace(request, resources=request.resources.model_copy(update={"workers": 1}))
-            child = Child(request.resources.cpus_per_worker)
+        child: AbstractContextManager[Child | None] = nullcontext()
+        if may_do_without_ray and _is_soon_done(list(numbers)):
+            network, resources = next(iter(numbers)).plan.network, request.resources
+            request = replace(request, resources=resources.model_copy(update={"workers": 1}))
+            child = Child(network, resources)
             for work in numbers:
                 work.shares = False
         with child as started:
             return _recorded(request, planned, numbers, console, killed if request.resume else None, started)
+
+
+def _is_soon_done(works: Sequence[VolumeWork]) -> bool:
+    """Whether one process has restored volumes, all by one network, before Ray would have started."""
+    seconds = sum(work.plan.shards * work.plan.shard_plan.shard_seconds for work in works)
+    return len({work.plan.network.digest for work in works}) == 1 and seconds < SECONDS_WITHOUT_RAY
 
 
 def _recorded(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
@@ -121,7 +121,7 @@ def upscale(
         on_progress: Called whenever a shard is back.
         on_written: Receives every written output, in the thread that writes, and concludes it; the volume fails with
             an exception of it.
-        child: Restores them instead of workers of a cluster; the works must not share their time points then.
+        child: Restores them, all of one network, instead of workers of a cluster; the works share nothing then.
 
     Raises:
         ConfigError: The cluster has no room for the workers.
@@ -139,8 +139,8 @@ def upscale(
         with queue:
             for alike in by_network.values():
                 shards, before = sum(work.plan.shards for work in alike), seconds
-                start = child.restorers if child else local_restorer if request.in_process else restorers
-                with start(alike[0].plan.network, request.resources, shards) as pool:
+                start = local_restorer if request.in_process else restorers
+                with nullcontext(child) if child else start(alike[0].plan.network, request.resources, shards) as pool:
                     for outcome in pool.work(queue.jobs(alike)):
                         seconds = before + pool.seconds
                         if queue.take(outcome) and on_progress is not None:
