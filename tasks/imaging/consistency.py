@@ -263,7 +263,10 @@ def consistent_interpolation(coarse: Array, shape: NetworkShape, recipe: Degrada
 
 def residual(restored: Array, coarse: Array, recipe: Degradation) -> Array:
     """The input less the restored volume degraded again, without noise."""
-    return coarse - degrade(restored, recipe.model_copy(update={"noise": type(recipe.noise)()}))
+    again = restored
+    for axis, matrix in enumerate(axis_matrices(NetworkShape(*restored.shape), recipe)):
+        again = again if matrix is None else along(axis, matrix, again)
+    return coarse - again
 
 
 def squared_singular(axes: Sequence[AxisFactors | None], sizes: Sequence[int]) -> NDArray[np.float64]:

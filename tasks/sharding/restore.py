@@ -18,6 +18,7 @@ from tasks.imaging.acquisition import detail_weight
 from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
 from tasks.imaging.labels import resample_labels
 from tasks.imaging.resample import Window, resample_window
+from tasks.machine.worker import lean_keras
 from tasks.sharding.plan import MIB, Shard
 from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.padding import Padding
@@ -179,6 +180,12 @@ class Restorer:
             core = interpolated + np.float32(volume.detail) * (core - interpolated)
         restored_at = time.perf_counter()
         return RestoredCore(core, resampled_at - started, restored_at - resampled_at, peak_rss() / MIB)
+
+
+def worker_restorer(name: str, content: bytes, threads: int, flips: int) -> Restorer:
+    """Make a restorer in a process that does nothing else; arguments and errors as of `Restorer`."""
+    with lean_keras():
+        return Restorer(name, content, threads, flips)
 
 
 def label_core(volume: CoarseVolume, shard: Shard) -> RestoredCore:

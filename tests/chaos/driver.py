@@ -49,7 +49,7 @@ if __name__ == "__main__":
         # By its name in the package, by which a worker imports it.
         from tests.chaos.driver import LightRestorer as Importable
 
-        setattr(workflow.restore.restoration, "Restorer", Importable)  # noqa: B010 - in place of the real one
+        setattr(workflow.restore.restoration, "worker_restorer", Importable)  # noqa: B010 - in place of the real one
     if clock := os.environ.get("CHAOS_CLOCK"):
         let_jump(*map(float, clock.split(",")))
     main()

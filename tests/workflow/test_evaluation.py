@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path, store, monkeypatch):
     """Good references, and one that is bad in each way."""
-    monkeypatch.setattr("workflow.restore.restoration.Restorer", LightRestorer)
+    monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
     # One worker, and no second try: less to start.
     monkeypatch.setattr("workflow.commands.evaluate.resources_of", lambda *_: Resources(workers=1, retries=0))
     blobs = gaussian_filter(np.random.default_rng(0).normal(size=SHAPE), 2).astype(np.float32)

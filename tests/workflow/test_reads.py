@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture
 def reads(monkeypatch):
-    monkeypatch.setattr("workflow.restore.restoration.Restorer", LightRestorer)
+    monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
     return FileReads(monkeypatch)
 
 

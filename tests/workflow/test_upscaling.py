@@ -44,7 +44,7 @@ BUDGET = 44
 
 @pytest.fixture
 def light_workers(monkeypatch):
-    monkeypatch.setattr("workflow.restore.restoration.Restorer", LightRestorer)
+    monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from typing import Any, Self
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.machine.worker import WorkerDiedError, plain_errors, prepare
-from tasks.sharding.restore import RestoredCore, Restorer
+from tasks.sharding.restore import RestoredCore, worker_restorer
 from workflow.restore.worker_pool import Job, Outcome
 
 
@@ -110,7 +110,7 @@ def serve(handle: int, name: str, threads: int, flips: int) -> None:
         handle: Of the connection; the content of the network's file is at standard input.
         name: Of that file.
         threads: CPU threads that TensorFlow may use.
-        flips: As for `Restorer`.
+        flips: As for `tasks.sharding.restore.Restorer`.
     """
     prepare(gpus=0)
 
@@ -125,6 +125,6 @@ def serve(handle: int, name: str, threads: int, flips: int) -> None:
         return made
 
     with Connection(handle) as parent, suppress(EOFError, OSError):
-        restorer = answer(Restorer, name, sys.stdin.buffer.read(), threads, flips)
+        restorer = answer(worker_restorer, name, sys.stdin.buffer.read(), threads, flips)
         while True:
             answer(restorer, *parent.recv())

@@ -12,7 +12,7 @@ from configs.errors import NotFiniteError
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.sharding.plan import ShardPlan, plan_shards
-from tasks.sharding.restore import RestoredCore, Restorer, coarse_volume
+from tasks.sharding.restore import RestoredCore, coarse_volume, worker_restorer
 from tasks.volume.grid import Grid, NetworkAxes, network_axes
 from tasks.volume.intensity import Intensity, find_intensity
 from tasks.volume.nifti import Volume
@@ -182,7 +182,7 @@ def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterat
     require_room(resources.workers, request)
     model = share(network.content)
     pool = WorkerPool(
-        lambda: RemoteWorker(Restorer, (network.name, model, request.cpus, network.flips), request),
+        lambda: RemoteWorker(worker_restorer, (network.name, model, request.cpus, network.flips), request),
         min(resources.workers, shards),
         retries=resources.retries,
         patience=resources.patience_seconds,
