@@ -60,9 +60,10 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self.shut_down()
 
-    def _end(self) -> None:
+    def shut_down(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
         self._connection.close()
@@ -88,7 +89,7 @@ class Child:
                 core, error = self._restored(job)
                 return Outcome(job.key, core, error, tries)
             except (EOFError, OSError):
-                self._end()
+                self.shut_down()
                 self._start()
         return Outcome(job.key, error=WorkerDiedError("the worker died: its process is gone."), retries=tries)
 

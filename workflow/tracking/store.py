@@ -91,6 +91,15 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
 
 
+def check_store(doing: str) -> None:
+    """Check that the store answers, without loading MLflow where it can; arguments and errors as of `opened_store`."""
+    uri = tracking_uri()
+    try:
+        require_answer(uri)
+    except Exception as error:
+        raise _refusal(doing, uri, error) from error
+
+
 @contextmanager
 def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]:
     """Open the store; an error of MLflow becomes one message.

@@ -6,7 +6,7 @@ No path and nothing from a header is recorded.
 import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -38,9 +38,18 @@ from workflow.pages.index import write_index
 from workflow.pages.quality import QualityCase, model_facts, write_quality_page
 from workflow.pages.verdict import Measure
 from workflow.restore.child import Child
-from workflow.restore.restoration import Progress
+from workflow.restore.restoration import Progress, restorers
+from workflow.restore.worker_pool import WorkerPool
 from workflow.terminal.progress import entering, progress_bar, resumable, waiting
-from workflow.tracking import Recorder, RunAddress, described_volume, recorded_run, resolve_model, tracking_uri
+from workflow.tracking import (
+    Recorder,
+    RunAddress,
+    check_store,
+    described_volume,
+    recorded_run,
+    resolve_model,
+    tracking_uri,
+)
 from workflow.tracking.provenance import ENVIRONMENT, record_environment, record_network
 from workflow.tracking.recorder import exit_on_sigterm
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
@@ -94,15 +103,16 @@ def run_upscaling(request: UpscaleRequest, console: Console, *, may_do_without_r
     with exit_on_sigterm(), only_writer(list(numbers)) as killed:
         if not (request.resume or request.overwrite):
             require_new(request.files)  # again: what this run has waited for may have been written since
-        child: AbstractContextManager[Child | None] = nullcontext()
+        check_store("record")  # before workers are started
         if may_do_without_ray and _is_soon_done(list(numbers)):
-            network, resources = next(iter(numbers)).plan.network, request.resources
-            request = replace(request, resources=resources.model_copy(update={"workers": 1}))
-            child = Child(network, resources)
+            request = replace(request, in_process=True, resources=request.resources.model_copy(update={"workers": 1}))
             for work in numbers:
                 work.shares = False
-        with child as started:
-            return _recorded(request, planned, numbers, console, killed if request.resume else None, started)
+        with (
+            resumable(console, lambda: _saved(list(numbers))),
+            _started_ahead(request, list(numbers), console) as ahead,
+        ):
+            return _recorded(request, planned, numbers, console, killed if request.resume else None, ahead)
 
 
 def _is_soon_done(works: Sequence[VolumeWork]) -> bool:
@@ -111,16 +121,41 @@ def _is_soon_done(works: Sequence[VolumeWork]) -> bool:
     return len({work.plan.network.digest for work in works}) == 1 and seconds < SECONDS_WITHOUT_RAY
 
 
+@contextmanager
+def _started_ahead(
+    request: UpscaleRequest, works: Sequence[VolumeWork], console: Console
+) -> Iterator[WorkerPool | Child | None]:
+    """Start Ray, or the one process that does without, and have TensorFlow loaded while the tracking store is opened.
+
+    Yields:
+        The workers that hold the network; None where there is nothing to do, or volumes need different networks.
+    """
+    todo = [work for work in works if work.written is None]
+    networks, resources = {work.plan.network.digest: work.plan.network for work in todo}, request.resources
+    if not todo:
+        yield None
+    elif request.in_process:
+        with Child(todo[0].plan.network, resources) as child:
+            yield child
+    else:
+        with entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)):
+            if len(networks) > 1:
+                yield None
+                return
+            with restorers(todo[0].plan.network, resources, sum(work.plan.shards for work in todo)) as pool:
+                yield pool
+
+
 def _recorded(
     request: UpscaleRequest,
     planned: Sequence[VolumeWork | InputError],
     numbers: Mapping[VolumeWork, int],
     console: Console,
     killed: Process | None,
-    child: Child | None,
+    ahead: WorkerPool | Child | None,
 ) -> UpscaleReport:
     """Super-resolve planned volumes as a recorded run; the volumes that can be used have numbers."""
-    address_file, resources = _address_file(request), request.resources
+    address_file = _address_file(request)
     earlier = RunAddress.read(address_file) if request.resume else None
     if earlier is not None and earlier.tracking_uri != tracking_uri():
         earlier = None  # a new run, in this store, of the same cores
@@ -132,10 +167,7 @@ def _recorded(
         folder=request.outputs[0].parent,
         console=console,
     )
-    with (
-        resumable(console, lambda: _saved(list(numbers))),
-        entering(console, "Opening the tracking store", run) as recorder,
-    ):
+    with entering(console, "Opening the tracking store", run) as recorder:
         address = recorder.address
         if numbers:
             address.write(address_file)
@@ -143,9 +175,6 @@ def _recorded(
             _record_request(recorder, request, list(numbers))
         voxels, loading = sum(work.to_compute[1] for work in numbers), "waiting for TensorFlow"
         with (
-            nullcontext()
-            if child
-            else entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)),
             progress_bar(console, "Restoring", voxels, loading, of="voxels") as advance,
             _frequent_collection(),
         ):
@@ -158,7 +187,7 @@ def _recorded(
                 if problem := _record_output(recorder, request, numbers[work], work, output):
                     console.print(f"{work.plan.name}: {problem}.", markup=False)
 
-            report = upscale(replace(request, run_id=address.run_id), planned, show, record, child)
+            report = upscale(replace(request, run_id=address.run_id), planned, show, record, ahead)
         _complete_folders(recorder, request, numbers, console)
         volumes = list(report.volumes)
         for work, number in numbers.items():

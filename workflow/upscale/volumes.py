@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from tasks.volume.sidecar import write_sidecar
 from workflow.restore.child import Child
 from workflow.restore.local import local_restorer
 from workflow.restore.restoration import Progress, Tally, restorers
-from workflow.restore.worker_pool import Job, Outcome
+from workflow.restore.worker_pool import Job, Outcome, WorkerPool
 from workflow.terminal.options import naming_options
 from workflow.upscale.plan import UpscaleRequest, plan_volume
 from workflow.upscale.report import Timings, UpscaleReport, VolumeReport, plan_report, sidecar, volume_report
@@ -111,9 +111,9 @@ def upscale(
     planned: Sequence[VolumeWork | InputError],
     on_progress: Callable[[Progress], None] | None = None,
     on_written: OnWritten = VolumeWork.conclude,
-    child: Child | None = None,
+    ahead: WorkerPool | Child | None = None,
 ) -> UpscaleReport:
-    """Super-resolve the planned volumes, within `cluster()` unless they are restored here or by a child.
+    """Super-resolve the planned volumes, within `cluster()` unless they are restored in this process or by a child.
 
     Args:
         request: What to do.
@@ -121,7 +121,7 @@ def upscale(
         on_progress: Called whenever a shard is back.
         on_written: Receives every written output, in the thread that writes, and concludes it; the volume fails with
             an exception of it.
-        child: Restores them, all of one network, instead of workers of a cluster; the works share nothing then.
+        ahead: Workers that were started ahead and hold the network of all volumes; a child must be given no references.
 
     Raises:
         ConfigError: The cluster has no room for the workers.
@@ -138,9 +138,11 @@ def upscale(
             by_network.setdefault(work.plan.network.digest, []).append(work)
         with queue:
             for alike in by_network.values():
+                if all(work.written is not None for work in alike):
+                    continue
                 shards, before = sum(work.plan.shards for work in alike), seconds
                 start = local_restorer if request.in_process else restorers
-                with nullcontext(child) if child else start(alike[0].plan.network, request.resources, shards) as pool:
+                with _ended(ahead) if ahead else start(alike[0].plan.network, request.resources, shards) as pool:
                     for outcome in pool.work(queue.jobs(alike)):
                         seconds = before + pool.seconds
                         if queue.take(outcome) and on_progress is not None:
@@ -168,6 +170,15 @@ def upscale(
             writing=sum(work.keeping.seconds + work.writing.seconds for work in works),
         ),
     )
+
+
+@contextmanager
+def _ended(workers: WorkerPool | Child) -> Iterator[WorkerPool | Child]:
+    """End workers after the block, which need their memory no longer."""
+    try:
+        yield workers
+    finally:
+        workers.shut_down()
 
 
 class _Queue:
