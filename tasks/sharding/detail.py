@@ -12,6 +12,7 @@ interpolation smooths of these blocks would count as inferred.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ from tasks.imaging.resample import resample_window
 from tasks.sharding.restore import CoarseVolume
 from tasks.volume.grid import NetworkAxes
 from tasks.volume.scan import SLAB_VOXELS
+
+THREADS = 2  # that split planes
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,17 @@ def inferred_detail(
     padding: Sequence[NDArray[np.bool_]],
 ) -> tuple[NDArray[np.float32], Detail]:
     """Split a whole restored volume; arguments and result as of `split_detail`."""
-    inferred, detail = np.empty(restored.shape, np.float32, order="F"), Detail()
+    inferred = np.empty(restored.shape, np.float32, order="F")
     step = max(1, SLAB_VOXELS // (restored.shape[0] * restored.shape[1]))
-    for start in range(0, restored.shape[2], step):
+
+    def split(start: int) -> Detail:
         part = (..., slice(start, start + step))
         masks = [mask[part] for mask in padding]
         inferred[part], found = split_detail(coarse, axes, restored[part], start, masks, cubic[part])
-        detail += found
-    return inferred, detail
+        return found
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return inferred, sum(pool.map(split, range(0, restored.shape[2], step)), Detail())
 
 
 def _energy(voxels: NDArray[np.float32]) -> float:

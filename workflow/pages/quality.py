@@ -2,9 +2,10 @@
 
 import base64
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from tasks.volume.scan import Voxels
 from workflow.pages.index import SUMMARY, Summary
 from workflow.pages.rendering import new_figure, png, render_page
 from workflow.pages.verdict import Measure, artefact_measures, consistency_measure, verdict_of
-from workflow.pages.viewer import Layer, View, niivue, shown_layers, views
+from workflow.pages.viewer import THREADS, Layer, View, niivue, shown_layers, views
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,23 +74,31 @@ class QualityCase:
     @property
     def layers(self) -> list[Layer]:
         """The layers to look at; the first two are compared when the page opens."""
-        before, restored, truth, consistency = self.before, self.restored, self.truth, self.consistency
-        inferred = self.inferred
+        given = {"input": self.before, "restored": self.restored, "truth": self.truth, "inferred": self.inferred}
+        volumes = {name: voxels for name, voxels in given.items() if voxels is not None}
+
+        @cache
+        def shown(view: View, name: str) -> Voxels:
+            return view.of(volumes[name])
+
+        def difference(view: View, name: str, other: str) -> Voxels:
+            return shown(view, name) - shown(view, other)
+
         layers = [
-            Layer("input, cubic", lambda view: view.of(before)),
-            Layer("restored", lambda view: view.of(restored)),
-            Layer("restored − input", lambda view: view.of(restored) - view.of(before), signed=True),
+            Layer("input, cubic", partial(shown, name="input")),
+            Layer("restored", partial(shown, name="restored")),
+            Layer("restored − input", partial(difference, name="restored", other="input"), signed=True),
         ]
-        if inferred is not None:
-            layers.append(Layer("inferred detail", lambda view: view.of(inferred), signed=True))
-        if truth is not None:
+        if self.inferred is not None:
+            layers.append(Layer("inferred detail", partial(shown, name="inferred"), signed=True))
+        if self.truth is not None:
             layers += [
-                Layer("truth", lambda view: view.of(truth)),
-                Layer("input − truth", lambda view: view.of(before) - view.of(truth), signed=True),
-                Layer("restored − truth", lambda view: view.of(restored) - view.of(truth), signed=True),
+                Layer("truth", partial(shown, name="truth")),
+                Layer("input − truth", partial(difference, name="input", other="truth"), signed=True),
+                Layer("restored − truth", partial(difference, name="restored", other="truth"), signed=True),
             ]
-        if consistency is not None:
-            spread = partial(_in_view, consistency, self.input_grid, self.grid)
+        if self.consistency is not None:
+            spread = partial(_in_view, self.consistency, self.input_grid, self.grid)
             layers.append(Layer("consistency", spread, signed=True))
         return layers
 
@@ -102,10 +111,11 @@ class QualityCase:
 
 def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
     """Write a QC page; returns the warnings on it."""
-    spectra = {
-        name: [spectrum(volume, axis, case.strides[axis]) for axis in range(3)]
-        for name, volume in {"input": case.before, "restored": case.restored}.items()
-    }
+    with ThreadPoolExecutor(THREADS) as pool:
+        spectra = {
+            name: list(pool.map(partial(spectrum, volume), range(3), case.strides))
+            for name, volume in {"input": case.before, "restored": case.restored}.items()
+        }
     found = seams(case.restored, case.before, case.borders)
     measures = [*case.measures, *artefact_measures(spectra["input"], spectra["restored"], found)]
     if case.consistency is not None:

@@ -12,6 +12,7 @@ with at most `MAX_VOXELS`: a larger volume as means of blocks, and the part arou
 import base64
 import io
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import count
@@ -29,6 +30,7 @@ from tasks.volume.intensity import Intensity
 from tasks.volume.nifti import display_copy
 from tasks.volume.scan import Voxels
 
+THREADS = 2  # that encode layers: a pair of volumes of `MAX_VOXELS` each at a time
 MAX_VOXELS = 9_000_000  # of a layer: 208 x 208 x 208
 MAX_AXIS = 2048  # texels along an axis of a texture
 PART = 160  # voxels along each axis of the part that is shown at full resolution
@@ -136,8 +138,8 @@ def shown_layers(layers: Sequence[Layer], chosen: Sequence[View], unit: Intensit
         unit: Values of the file that are 0 and 1 in the layers.
     """
     span = unit.high - unit.low
-    shown = []
-    for layer in layers:
+
+    def encoded(layer: Layer) -> ShownLayer:
         low, high = layer.stored
         slope, inter = span * (high - low) / 255, span * low + (0.0 if layer.signed else unit.low)
         steps = [layer.steps(view) for view in chosen]
@@ -147,8 +149,10 @@ def shown_layers(layers: Sequence[Layer], chosen: Sequence[View], unit: Intensit
         )
         window = (-SPREAD * span, SPREAD * span) if layer.signed else (unit.low, unit.high)
         picture = _picture(steps[0], chosen[0].grid, signed=layer.signed)
-        shown.append(ShownLayer(layer.name, layer.signed, window, files, picture))
-    return shown
+        return ShownLayer(layer.name, layer.signed, window, files, picture)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(encoded, layers))
 
 
 def _picture(steps: NDArray[np.uint8], grid: Grid, *, signed: bool) -> str:
