@@ -124,6 +124,9 @@ def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
     shown = {measure.name: round(measure.value, 6) for measure in measures}
     summary = Summary(verdict, _by(case.grid.shape), len(case.warnings), shown)
     chosen = views(case.grid, case.before)
+    with ThreadPoolExecutor(1) as pool:
+        plots = pool.submit(_plots, case, spectra, found)
+        layers = shown_layers(case.layers, chosen, case.unit)
     page = render_page(
         "quality.html",
         title=case.title,
@@ -134,11 +137,11 @@ def write_quality_page(path: Path, case: QualityCase) -> tuple[str, ...]:
         facts={"made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", **case.facts},
         geometry={"input": _geometry(case.input_grid), "output": _geometry(case.grid)},
         errors=_errors(case),
-        layers=shown_layers(case.layers, chosen, case.unit),
+        layers=layers,
         views=chosen,
         inverse=np.linalg.inv(case.grid.affine).tolist(),
         niivue=niivue(),
-        plots=_plots(case, spectra, found),
+        plots=plots.result(),
     )
     with replacing(path) as written:
         written.write_text(page, encoding="utf-8")
