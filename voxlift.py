@@ -99,7 +99,7 @@ class Restorer:
                 slice_thickness=slice_thickness,
                 fail_fast=True,
                 thick_network=self._thick,
-                in_process=True,
+                place="here",
             )
             (volume,) = upscale(request, plan_volumes(request)).volumes
             restored = nibabel.load(volume.output)

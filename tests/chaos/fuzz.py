@@ -271,7 +271,7 @@ class States(Fuzz):
         write_volume(self.source, ramp(np.eye(4), (9, 8, 7)).astype(np.float32), grid)
         request = UpscaleRequest(
             [self.source], folder / "out", shipped_network(), Resources(workers=1), scale=(2, 2, 2), resume=True,
-            in_process=True,
+            place="here",
         )  # fmt: skip
         self.request = request
         (work,) = plan_volumes(request)

@@ -213,7 +213,7 @@ def _worked(folder: Path, *, resume: bool) -> int:
         scale=(2, 2, 2),
         resume=resume,
         overwrite=not resume,
-        in_process=True,
+        place="here",
     )
 
     def record(work: VolumeWork, output: Output) -> None:

@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 def upscale(tmp_path, monkeypatch, model, capfd):
     """Upscale 2x: (the JSON object, what went to standard error)."""
     monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
-    monkeypatch.setattr("workflow.upscale.run.SECONDS_WITHOUT_RAY", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
 
     def run(*arguments):

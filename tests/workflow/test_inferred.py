@@ -34,7 +34,7 @@ def planned(tmp_path):
     """Plan the work on a file: 2x, with the inferred detail, for the shipped network, which no test here loads."""
 
     def plan(source=REAL, out="out", **options):
-        options = {"inferred": True, "dtype": "float32", "in_process": True, **options}
+        options = {"inferred": True, "dtype": "float32", "place": "here", **options}
         network = options.pop("network", None) or shipped_network()
         resources = Resources(workers=1, memory_budget_mib=options.pop("budget", 2000))
         request = UpscaleRequest([source], tmp_path / out, network, resources, scale=(2, 2, 2), **options)

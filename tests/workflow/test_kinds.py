@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster", "light_workers")
 @pytest.fixture
 def light_workers(monkeypatch):
     monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
-    monkeypatch.setattr("workflow.upscale.run.SECONDS_WITHOUT_RAY", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
 
 
 @pytest.fixture(scope="module")

@@ -47,7 +47,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
-    monkeypatch.setattr("workflow.upscale.run.SECONDS_WITHOUT_RAY", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     for name in ("sub-01_T1w.nii.gz", "other.nii"):
         write_volume(
@@ -346,7 +346,7 @@ def test_a_source_that_goes_bad_after_it_was_checked_fails_alone(place, model, m
     # Of a finished output, the QC page alone needs the source.
     monkeypatch.undo()
     monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
-    monkeypatch.setattr("workflow.upscale.run.SECONDS_WITHOUT_RAY", 0.0)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'mlflow.db'}")
     (place / "other.nii").write_bytes(kept)
     assert not upscale(*sources, *options, "--resume")

@@ -12,36 +12,12 @@ import pytest
 
 from configs.errors import ConfigError, InputError
 from tasks.machine.worker import WorkerDiedError, WorkerError
+from tests.doubler import Doubler
 from tests.processes import until
 from workflow.cluster import RemoteWorker, Request, require_room, share, stream
 from workflow.restore.worker_pool import Job, WorkerPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
-class Doubler:
-    """Doubles numbers; on request it dies, hangs or raises, once or always."""
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-
-    def __call__(self, number, fate=None, times=0):
-        marks = len(list(self.folder.glob(f"{number}-*")))
-        if marks < times:
-            (self.folder / f"{number}-{marks}").touch()
-            if fate == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if fate == "hang":
-                signal.pause()
-            if fate == "freeze":
-                os.kill(os.getpid(), signal.SIGSTOP)
-            if fate == "refuse":
-                raise InputError(f"Cannot double {number}.")
-            if fate == "break":
-                raise KeyError(number)
-            if fate == "outgrow":
-                bytearray(1 << 60)
-        return 2 * number
 
 
 @pytest.fixture

@@ -87,7 +87,9 @@ def upscale(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Ray workers; by default 2, or none for what is done before they would have started."),
+        typer.Option(
+            min=1, help="Ray workers; by default, without RAY_ADDRESS, 2 processes of this machine and no Ray."
+        ),
     ] = None,
     cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
     gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
@@ -99,7 +101,7 @@ def upscale(
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first volume that fails.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Super-resolve volumes through Ray; the same bytes from one worker or eight."""
+    """Super-resolve volumes, here or on a cluster; the same bytes from one worker or eight."""
     with screen(as_json) as opened:
         from workflow.terminal.progress import resumable, waiting
 
@@ -119,7 +121,6 @@ def upscale(
                 f"Cannot adapt across --slice-axis {slice_axis}: --adapt uses the axis of the largest spacing.",
                 "Leave one of the two out.",
             )
-        may_do_without_ray = workers is None and not gpus_per_worker and not os.environ.get("RAY_ADDRESS")
         resources = resources_of(
             workers or 2,
             memory_budget,
@@ -179,10 +180,9 @@ def upscale(
             slice_thickness=slice_thickness,
             dataset=found.dataset,
             inferred=inferred,
+            place="cluster" if workers or gpus_per_worker or os.environ.get("RAY_ADDRESS") else "processes",
         )
-        report = replace(
-            run_upscaling(request, opened.console, may_do_without_ray=may_do_without_ray), adapted_model=adapted
-        )
+        report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))
     # Without a plan no input could be used at all.
     exit_on_failures((volume.error for volume in report.failed), 1 if report.plan else 2)

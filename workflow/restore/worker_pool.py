@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 from tasks.machine.worker import WorkerError
-from workflow.cluster import RemoteWorker, fetch, first_answers
+from workflow import cluster
 
 
 class StartError(WorkerError):
@@ -45,11 +45,23 @@ class Outcome:
     retries: int = 0
 
 
+class Worker(Protocol):
+    """A worker process with a tool: `loading` is the answer that it is made."""
+
+    loading: Any
+
+    def call(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an answer
+        """Call the tool; returns the answer to come."""
+
+    def end(self) -> None:
+        """End the process at once."""
+
+
 @dataclass(eq=False)
 class WorkerState:
     """A worker process as the driver sees it, with the jobs given to it; it works on the first."""
 
-    worker: RemoteWorker
+    worker: Worker
     loaded: bool = False
     since: float = field(default_factory=time.monotonic)
     given: deque[tuple[Any, Job, int]] = field(default_factory=deque)
@@ -71,12 +83,24 @@ class WorkerPool:
         retries: How often a job is tried again after the worker died, did not answer, or failed other than by wrong
             input.
         patience: Seconds after which a worker that does not answer is replaced.
+        first_answers: Waits until one of some answers is there, or for so many seconds; returns those that are.
+        fetch: Returns the value of an answer that is there, or raises. Both are those of the cluster by default.
     """
 
     AHEAD = 2  # jobs given to a worker: while the result of one is fetched and written, it works on the next
 
-    def __init__(self, start: Callable[[], RemoteWorker], workers: int, *, retries: int, patience: float) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Worker],
+        workers: int,
+        *,
+        retries: int,
+        patience: float,
+        first_answers: Callable[..., list[Any]] = cluster.first_answers,
+        fetch: Callable[[Any], Any] = cluster.fetch,
+    ) -> None:
         self._start, self._retries, self._patience = start, retries, patience
+        self._first_answers, self._fetch = first_answers, fetch
         self._failed_starts = 0  # in a row
         self._began = 0.0
         self._again: deque[tuple[Job, int]] = deque()
@@ -143,10 +167,10 @@ class WorkerPool:
         """Wait for the next worker to finish something; replace those that are overdue."""
         awaited = {state.awaited: state for state in self._workers if state.awaited is not None}
         deadline = min(state.since for state in awaited.values()) + self._patience
-        for answer in first_answers(awaited, deadline - time.monotonic()):
+        for answer in self._first_answers(awaited, deadline - time.monotonic()):
             state = awaited[answer]
             try:
-                value = fetch(answer)
+                value = self._fetch(answer)
             except ValueError as error:
                 if state.loaded:
                     yield from self._finished(state, error=error)

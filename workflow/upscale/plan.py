@@ -56,7 +56,7 @@ class UpscaleRequest:
         kind: "image" or "labels", of all sources; None goes by header, name and values of each.
         thick_network: Restorer of scans that are to be refined along their thick slices alone, as far as its card
             covers that; None restores them by `network` too.
-        in_process: Restore here instead of by workers of a cluster.
+        place: Where volumes are restored: by workers of a cluster, by processes of this machine, or in this process.
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
         inferred: Also write the inferred detail of each output, next to it.
     """
@@ -79,7 +79,7 @@ class UpscaleRequest:
     slice_thickness: float | None = None
     kind: Literal["image", "labels"] | None = None
     thick_network: NetworkFile | None = None
-    in_process: bool = False
+    place: Literal["cluster", "processes", "here"] = "cluster"
     dataset: Path | None = None
     inferred: bool = False
 

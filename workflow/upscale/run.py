@@ -6,7 +6,7 @@ No path and nothing from a header is recorded.
 import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
@@ -37,7 +37,7 @@ from workflow.cluster import cluster
 from workflow.pages.index import write_index
 from workflow.pages.quality import QualityCase, model_facts, write_quality_page
 from workflow.pages.verdict import Measure
-from workflow.restore.child import Child
+from workflow.restore.processes import process_restorers
 from workflow.restore.restoration import Progress, restorers
 from workflow.restore.worker_pool import WorkerPool
 from workflow.terminal.progress import entering, progress_bar, resumable, waiting
@@ -58,8 +58,6 @@ from workflow.upscale.volume_work import LEEWAY, MAX_OUTSIDE_SHARE, Output, Volu
 from workflow.upscale.volumes import only_writer, plan_volumes, require_new, upscale
 
 EXPERIMENT = "voxlift"
-# Of one CPU thread: about what Ray takes to start and to end.
-SECONDS_WITHOUT_RAY = 1.5
 MAX_PAGE_VOXELS = 1 << 27  # of a QC page, which holds the volume several times: 4 GiB at this size
 
 
@@ -74,13 +72,12 @@ def saved_network(model: str | None) -> NetworkFile:
     return shipped_network() if model is None else read_network(resolve_model(model))
 
 
-def run_upscaling(request: UpscaleRequest, console: Console, *, may_do_without_ray: bool = False) -> UpscaleReport:
+def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
     """Super-resolve volumes and record it.
 
     Args:
         request: What to do.
         console: For the plan and progress.
-        may_do_without_ray: Whether one process of this machine may restore what it has done before Ray has started.
 
     Raises:
         InputError: No input can be used, or the tracking store cannot be used.
@@ -104,10 +101,6 @@ def run_upscaling(request: UpscaleRequest, console: Console, *, may_do_without_r
         if not (request.resume or request.overwrite):
             require_new(request.files)  # again: what this run has waited for may have been written since
         check_store("record")  # before workers are started
-        if may_do_without_ray and _is_soon_done(list(numbers)):
-            request = replace(request, in_process=True, resources=request.resources.model_copy(update={"workers": 1}))
-            for work in numbers:
-                work.shares = False
         with (
             resumable(console, lambda: _saved(list(numbers))),
             _started_ahead(request, list(numbers), console) as ahead,
@@ -115,35 +108,26 @@ def run_upscaling(request: UpscaleRequest, console: Console, *, may_do_without_r
             return _recorded(request, planned, numbers, console, killed if request.resume else None, ahead)
 
 
-def _is_soon_done(works: Sequence[VolumeWork]) -> bool:
-    """Whether one process has restored volumes, all by one network, before Ray would have started."""
-    seconds = sum(work.plan.shards * work.plan.shard_plan.shard_seconds for work in works)
-    return len({work.plan.network.digest for work in works}) == 1 and seconds < SECONDS_WITHOUT_RAY
-
-
 @contextmanager
 def _started_ahead(
     request: UpscaleRequest, works: Sequence[VolumeWork], console: Console
-) -> Iterator[WorkerPool | Child | None]:
-    """Start Ray, or the one process that does without, and have TensorFlow loaded while the tracking store is opened.
+) -> Iterator[WorkerPool | None]:
+    """Start the workers, which load TensorFlow while the tracking store is opened.
 
     Yields:
-        The workers that hold the network; None where there is nothing to do, or volumes need different networks.
+        Workers that hold the network; None where there is nothing to do, or volumes need different networks.
     """
     todo = [work for work in works if work.written is None]
     networks, resources = {work.plan.network.digest: work.plan.network for work in todo}, request.resources
-    if not todo:
-        yield None
-    elif request.in_process:
-        with Child(todo[0].plan.network, resources) as child:
-            yield child
-    else:
-        with entering(console, "Starting Ray", cluster(resources.workers * resources.cpus_per_worker)):
-            if len(networks) > 1:
-                yield None
-                return
-            with restorers(todo[0].plan.network, resources, sum(work.plan.shards for work in todo)) as pool:
-                yield pool
+    with ExitStack() as stack:
+        if todo and request.place == "cluster":
+            cpus = resources.workers * resources.cpus_per_worker
+            stack.enter_context(entering(console, "Starting Ray", cluster(cpus)))
+        start, shards = (
+            process_restorers if request.place == "processes" else restorers,
+            sum(work.plan.shards for work in todo),
+        )
+        yield stack.enter_context(start(todo[0].plan.network, resources, shards)) if len(networks) == 1 else None
 
 
 def _recorded(
@@ -152,7 +136,7 @@ def _recorded(
     numbers: Mapping[VolumeWork, int],
     console: Console,
     killed: Process | None,
-    ahead: WorkerPool | Child | None,
+    ahead: WorkerPool | None,
 ) -> UpscaleReport:
     """Super-resolve planned volumes as a recorded run; the volumes that can be used have numbers."""
     address_file = _address_file(request)

@@ -187,14 +187,14 @@ class VolumeWork:
         inspected: The input.
         resume: Whether cores and output of an earlier run may be used.
         seconds: That checking the input took.
-        shares: Whether time points are shared with the workers of a cluster; may be changed until the first is read.
+        shares: Whether time points are shared with the workers of a cluster.
     """
 
     def __init__(
         self, plan: VolumePlan, inspected: InspectedVolume, *, resume: bool, seconds: float, shares: bool = True
     ) -> None:
         self.plan, self.inspected = plan, inspected
-        self._resume, self.shares, self._arrivals = resume, shares, Arrivals()
+        self._resume, self._shares, self._arrivals = resume, shares, Arrivals()
         self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
         self.written = self._read_record() if resume else None
         self.shards_resumed = plan.shards if self.written is not None else 0
@@ -252,7 +252,7 @@ class VolumeWork:
             with self.reading.running():
                 volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
                 intensity = volume.intensity
-                coarse = share(volume) if self.shares else volume
+                coarse = share(volume) if self._shares else volume
                 assembly = self._assembly(number)
                 if not self._resume:
                     assembly.store.clear()

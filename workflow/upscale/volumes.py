@@ -1,29 +1,38 @@
 """Super-resolve many volumes through one queue, read ahead and written behind; a failure stays with its volume."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
 from unicodedata import normalize
 
 from configs.errors import AbandonedError, ContractError, InputError, ReadError
+from configs.schema import Resources
+from tasks.artifacts.network_file import NetworkFile
 from tasks.files.atomic import sweep_folders
 from tasks.files.lock import Process, locked
 from tasks.files.outputs import check_destination, sidecar_name, split_name
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.sidecar import write_sidecar
-from workflow.restore.child import Child
-from workflow.restore.local import local_restorer
+from workflow.restore.local import LocalPool, local_restorer
+from workflow.restore.processes import process_restorers
 from workflow.restore.restoration import Progress, Tally, restorers
 from workflow.restore.worker_pool import Job, Outcome, WorkerPool
 from workflow.terminal.options import naming_options
 from workflow.upscale.plan import UpscaleRequest, plan_volume
 from workflow.upscale.report import Timings, UpscaleReport, VolumeReport, plan_report, sidecar, volume_report
 from workflow.upscale.volume_work import Frame, Output, VolumeWork, release
+
+# By the place of a request.
+STARTS: Mapping[str, Callable[[NetworkFile, Resources, int], AbstractContextManager[WorkerPool | LocalPool]]] = {
+    "cluster": restorers,
+    "processes": process_restorers,
+    "here": local_restorer,
+}
 
 OnWritten = Callable[[VolumeWork, Output], object]
 
@@ -97,7 +106,7 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
         raise ReadError(source.name, error.strerror or "it is gone", "Check the file.") from error
     plan = plan_volume(request, inspected.scan, output, inspected.extent, inspected.labels)
     seconds = time.perf_counter() - began
-    work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=not request.in_process)
+    work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=request.place == "cluster")
     if work.written is None:
         # The cores of all time points wait on disk as float32 until the output is written.
         size = 4 * plan.n_timepoints * prod(plan.target.shape)
@@ -111,9 +120,9 @@ def upscale(
     planned: Sequence[VolumeWork | InputError],
     on_progress: Callable[[Progress], None] | None = None,
     on_written: OnWritten = VolumeWork.conclude,
-    ahead: WorkerPool | Child | None = None,
+    ahead: WorkerPool | None = None,
 ) -> UpscaleReport:
-    """Super-resolve the planned volumes, within `cluster()` unless they are restored in this process or by a child.
+    """Super-resolve the planned volumes, within `cluster()` if that is the place.
 
     Args:
         request: What to do.
@@ -121,7 +130,7 @@ def upscale(
         on_progress: Called whenever a shard is back.
         on_written: Receives every written output, in the thread that writes, and concludes it; the volume fails with
             an exception of it.
-        ahead: Workers that were started ahead and hold the network of all volumes; a child must be given no references.
+        ahead: Workers that were started ahead, with the network of all volumes.
 
     Raises:
         ConfigError: The cluster has no room for the workers.
@@ -141,7 +150,7 @@ def upscale(
                 if all(work.written is not None for work in alike):
                     continue
                 shards, before = sum(work.plan.shards for work in alike), seconds
-                start = local_restorer if request.in_process else restorers
+                start = STARTS[request.place]
                 with _ended(ahead) if ahead else start(alike[0].plan.network, request.resources, shards) as pool:
                     for outcome in pool.work(queue.jobs(alike)):
                         seconds = before + pool.seconds
@@ -173,7 +182,7 @@ def upscale(
 
 
 @contextmanager
-def _ended(workers: WorkerPool | Child) -> Iterator[WorkerPool | Child]:
+def _ended(workers: WorkerPool) -> Iterator[WorkerPool]:
     """End workers after the block, which need their memory no longer."""
     try:
         yield workers

@@ -1,0 +1,161 @@
+"""Workers that are processes of this machine: the counterpart of those of a cluster, there in a tenth of the time."""
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from typing import Any
+
+import psutil
+
+from configs.schema import Resources
+from tasks.artifacts.network_file import NetworkFile
+from tasks.machine.worker import WorkerDiedError, plain_errors, prepare
+from tasks.sharding.restore import worker_restorer
+from workflow.restore.worker_pool import WorkerPool
+
+IDLE_MIB = 600  # of a worker that has loaded TensorFlow
+
+
+class Answer:
+    """What a worker will return or raise."""
+
+    def __init__(self, worker: "ProcessWorker") -> None:
+        self.worker = worker
+        self.content: tuple[Any, Exception | None] | None = None
+
+
+class ProcessWorker:
+    """A worker process with a tool; it ends when this process does, however that ends.
+
+    Args:
+        make: Makes the tool inside the worker. A module-level name.
+        arguments: Of `make`.
+    """
+
+    def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+        self.loading = Answer(self)
+        self._awaited = deque([self.loading])
+        self.connection, theirs = Pipe()
+        # The search path is that of this process; `-P` keeps the current folder out, a session of its own Ctrl-C.
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({theirs.fileno()})"
+        # By a file, which the worker reads when it is up: writing to the connection would wait for that.
+        with theirs, tempfile.TemporaryFile() as tool:
+            pickle.dump((make, *arguments), tool)
+            tool.seek(0)
+            self._process = subprocess.Popen(  # noqa: S603 - fixed arguments
+                [sys.executable, "-P", "-c", code],
+                pass_fds=[theirs.fileno()],
+                stdin=tool,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def call(self, arguments: tuple[Any, ...]) -> Answer:
+        """Call the tool; the answer is what `first_answers` and `fetch` take."""
+        answer = Answer(self)
+        self._awaited.append(answer)
+        with suppress(OSError):  # of a process that is gone: its answers say so
+            self.connection.send(arguments)
+        return answer
+
+    def receive(self) -> None:
+        """Wait for the next answer; if the process is gone, that is the answer to all calls."""
+        try:
+            content = self.connection.recv()
+        except (EOFError, OSError):
+            for answer in self._awaited:
+                answer.content = None, WorkerDiedError("the worker died: its process is gone.")
+            return
+        self._awaited.popleft().content = content
+
+    def end(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+        self._process.wait()
+        self.connection.close()
+
+
+def first_answers(answers: Iterable[Answer], seconds: float) -> list[Answer]:
+    """Wait until one of the answers is there, or for so long; returns those that are."""
+    awaited = list(answers)
+    is_one_here = any(answer.content for answer in awaited)
+    ready = wait([one.worker.connection for one in awaited if not one.content], 0 if is_one_here else max(0, seconds))
+    for answer in awaited:
+        if answer.worker.connection in ready:
+            answer.worker.receive()
+    return [answer for answer in awaited if answer.content]
+
+
+def fetch(answer: Answer) -> Any:  # noqa: ANN401 - whatever the tool returns
+    """Return the value of an answer that is there.
+
+    Raises:
+        WorkerDiedError: The worker's process is gone.
+        Exception: What the tool raised.
+    """
+    value, error = answer.content or (None, None)
+    if error is not None:
+        raise error
+    return value
+
+
+@contextmanager
+def process_restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterator[WorkerPool]:
+    """Start processes that hold a network, at most one per shard and no more than memory holds; end them at the end."""
+    room = psutil.virtual_memory().available // ((resources.memory_budget_mib + IDLE_MIB) << 20)
+    pool = WorkerPool(
+        lambda: ProcessWorker(
+            worker_restorer, (network.name, network.content, resources.cpus_per_worker, network.flips)
+        ),
+        max(1, min(resources.workers, shards, room)),
+        retries=resources.retries,
+        patience=resources.patience_seconds,
+        first_answers=first_answers,
+        fetch=fetch,
+    )
+    try:
+        yield pool
+    finally:
+        pool.shut_down()
+
+
+def serve(handle: int) -> None:
+    """Make the tool that standard input describes and answer the calls of a connection, in a process of its own."""
+    prepare(gpus=0)
+    calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+    parent = Connection(handle)
+
+    def receive() -> None:
+        """Take calls while the tool is busy, so that the parent never waits; end this process when it is gone."""
+        try:
+            while True:
+                calls.put(parent.recv())
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=receive, daemon=True).start()
+    make, *arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the parent
+    tool: Any = None
+    while True:
+        value, failure = None, None
+        try:
+            with plain_errors():
+                if tool is None:
+                    tool = make(*arguments)
+                else:
+                    value = tool(*calls.get())
+        except Exception as error:  # noqa: BLE001 - it goes to the parent
+            failure = error
+        parent.send((value, failure))
+        if tool is None:
+            return
