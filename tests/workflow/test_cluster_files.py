@@ -1,5 +1,6 @@
 """The files under configs/cluster/, checked as far as that goes without the systems that read them."""
 
+import itertools
 import json
 import os
 import re
@@ -23,7 +24,6 @@ from ray.scripts.scripts import start
 from typer.core import TyperGroup
 
 from configs.load import load_config
-from tests.workflow.slurm_stand_in import directives
 from workflow.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -210,19 +210,29 @@ def test_only_what_a_job_needs_is_uploaded(tmp_path):
     assert size < 4 * 2**20
 
 
+def directives(script):
+    """The options in the file, which end where its commands begin."""
+    head = itertools.takewhile(lambda line: not line or line.startswith("#"), script.read_text().splitlines())
+    return [option for line in head if line.startswith("#SBATCH ") for option in line.split()[1:]]
+
+
 def test_the_slurm_script_is_bash_and_its_examples_are_commands():
     script = FILES / "voxlift.slurm"
     subprocess.run(["bash", "-n", script], check=True)
-    options = dict(option.removeprefix("--").split("=") for option in directives(script))
+    options = dict(option.removeprefix("--").partition("=")[::2] for option in directives(script))
     assert options["ntasks-per-node"] == "1"
-    lead = int(options["signal"].removeprefix("B:TERM@"))
+    lead = int(options["signal"].removeprefix("B:USR1@"))
     assert lead >= 60  # SLURM may be late by as much as it checks rarely
     text = script.read_text().replace("\\\n#", "")
-    examples = re.findall(r"^# +sbatch .*?voxlift\.slurm (.*)$", text, re.MULTILINE)
-    assert [voxlift(f"voxlift {example}").info_name for example in examples] == ["train", "upscale"]
-    nodes, per_node = int(re.findall(r"--nodes=(\d+).*slurm upscale", text)[0]), int(options["cpus-per-task"])
-    upscale = voxlift(f"voxlift {examples[1]}").params
-    assert upscale["workers"] * upscale["cpus_per_worker"] <= nodes * per_node
+    examples = re.findall(r"^# +sbatch (.*?) configs/cluster/voxlift\.slurm (.*)$", text, re.MULTILINE)
+    commands = [voxlift(f"voxlift {command}") for _, command in examples]
+    assert [command.info_name for command in commands] == ["train", "upscale", "sweep", "upscale"]
+    for (given, _), command in zip(examples, commands, strict=True):
+        nodes = int(dict(option.split("=") for option in given.split())["--nodes"])
+        assert command.params["resume"]
+        if command.info_name == "upscale":
+            asked = command.params["workers"] * command.params["cpus_per_worker"]
+            assert asked <= nodes * int(options["cpus-per-task"])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))
