@@ -54,7 +54,8 @@ def requeued(slurm, job):
 
 def test_volumes_survive_a_cancelled_and_a_requeued_job(slurm, upscaling, expected):
     command = upscaling.command("volumes", "--workers", "2", "--resume")
-    first = slurm.submit(SMALL_NODES, *command)
+    # Either node could hold both workers.
+    first = slurm.submit("--nodes=2 --cpus-per-task=2 --mem=5G", *command)
     until(lambda: upscaling.cores("volumes") >= 2)
     assert set(slurm.workers(first)) == {"node1", "node2"}
     slurm.run("scancel", first)
