@@ -1,5 +1,6 @@
 """The files under configs/cluster/, checked as far as that goes without the systems that read them."""
 
+import inspect
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ from zipfile import ZipFile
 import pytest
 import typer
 import yaml
+from ray.autoscaler._private import commands
 from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -68,6 +70,10 @@ def test_the_cluster_file_is_one_that_ray_takes():
     )
     assert ray_start(head)["dashboard_host"] == "127.0.0.1"
     assert ray_start(worker)["address"] == f"192.0.2.1:{ray_start(head)['port']}"
+    # `ray up` itself reads it, where it chooses the autoscaler.
+    switch = "RAY_UP_enable_autoscaler_v2"
+    assert f'os.getenv("{switch}"' in inspect.getsource(commands)
+    assert f"export {switch}=0" in (FILES / "ray-cluster.yaml").read_text()
 
 
 def test_the_cluster_file_starts_ray_in_the_image(tmp_path):
@@ -225,9 +231,9 @@ def test_the_slurm_script_is_bash_and_its_examples_are_commands():
     assert lead >= 60  # SLURM may be late by as much as it checks rarely
     text = script.read_text().replace("\\\n#", "")
     examples = re.findall(r"^# +sbatch (.*?) configs/cluster/voxlift\.slurm (.*)$", text, re.MULTILINE)
-    commands = [voxlift(f"voxlift {command}") for _, command in examples]
-    assert [command.info_name for command in commands] == ["train", "upscale", "sweep", "upscale"]
-    for (given, _), command in zip(examples, commands, strict=True):
+    parsed = [voxlift(f"voxlift {command}") for _, command in examples]
+    assert [command.info_name for command in parsed] == ["train", "upscale", "sweep", "upscale"]
+    for (given, _), command in zip(examples, parsed, strict=True):
         nodes = int(dict(option.split("=") for option in given.split())["--nodes"])
         assert command.params["resume"]
         if command.info_name == "upscale":
