@@ -12,13 +12,15 @@ import psutil
 Popen = subprocess.Popen[Any]
 
 
-def until(condition: Callable[[], object], process: Popen | None = None, seconds: float = 300) -> None:
-    """Wait until a condition holds; fail if it does not in time, or if the process ends before."""
+def until(
+    condition: Callable[[], object], process: Popen | None = None, seconds: float = 300, every: float = 0.01
+) -> None:
+    """Wait until a condition holds, tried every few ms; fail if it does not in time, or if the process ends before."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s"
         assert process is None or process.poll() is None, "ended too early"
-        time.sleep(0.01)
+        time.sleep(every)
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The files under configs/cluster/, checked as far as that goes without the systems that read them."""
 
+import inspect
+import itertools
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from zipfile import ZipFile
 import pytest
 import typer
 import yaml
+from ray.autoscaler._private import commands
 from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -23,7 +26,6 @@ from ray.scripts.scripts import start
 from typer.core import TyperGroup
 
 from configs.load import load_config
-from tests.workflow.slurm_stand_in import directives
 from workflow.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +70,10 @@ def test_the_cluster_file_is_one_that_ray_takes():
     )
     assert ray_start(head)["dashboard_host"] == "127.0.0.1"
     assert ray_start(worker)["address"] == f"192.0.2.1:{ray_start(head)['port']}"
+    # `ray up` itself reads it, where it chooses the autoscaler.
+    switch = "RAY_UP_enable_autoscaler_v2"
+    assert f'os.getenv("{switch}"' in inspect.getsource(commands)
+    assert f"export {switch}=0" in (FILES / "ray-cluster.yaml").read_text()
 
 
 def test_the_cluster_file_starts_ray_in_the_image(tmp_path):
@@ -210,19 +216,29 @@ def test_only_what_a_job_needs_is_uploaded(tmp_path):
     assert size < 4 * 2**20
 
 
+def directives(script):
+    """The options in the file, which end where its commands begin."""
+    head = itertools.takewhile(lambda line: not line or line.startswith("#"), script.read_text().splitlines())
+    return [option for line in head if line.startswith("#SBATCH ") for option in line.split()[1:]]
+
+
 def test_the_slurm_script_is_bash_and_its_examples_are_commands():
     script = FILES / "voxlift.slurm"
     subprocess.run(["bash", "-n", script], check=True)
-    options = dict(option.removeprefix("--").split("=") for option in directives(script))
+    options = dict(option.removeprefix("--").partition("=")[::2] for option in directives(script))
     assert options["ntasks-per-node"] == "1"
-    lead = int(options["signal"].removeprefix("B:TERM@"))
+    lead = int(options["signal"].removeprefix("B:USR1@"))
     assert lead >= 60  # SLURM may be late by as much as it checks rarely
     text = script.read_text().replace("\\\n#", "")
-    examples = re.findall(r"^# +sbatch .*?voxlift\.slurm (.*)$", text, re.MULTILINE)
-    assert [voxlift(f"voxlift {example}").info_name for example in examples] == ["train", "upscale"]
-    nodes, per_node = int(re.findall(r"--nodes=(\d+).*slurm upscale", text)[0]), int(options["cpus-per-task"])
-    upscale = voxlift(f"voxlift {examples[1]}").params
-    assert upscale["workers"] * upscale["cpus_per_worker"] <= nodes * per_node
+    examples = re.findall(r"^# +sbatch (.*?) configs/cluster/voxlift\.slurm (.*)$", text, re.MULTILINE)
+    parsed = [voxlift(f"voxlift {command}") for _, command in examples]
+    assert [command.info_name for command in parsed] == ["train", "upscale", "sweep", "upscale"]
+    for (given, _), command in zip(examples, parsed, strict=True):
+        nodes = int(dict(option.split("=") for option in given.split())["--nodes"])
+        assert command.params["resume"]
+        if command.info_name == "upscale":
+            asked = command.params["workers"] * command.params["cpus_per_worker"]
+            assert asked <= nodes * int(options["cpus-per-task"])
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FILES.iterdir()))

@@ -4,22 +4,16 @@ import json
 import os
 import re
 import subprocess
-import sys
 from datetime import datetime
 from types import SimpleNamespace
 
-import keras
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from configs.axes import FileShape
-from tasks.volume.grid import Grid
-from tasks.volume.nifti import write_volume
 from tests.processes import until
 from tests.ray_nodes import BIN, ray_nodes, token_authentication
-from tests.tasks.small_training import SMALL, volume
 from tests.workflow.conftest import tracking_server
+from tests.workflow.small_training_run import SmallTraining, require_same_weights
 from tests.workflow.small_upscaling import ROOT, SmallUpscaling, digests, report_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -93,28 +87,8 @@ def jobs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
     """A training in small, done here."""
-    folder = tmp_path_factory.mktemp("training")
-    scan = folder / "scan.nii.gz"
-    write_volume(scan, volume(), Grid(FileShape(48, 48, 48), np.eye(4)))
-    rules = [*SMALL, f"data.volumes=[{scan}]", "data.held_out=null", "resources.workers=1", f"training.steps={STEPS}"]
-    # No checkpoint on the way: what a stopped training goes on from is what it left when it was told to stop.
-    rules.append(f"training.checkpoints.every={2 * STEPS}")
-
-    def command(out):
-        return ["train", "demo", "--out", str(folder / out), "--json", *(f"--set={rule}" for rule in rules)]
-
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    here = subprocess.run(
-        [sys.executable, "-m", "workflow", *command("here")],
-        cwd=ROOT,
-        env=environment | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert here.returncode == 0, here.stderr
-    return SimpleNamespace(folder=folder, command=command, report=json.loads(here.stdout))
+    work = SmallTraining(tmp_path_factory.mktemp("training"), STEPS).prepare()
+    return SimpleNamespace(work=work, report=work.run_here())
 
 
 @pytest.fixture(scope="module")
@@ -124,15 +98,8 @@ def upscaling(tmp_path_factory):
     return SimpleNamespace(work=work, digests=work.run_here("here", "--workers", "1"))
 
 
-def require_same_weights(report, other):
-    mine, theirs = (keras.saving.load_model(one["model"], compile=False).get_weights() for one in (report, other))
-    for one, another in zip(mine, theirs, strict=True):
-        np.testing.assert_array_equal(one, another)
-    assert report["final_loss"] == other["final_loss"]
-
-
 def test_a_submitted_training_is_that_of_this_machine(jobs, training):
-    report = jobs.finished(*training.command("submitted"))
+    report = jobs.finished(*training.work.command("submitted"))
     require_same_weights(report, training.report)
     run = jobs.client.get_run(report["mlflow"]["run_id"])
     assert run.info.status == "FINISHED"
@@ -161,7 +128,7 @@ def test_who_does_not_know_the_token_gets_nothing(jobs):
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(jobs, training):
-    out = training.folder / "stopped"
+    out = training.work.folder / "stopped"
 
     def has_taken_steps():
         if not (out / "run.json").exists():
@@ -169,11 +136,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(jobs, training):
         run = jobs.client.get_run(json.loads((out / "run.json").read_text())["run_id"])
         return "train/loss" in run.data.metrics
 
-    log = jobs.stopped("training", has_taken_steps, *training.command("stopped"))
+    log = jobs.stopped("training", has_taken_steps, *training.work.command("stopped"))
     run_id = json.loads((out / "run.json").read_text())["run_id"]
     assert jobs.client.get_run(run_id).info.status == "KILLED", log
     (checkpoint,) = (out / "checkpoints").iterdir()
-    report = jobs.finished(*training.command("stopped"), "--resume")
+    report = jobs.finished(*training.work.command("stopped", "--resume"))
     assert f"step-{report['resumed_from']:08d}.npz" == checkpoint.name
     assert 0 < report["resumed_from"] < STEPS
     require_same_weights(report, training.report)

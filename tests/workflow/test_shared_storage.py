@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def test_a_folder_of_the_only_node_is_shared(ray_cluster, tmp_path):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_a_probe_is_answered_next_to_it(tmp_path):
+def test_a_probe_is_answered_next_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared_storage, "VISIBLE_SECONDS", 0)
     probe = tmp_path / "probe"
     probe.touch()
     answer = Path(answer_probe(str(probe)))
@@ -26,6 +28,15 @@ def test_a_probe_is_answered_next_to_it(tmp_path):
     assert answer.read_text() == shared_storage.EXPECTED
     with pytest.raises(FileNotFoundError, match="what the driver writes is not there"):
         answer_probe(str(tmp_path / "elsewhere"))
+
+
+def test_a_file_that_appears_late_is_waited_for(tmp_path):
+    """As on NFS, where a folder that was looked at is not looked at again for some time."""
+    probe = tmp_path / "probe"
+    later = threading.Timer(0.5, probe.touch)
+    later.start()
+    assert Path(answer_probe(str(probe))).read_text() == shared_storage.EXPECTED
+    later.join()
 
 
 @pytest.mark.parametrize(
@@ -42,6 +53,7 @@ def test_the_node_that_does_not_share_is_named(tmp_path, monkeypatch, answer, wh
         return [("good (10.0.0.2)", function(probe)), ("bad (10.0.0.3)", answer)]
 
     monkeypatch.setattr(shared_storage, "on_other_nodes", answers)
+    monkeypatch.setattr(shared_storage, "VISIBLE_SECONDS", 0)
     with pytest.raises(ConfigError, match=rf"the folder run for the run: node bad \(10\.0\.0\.3\) .*{why}"):
         require_shared(tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []

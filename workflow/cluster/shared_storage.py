@@ -1,7 +1,9 @@
 """Check that every node of the cluster shares a folder, before there is anything to lose."""
 
 import secrets
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from workflow.cluster.workers import fetch
 
 EXPECTED = "seen"
 ANSWER_SECONDS = 60.0
+VISIBLE_SECONDS = 10.0  # NFS shows another machine's new file only when it looks at the folder again
 
 
 def require_shared(folder: Path) -> None:
@@ -66,7 +69,7 @@ def answer_probe(probe: str) -> str:
     Raises:
         OSError: The probe is not there, or nothing can be written next to it.
     """
-    if not Path(probe).is_file():
+    if not _in_time(Path(probe).is_file):
         raise FileNotFoundError("what the driver writes is not there")
     answer = f"{probe}-{secrets.token_hex(4)}"  # named after the driver, which removes it
     Path(answer).write_text(EXPECTED)
@@ -75,9 +78,23 @@ def answer_probe(probe: str) -> str:
 
 def _problem(answer: Path) -> str:
     """Remove an answer; return why it is not the expected one, if it is not."""
-    try:
-        content = answer.read_text()
+
+    def is_expected() -> bool:
+        with suppress(OSError):
+            return answer.read_text() == EXPECTED
+        return False
+
+    seen = _in_time(is_expected)
+    with suppress(OSError):
         answer.unlink()
-    except OSError:
-        content = ""
-    return "" if content == EXPECTED else "what it writes is not seen here"
+    return "" if seen else "what it writes is not seen here"
+
+
+def _in_time(holds: Callable[[], bool]) -> bool:
+    """Wait for a condition, for as long as a file may take to be seen; return whether it holds."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

@@ -27,7 +27,8 @@ class RemoteWorker:
     """
 
     def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...], request: Request) -> None:
-        actor = ray.remote(max_restarts=0, **request.options)(_Process)
+        # Ray's default fills one node before it takes the next.
+        actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD", **request.options)(_Process)
         self._actor = actor.remote(request)
         self.loading = self._actor.load.remote(make, *arguments)
 
