@@ -75,21 +75,19 @@ def whole(path: Path) -> dict[str, float]:
 def sharded(path: Path, budget: int) -> dict[str, float]:
     from tasks.artifacts.network_file import read_network
     from tasks.sharding.plan import plan_shards
-    from tasks.sharding.restore import Restorer
+    from tasks.sharding.restore import CoarseVolume, Restorer
     from tasks.volume.intensity import Intensity
 
     file = read_network(path)
     plan = plan_shards(NetworkShape(*GRID), file.cost, budget)
     restorer, unchanged = Restorer(file.name, file.content, THREADS), Intensity(0, 1)
-    voxels, restored = volume(), np.empty(GRID, np.float32)
+    coarse, restored = CoarseVolume(volume(), plan.target_shape, unchanged), np.empty(GRID, np.float32)
 
     def restore() -> None:
         for shard in plan.shards:
-            read = tuple(slice(*side) for side in shard.read)
-            core = restorer.restored(voxels[read], unchanged)[shard.crop]
-            restored[tuple(slice(*side) for side in shard.core)] = core
+            restored[tuple(slice(*side) for side in shard.core)] = restorer(coarse, shard).voxels
 
-    restorer.restored(voxels[:8, :16, :16], unchanged)
+    restorer.restored(coarse.voxels[:8, :16, :16], unchanged)
     idle = peak_mib()
     seconds = timed(restore)
     return {

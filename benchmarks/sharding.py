@@ -1,9 +1,12 @@
-"""Speed and memory of restoration: `python -m benchmarks.sharding [network] [ray] [large]`, all three by default.
+"""Speed and memory of restoration: `python -m benchmarks.sharding [network] [ray] [large] [--small]`.
+
+All three by default; `--small` takes a volume of an eighth for `large`, to try it.
 
 - network: a 192x224x192 grid through the network, against the same Keras model called once on the whole, and against
   MONAI's sliding window with the same weights in PyTorch; each in a process of its own, two threads each.
 - ray: one job of 30 s or more with one worker, against the same Keras model called once per volume.
-- large: a 300x370x316 volume of int16 super-resolved 2x, `.nii.gz` both ways, under a budget of 2000 MiB.
+- large: a 300x370x316 volume of int16 super-resolved 2x, `.nii.gz` both ways: streamed under budgets of 1000, 2000
+  and 4000 MiB, and under 2000 MiB in boxes too, as before streams (`benchmarks/boxes.py`).
 
 MONAI and PyTorch go into an environment of their own, `.bench`. Writes `results/sharding.json` and
 `results/sharding.md`.
@@ -32,6 +35,7 @@ PEER = ROOT / ".bench"
 PEER_PACKAGES = ("torch==2.13.0", "monai==1.6.1")
 BUDGET = 2000  # the default of the command
 TIGHT_BUDGET = 1000
+BUDGETS = (1000, 2000, 4000)
 ROUNDS = 2
 VOLUMES = 80  # for a job of half a minute
 Row = dict[str, Any]
@@ -91,48 +95,51 @@ def through_ray(model: Path, folder: Path) -> list[Row]:
     ]
 
 
-def large(model: Path, folder: Path) -> list[Row]:
-    shape = (300, 370, 316)
+def large(model: Path, folder: Path, *, small: bool) -> list[Row]:
+    shape = (150, 185, 158) if small else (300, 370, 316)
     source, tiny = folder / "large.nii.gz", folder / "tiny.nii"
     write_volume(tiny, like_a_scan((8, 8, 8)), Grid(FileShape(8, 8, 8), np.eye(4)), dtype="int16")
     idle, _ = upscaled(tiny, model, folder / "tiny", "--workers", "1")
     write_volume(source, like_a_scan(shape), Grid(FileShape(*shape), np.eye(4)), dtype="int16")
-    report, peaks = upscaled(source, model, folder / "large", "--workers", str(os.cpu_count()))
-    spent = report["timings"]
-    (volume,) = report["volumes"]
-    busy = report["workers"] * volume["seconds"]
-    return [
-        {
-            "volume": "x".join(map(str, shape)),
-            "shards": volume["shards"],
-            "overhead": round(report["plan"]["overhead"], 2),
-            "least budget MiB": report["plan"]["least_budget_mib"],
-            "seconds": round(volume["seconds"], 1),
-            "share outside the network": round(1 - spent["network"] / busy, 2),
-            **{f"{kind} s": round(seconds, 1) for kind, seconds in spent.items()},
-            "budget MiB": BUDGET,
-            "idle worker MiB": round(idle["peak_rss_mib"]),
-            "peak worker MiB": round(report["peak_rss_mib"]),
-            "peak driver MiB": round(peaks),
-        }
-    ]
+    budgets = (300, 400, 600) if small else BUDGETS
+    cases = [("boxes", budgets[1]), *(("streams", budget) for budget in budgets)]
+    rows: list[Row] = []
+    for what, budget in cases:
+        module = "benchmarks.boxes" if what == "boxes" else "workflow"
+        out = folder / f"{what}-{budget}"
+        options = ("--workers", str(os.cpu_count()), "--memory-budget", str(budget))
+        report, peak = upscaled(source, model, out, *options, module=module)
+        spent = report["timings"]
+        (volume,) = report["volumes"]
+        busy = report["workers"] * volume["seconds"]
+        rows.append(
+            {
+                "plan": what,
+                "budget MiB": budget,
+                "volume": "x".join(map(str, shape)),
+                "shards": volume["shards"],
+                "overhead": round(report["plan"]["overhead"], 2),
+                "least budget MiB": report["plan"]["least_budget_mib"],
+                "seconds": round(volume["seconds"], 1),
+                "to boxes": round(volume["seconds"] / rows[0]["seconds"], 2) if rows else 1.0,
+                "share outside the network": round(1 - spent["network"] / busy, 2),
+                **{f"{kind} s": round(seconds, 1) for kind, seconds in spent.items()},
+                "idle worker MiB": round(idle["peak_rss_mib"]),
+                "peak worker MiB": round(report["peak_rss_mib"]),
+                "peak driver MiB": round(peak),
+            }
+        )
+    return rows
 
 
-def upscaled(volumes: Path, model: Path, out: Path, *options: str) -> tuple[dict[str, Any], float]:
+def upscaled(
+    volumes: Path, model: Path, out: Path, *options: str, module: str = "workflow"
+) -> tuple[dict[str, Any], float]:
     """Run the command; its report, and the peak of resident memory of its first process, MiB."""
-    command = [
-        sys.executable,
-        "-m",
-        "workflow",
-        "upscale",
-        str(volumes),
-        "--json",
-        "--scale",
-        "2,2,2",
-        "--out",
-        str(out),
-    ]
-    command += ["--model", str(model), "--memory-budget", str(BUDGET), *options]
+    command = [sys.executable, "-m", module, "upscale", str(volumes), "--json", "--scale", "2,2,2", "--out", str(out)]
+    command += ["--model", str(model), *options]
+    if "--memory-budget" not in options:
+        command += ["--memory-budget", str(BUDGET)]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out.parent / 'mlflow.db'}"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
@@ -174,7 +181,7 @@ def markdown(results: dict[str, list[Row]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(wanted: list[str]) -> None:
+def main(wanted: list[str], *, small: bool) -> None:
     RESULTS.mkdir(exist_ok=True)
     kept = RESULTS / "sharding.json"
     before = json.loads(kept.read_text()) if kept.exists() else {}
@@ -189,11 +196,12 @@ def main(wanted: list[str]) -> None:
         if "ray" in wanted:
             results["Through Ray"] = through_ray(model, folder)
         if "large" in wanted:
-            results["A large volume, file to file"] = large(model, folder)
+            results["A large volume, file to file"] = large(model, folder, small=small)
     kept.write_text(json.dumps({"hardware": hardware(), "results": results}, indent=2) + "\n")
     (RESULTS / "sharding.md").write_text(markdown(results))
     print(markdown(results))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["network", "ray", "large"])
+    asked = [name for name in sys.argv[1:] if name != "--small"]
+    main(asked or ["network", "ray", "large"], small="--small" in sys.argv)

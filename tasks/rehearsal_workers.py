@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from math import prod
 from pathlib import Path
 from statistics import median
@@ -117,10 +118,10 @@ class ShardRehearsal:
         # Traced, as the idle workers of a run are.
         self._restorer.restored(np.zeros(total_stride, np.float32), Intensity(0, 1))
 
-    def __call__(self, volume: CoarseVolume, shard: Shard) -> RehearsedShard:
-        """Restore a shard twice."""
+    def __call__(self, volume: CoarseVolume, shard: Shard, later: Shard) -> RehearsedShard:
+        """Restore a shard, and another or the same once it is warm."""
         growth = MemoryGrowth()
-        (_, first), (_, second) = (timed(lambda: self._restorer(volume, shard)) for _ in range(2))
+        (_, first), (_, second) = (timed(partial(self._restorer, volume, one)) for one in (shard, later))
         return RehearsedShard(first, second, growth.bytes)
 
 

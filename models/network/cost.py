@@ -7,6 +7,7 @@ from math import prod
 from configs.axes import NetworkShape
 from models.network.graph import Graph, Node
 from models.network.receptive_field import ALONG_AXIS, POINTWISE, ReceptiveField
+from models.network.streaming import Step
 
 VALUE_BYTES = 4  # float32
 CONVOLUTIONS = ("Conv3D", "Conv3DTranspose")
@@ -54,6 +55,48 @@ class Cost:
             alive -= freed_bytes
         return peak
 
+    def step_bytes(self, step: Step, axis: int, shape: NetworkShape) -> int:
+        """Find the most bytes that tensors hold at one time in a step of a stream.
+
+        What it is given stays until it ends; a layer also holds what it reads where that is joined or padded.
+
+        Args:
+            step: Its layout.
+            axis: The streamed one: 0 depth, 1 height, 2 width.
+            shape: Voxels of the input; those along the streamed axis do not matter.
+        """
+        plane = [
+            self._plane_voxels(node, axis, shape) * layer.channels * VALUE_BYTES
+            for node, layer in enumerate(self.graph.nodes)
+        ]
+        alive = sum(plane[node] * count for node, count in step.pieces)
+        peak = 0
+        for node, (layer, work, freed) in enumerate(zip(self.graph.nodes, step.layers, self._last_read, strict=True)):
+            if not work.planes:
+                continue
+            read = sum(plane[source] * n for source, n in zip(layer.sources, work.read_planes, strict=False))
+            made = plane[node] * work.planes
+            peak = max(peak, alive + made + (0 if layer.kind in IN_PLACE else read))
+            alive += made
+            if work.kept is not None and not work.keeps_all:
+                alive += plane[node] * (work.kept[1] - work.kept[0])
+            alive -= sum(plane[each] * step.layers[each].planes for each in freed if not step.layers[each].keeps_all)
+        return peak
+
+    def given_bytes(self, step: Step, axis: int, shape: NetworkShape) -> int:
+        """Count the bytes of what a step is given by earlier ones; arguments as of `step_bytes`."""
+        return sum(
+            planes * self._plane_voxels(node, axis, shape) * self.graph.nodes[node].channels * VALUE_BYTES
+            for node, planes in step.pieces
+        )
+
+    def _plane_voxels(self, node: int, axis: int, shape: NetworkShape) -> int:
+        sides = [
+            int(size / field.sizes[node].step) - field.sizes[node].loss
+            for size, field in zip(shape, self.field.axes, strict=True)
+        ]
+        return prod(sides[:axis] + sides[axis + 1 :])
+
     def kept_bytes(self, shape: NetworkShape) -> int:
         """Count the bytes of tensors that training keeps for backpropagation.
 
@@ -89,6 +132,17 @@ class Cost:
                 voxels = self._voxels(node if layer.kind == "Conv3D" else layer.sources[0], shape)
                 total += voxels * self._inputs_per_output(layer) * layer.channels
         return self.passes * total
+
+    def step_multiply_adds(self, step: Step, axis: int, shape: NetworkShape) -> int:
+        """Count the multiply-adds of the convolutions in a step of a stream; arguments as of `step_bytes`."""
+        total = 0
+        for node, (layer, work) in enumerate(zip(self.graph.nodes, step.layers, strict=True)):
+            if layer.kind in CONVOLUTIONS and work.planes:
+                plain = layer.kind == "Conv3D"
+                planes = work.planes if plain else work.read_planes[0]
+                voxels = planes * self._plane_voxels(node if plain else layer.sources[0], axis, shape)
+                total += voxels * self._inputs_per_output(layer) * layer.channels
+        return total
 
     def _inputs_per_output(self, convolution: Node) -> int:
         channels: int = self.graph.nodes[convolution.sources[0]].channels // convolution.config.get("groups", 1)

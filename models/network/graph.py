@@ -5,7 +5,7 @@ with a network that it never loads. Models nested in the model are expanded in p
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from configs.errors import ShapeError
@@ -21,6 +21,17 @@ def shown(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """The place of a tensor among the arguments of a call.
+
+    Args:
+        index: Of the tensor among the sources of the node.
+    """
+
+    index: int
+
+
+@dataclass(frozen=True)
 class Node:
     """One call of one layer.
 
@@ -31,6 +42,8 @@ class Node:
         sources: The nodes that it reads, by their index in the graph.
         channels: Channels of the tensor that it returns.
         constants: Arguments of the call other than tensors, such as the 2.0 of `2.0 * tensor`.
+        arguments: The positional arguments of the call, a `Slot` for each tensor.
+        options: Its keyword arguments.
     """
 
     name: str
@@ -39,6 +52,8 @@ class Node:
     sources: tuple[int, ...]
     channels: int
     constants: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] = (Slot(0),)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,16 @@ class Graph:
 
     nodes: tuple[Node, ...]
     output: int
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a layer as the configuration has it; by default with one tensor, as in a sequential model."""
+
+    tensors: tuple[Tensor, ...] = ()
+    constants: tuple[Any, ...] = ()
+    arguments: tuple[Any, ...] = (Slot(0),)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Reader:
@@ -68,24 +93,24 @@ class _Reader:
         current = list(inputs or ())
         for layer in config["layers"]:
             if layer["class_name"] != "InputLayer" or inputs is None:
-                current = self._call(layer, current, (), prefix)
+                current = self._call(layer, current, _Call(), prefix)
         return current
 
     def _functional(self, config: Mapping[str, Any], inputs: Sequence[int] | None, prefix: str) -> list[int]:
         tensors = {} if inputs is None else dict(zip(_references(config["input_layers"]), inputs, strict=True))
         waiting = [
-            (layer, index, *_arguments(call))
+            (layer, index, _read_call(call))
             for layer in config["layers"]
             for index, call in enumerate(layer.get("inbound_nodes") or [{"args": [], "kwargs": {}}])
             if (layer["name"], index, 0) not in tensors
         ]
         while waiting:
             later = []
-            for layer, index, sources, constants in waiting:
-                if not tensors.keys() >= set(sources):
-                    later.append((layer, index, sources, constants))
+            for layer, index, call in waiting:
+                if not tensors.keys() >= set(call.tensors):
+                    later.append((layer, index, call))
                     continue
-                outputs = self._call(layer, [tensors[source] for source in sources], constants, prefix)
+                outputs = self._call(layer, [tensors[source] for source in call.tensors], call, prefix)
                 tensors |= {(layer["name"], index, place): node for place, node in enumerate(outputs)}
             if len(later) == len(waiting):
                 raise ShapeError(
@@ -94,15 +119,14 @@ class _Reader:
             waiting = later
         return [tensors[output] for output in _references(config["output_layers"])]
 
-    def _call(
-        self, layer: Mapping[str, Any], sources: Sequence[int], constants: tuple[Any, ...], prefix: str
-    ) -> list[int]:
+    def _call(self, layer: Mapping[str, Any], sources: Sequence[int], call: "_Call", prefix: str) -> list[int]:
         config, kind = layer["config"], layer["class_name"]
         name = layer.get("name") or config.get("name", kind)
         if kind in NESTED or "layers" in config:
             return self.model(kind, config, sources, f"{prefix}{name}/")
         channels = _channels(kind, config, [self.nodes[source].channels for source in sources])
-        self.nodes.append(Node(prefix + name, kind, config, tuple(sources), channels, constants))
+        made = Node(prefix + name, kind, config, tuple(sources), channels, call.constants, call.arguments, call.options)
+        self.nodes.append(made)
         return [len(self.nodes) - 1]
 
 
@@ -137,24 +161,25 @@ def _references(spec: Sequence[Any]) -> list[Tensor]:
     return [(name, call, place) for name, call, place in triples]
 
 
-def _arguments(call: Mapping[str, Any]) -> tuple[list[Tensor], tuple[Any, ...]]:
-    """Return the tensors and the constants that a layer is called with."""
+def _read_call(call: Mapping[str, Any]) -> _Call:
+    """Read a call: its tensors, its constants, and its arguments with the tensors replaced by slots."""
     tensors: list[Tensor] = []
     constants: list[Any] = []
 
-    def visit(value: Any) -> None:  # noqa: ANN401 - parsed JSON
+    def read(value: Any) -> Any:  # noqa: ANN401 - parsed JSON
         if isinstance(value, Mapping) and value.get("class_name") == "__keras_tensor__":
             layer, index, place = value["config"]["keras_history"]
             tensors.append((layer, index, place))
-        elif isinstance(value, list | tuple):
-            for item in value:
-                visit(item)
-        elif value is not None:
+            return Slot(len(tensors) - 1)
+        if isinstance(value, list | tuple):
+            return [read(item) for item in value]
+        if value is not None:
             constants.append(value)
+        return value
 
-    visit(call["args"])
-    visit([value for key, value in call["kwargs"].items() if key != "mask"])
-    return tensors, tuple(constants)
+    arguments = tuple(read(value) for value in call["args"])
+    options = {key: read(value) for key, value in call["kwargs"].items() if key != "mask"}
+    return _Call(tuple(tensors), tuple(constants), arguments, options)
 
 
 def _channels(kind: str, config: Mapping[str, Any], sources: Sequence[int]) -> int:

@@ -110,7 +110,7 @@ def _refused(node: Node, reason: str) -> ShapeError:
 def _window(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize]:
     """Convolution or pooling: `o = ceil(i/s)` for SAME, `floor((i - ke)/s) + 1` for VALID."""
     pool = node.config.get("pool_size", ())
-    kernel = pool[axis] if pool else _footprint(node, axis)
+    kernel = pool[axis] if pool else footprint(node, axis)
     stride = (node.config["strides"] or pool)[axis]
     step = size.step * stride
     match node.config["padding"]:
@@ -127,7 +127,7 @@ def _transposed(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorS
     """Transposed convolution: `o = i*s` for SAME, `(i - 1)*s + max(ke, s)` for VALID."""
     if node.config.get("output_padding") is not None:
         raise _refused(node, "output_padding gives sizes that are no multiple of its stride; leave it None")
-    kernel, stride = _footprint(node, axis), node.config["strides"][axis]
+    kernel, stride = footprint(node, axis), node.config["strides"][axis]
     overlap = max(0, kernel - stride)
     before, gain = (overlap // 2, 0) if node.config["padding"] == "same" else (0, overlap)
     made = TensorSize(size.step / stride, size.loss * stride - gain)
@@ -149,7 +149,8 @@ def _padding(node: Node, axis: int, size: TensorSize) -> tuple[Reach, TensorSize
     return Reach(1, -before, -before), TensorSize(size.step, size.loss - before - after)
 
 
-def _footprint(node: Node, axis: int) -> int:
+def footprint(node: Node, axis: int) -> int:
+    """Voxels from the first tap of a convolution to its last, both included, along one axis."""
     kernel: int = node.config["kernel_size"][axis]
     dilation: int = node.config["dilation_rate"][axis]
     return (kernel - 1) * dilation + 1
@@ -216,7 +217,7 @@ class AxisField:
 
     def needed(self, start: int, stop: int) -> tuple[int, int]:
         """The input `[first, end)` that the core `[start, stop)` depends on, on a volume without end."""
-        low, high = self._needs(start, stop).get(self.entry, (start, start - 1))
+        low, high = self.needs(start, stop).get(self.entry, (start, start - 1))
         return low, high + 1
 
     def read(self, start: int, stop: int) -> tuple[int, int]:
@@ -224,12 +225,12 @@ class AxisField:
 
         Computed from that input alone, the tensor of every layer holds what the core depends on.
         """
-        needs = self._needs(start, stop).items()
+        needs = self.needs(start, stop).items()
         first = min(floor(low * self.sizes[node].step) for node, (low, _) in needs)
         end = max(ceil((high + 1 + self.sizes[node].loss) * self.sizes[node].step) for node, (_, high) in needs)
         return first // self.stride * self.stride, -(-end // self.stride) * self.stride
 
-    def _needs(self, start: int, stop: int) -> dict[int, tuple[int, int]]:
+    def needs(self, start: int, stop: int) -> dict[int, tuple[int, int]]:
         """The first and last voxel of each node's tensor that the core `[start, stop)` depends on."""
         needs = {self.output: (start, stop - 1)}
         for node in reversed(range(self.output + 1)):

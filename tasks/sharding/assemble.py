@@ -62,6 +62,10 @@ class Assembly:
         """Sort the shards by their planes in the file."""
         return sorted(self.plan.shards, key=lambda shard: (self.box(shard)[2], self.box(shard)))
 
+    def in_turn(self) -> list[Shard]:
+        """Sort the shards as they are computed: slabs along their strips, boxes as in the file."""
+        return self.in_file_order() if self.plan.streamed is None else list(self.plan.shards)
+
     def save(self, shard: Shard, core: NDArray[np.float32]) -> None:
         """Store a core, `(depth, height, width)`."""
         self.store.save(shard, self.axes.to_file(core))

@@ -9,14 +9,17 @@ Along one axis of `n` voxels, `count` reads of `length` that overlap by `overlap
 to the total stride, cover `count*length - (count - 1)*overlap >= n`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from itertools import product
 from math import ceil, prod
 
-from configs.axes import NetworkShape, triple
+from configs.axes import AXES, NetworkShape, triple
 from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.receptive_field import AxisField
+from models.network.streaming import Stream
 
 Interval = tuple[int, int]
 Box = tuple[Interval, Interval, Interval]
@@ -26,6 +29,11 @@ MIB = 2**20
 LIVE_FACTOR = 1.55
 VOXEL_BYTES = 22  # resampled, normalised, clipped, restored and returned
 FIXED_BYTES = 32 * MIB
+# The same of a worker that streams: by the tensors of a step beyond what it was given, and for graphs of its steps.
+STEP_FACTOR = 2.0
+STREAM_BYTES = 96 * MIB
+MIN_SLABS = 6  # of a strip, for workers to share and a run to resume at
+MAX_HEIGHT = 128  # of a slab, planes
 THREAD_SPEED = 60e9  # multiply-adds a second of one CPU thread; 80 to 90 billion on an idle EPYC with AVX-512
 
 
@@ -38,16 +46,32 @@ class BudgetError(InputError):
 
 
 @dataclass(frozen=True)
+class Streamed:
+    """The way in which a strip of a volume is walked through, slab by slab.
+
+    Args:
+        axis: Along which: 0 depth, 1 height, 2 width.
+        height: Planes of a slab along it.
+    """
+
+    axis: int
+    height: int
+
+
+@dataclass(frozen=True)
 class Shard:
-    """The piece of the target grid that one worker computes.
+    """The piece of the target grid that one worker computes at a time: a slab of a strip, or a box.
 
     Args:
         core: The voxels it owns, `(start, stop)` along depth, height and width of the target grid.
-        read: The voxels it reads, core and halo; may reach beyond the target grid into its padding.
+        read: The voxels it reads, core and halo; may reach beyond the target grid into its padding. Of a slab, the
+            strip that it is part of.
+        streamed: Of a slab; None for a box, which is computed on its own.
     """
 
     core: Box
     read: Box
+    streamed: Streamed | None = None
 
     @property
     def shape(self) -> NetworkShape:
@@ -59,6 +83,23 @@ class Shard:
         """The core within the read."""
         return triple(slice(c[0] - r[0], c[1] - r[0]) for c, r in zip(self.core, self.read, strict=True))
 
+    def follows(self, other: "Shard") -> bool:
+        """True if it is the next slab of the strip that another one is of."""
+        if self.streamed is None or (self.streamed, self.read) != (other.streamed, other.read):
+            return False
+        return self.core[self.streamed.axis][0] == other.core[self.streamed.axis][1]
+
+
+def runs(shards: Iterable[Shard]) -> list[list[Shard]]:
+    """Group shards that follow one another, which one worker computes with less work."""
+    found: list[list[Shard]] = []
+    for shard in shards:
+        if found and shard.follows(found[-1][-1]):
+            found[-1].append(shard)
+        else:
+            found.append([shard])
+    return found
+
 
 @dataclass(frozen=True)
 class ShardPlan:
@@ -66,12 +107,14 @@ class ShardPlan:
 
     Args:
         target_shape: Voxels of the target grid along depth, height and width.
-        shards: Its shards; their cores tile the grid exactly once.
+        shards: Its shards, the slabs of a strip in order; their cores tile the grid exactly once.
         halo: The network's worst-case halo before and after a core, of each axis.
-        read_shape: Voxels that each shard reads.
-        shard_bytes: Estimated memory of a worker for one shard, beyond an idle worker.
-        shard_multiply_adds: Arithmetic of one shard.
+        read_shape: Voxels that each shard reads; of slabs, those of each strip.
+        shard_bytes: Estimated memory of a worker, beyond an idle worker.
+        shard_multiply_adds: Arithmetic of one shard, of slabs on the average.
         smallest_bytes: The least budget with which this grid can be sharded.
+        computed: Voxels of the target grid that are computed, if no strip is begun in the middle.
+        warm_up: Voxels that are computed in addition where one is, for a second worker or after an interruption.
     """
 
     target_shape: NetworkShape
@@ -81,11 +124,28 @@ class ShardPlan:
     shard_bytes: int
     shard_multiply_adds: int
     smallest_bytes: int
+    computed: int
+    warm_up: int = 0
+
+    @property
+    def streamed(self) -> Streamed | None:
+        """The way in which strips are walked through; None where shards are boxes."""
+        return self.shards[0].streamed
+
+    @property
+    def strips(self) -> int:
+        """Pieces across the streamed axis; of boxes, their number."""
+        return len({shard.read for shard in self.shards})
 
     @property
     def overhead(self) -> float:
-        """Voxels computed over voxels kept."""
-        return len(self.shards) * prod(self.read_shape) / prod(self.target_shape)
+        """Voxels computed over voxels kept, if no strip is begun in the middle."""
+        return self.computed / prod(self.target_shape)
+
+    @property
+    def lead(self) -> int:
+        """Slabs that take as long as a start inside a strip."""
+        return ceil(self.warm_up * len(self.shards) / self.computed)
 
     @property
     def shard_seconds(self) -> float:
@@ -99,9 +159,17 @@ class ShardPlan:
 
     def __str__(self) -> str:
         shards = "1 shard" if len(self.shards) == 1 else f"{len(self.shards)} shards"
+        pieces, again = f"{shards} of {'x'.join(map(str, self.read_shape))} voxels", ""
+        if self.streamed is not None:
+            strips = "1 strip" if self.strips == 1 else f"{self.strips} strips"
+            pieces = (
+                f"{len(self.shards)} slabs of {self.streamed.height} planes along {AXES[self.streamed.axis]} in"
+                f" {strips} of {'x'.join(map(str, self.read_shape))} voxels"
+            )
+            again = f" and {self.warm_up / prod(self.target_shape):.2f} more for each start inside a strip"
         return (
-            f"{shards} of {'x'.join(map(str, self.read_shape))} voxels, {self.overhead:.2f} voxels computed per voxel"
-            f" kept, about {ceil(self.shard_bytes / MIB)} MiB and {self.shard_seconds:.1f} s of a CPU thread each"
+            f"{pieces}, {self.overhead:.2f} voxels computed per voxel kept{again}, about"
+            f" {ceil(self.shard_bytes / MIB)} MiB and {self.shard_seconds:.1f} s of a CPU thread each"
             f" (least possible budget: {ceil(self.smallest_bytes / MIB)} MiB)"
         )
 
@@ -110,6 +178,144 @@ def plan_shards(
     target_shape: NetworkShape, cost: Cost, budget_mib: int, *, resident_bytes: int = 0, name: str = "the volume"
 ) -> ShardPlan:
     """Divide a target grid into the shards that compute the fewest voxels within a memory budget.
+
+    That is the whole as one box if the budget holds it, else slabs of strips, or boxes where they compute less. A
+    network that works on mirror images too, whose streams would run both ways, gets boxes.
+
+    Args:
+        target_shape: Voxels of the target grid along depth, height and width.
+        cost: The network's memory and receptive field.
+        budget_mib: Memory that a worker may use beyond an idle one, MiB.
+        resident_bytes: Memory that the input volume takes in a worker, for every shard.
+        name: Name of the volume, for the error.
+
+    Raises:
+        BudgetError: The budget holds no shard.
+    """
+    boxes: ShardPlan | BudgetError
+    try:
+        boxes = plan_boxes(target_shape, cost, budget_mib, resident_bytes=resident_bytes, name=name)
+        if len(boxes.shards) == 1:
+            return boxes
+    except BudgetError as error:
+        boxes = error
+    streams = None
+    if cost.passes == 1:
+        streams = _plan_streams(target_shape, cost, budget_mib * MIB, resident_bytes)
+    if isinstance(boxes, BudgetError):
+        if streams is None:
+            raise boxes
+        return streams
+    if streams is None or boxes.computed <= streams.computed + streams.warm_up:
+        return boxes
+    return replace(streams, smallest_bytes=min(boxes.smallest_bytes, streams.smallest_bytes))
+
+
+def _plan_streams(target_shape: NetworkShape, cost: Cost, budget: int, resident_bytes: int) -> ShardPlan | None:
+    """Find the streamed axis, the strips across it and the height of slabs with the least arithmetic in a budget.
+
+    The arithmetic includes that of one start inside a strip.
+
+    Returns:
+        None if the budget holds no slab.
+    """
+    choices = [_choices(size, axis) for size, axis in zip(target_shape, cost.field.axes, strict=True)]
+    options: list[tuple[int, int, tuple[tuple[int, int], ...]]] = []
+    least = 0
+    for axis in range(3):
+        across = [lengths[:1] if other == axis else lengths for other, lengths in enumerate(choices)]
+        options += [(prod(count * length for count, length in sides), axis, sides) for sides in product(*across)]
+        narrowest = NetworkShape(*(lengths[-1][1] for lengths in across))
+        smallest = slab_bytes(cost, _streams(cost.field.axes[axis], narrowest[axis])[0], axis, narrowest)
+        least = min(least or smallest + resident_bytes, smallest + resident_bytes)
+    if least > budget:
+        return None
+    best: tuple[float, Callable[[], ShardPlan]] | None = None
+    for voxels, axis, sides in sorted(options):
+        if best is not None and voxels * _arithmetic_of_voxel(cost) >= best[0]:
+            break
+        read_shape, strips = NetworkShape(*(length for _, length in sides)), prod(count for count, _ in sides)
+        for stream in _streams(cost.field.axes[axis], read_shape[axis]):
+            needed = slab_bytes(cost, stream, axis, read_shape) + resident_bytes
+            if needed > budget:
+                break
+            total = strips * sum(
+                times * cost.step_multiply_adds(step, axis, read_shape) for step, times in stream.kinds.items()
+            )
+            middle = stream.steps // 2
+            again = sum(
+                cost.step_multiply_adds(stream.step(number), axis, read_shape)
+                for number in range(stream.warm_up(middle), middle)
+            )
+            if best is None or total + again < best[0]:
+                best = (
+                    total + again,
+                    partial(_streamed_plan, target_shape, cost, axis, stream, read_shape, needed, total, again, least),
+                )
+    return None if best is None else best[1]()
+
+
+def _streamed_plan(
+    target_shape: NetworkShape,
+    cost: Cost,
+    axis: int,
+    stream: Stream,
+    read_shape: NetworkShape,
+    needed: int,
+    total: int,
+    again: int,
+    least: int,
+) -> ShardPlan:
+    streamed, (size, padded) = Streamed(axis, stream.height), (target_shape[axis], read_shape[axis])
+    slabs = [((low, min(low + stream.height, size)), (0, padded)) for low in range(0, size, stream.height)]
+    sides = zip(target_shape, cost.field.axes, read_shape, strict=True)
+    pieces = [slabs if other == axis else _pieces(*side) for other, side in enumerate(sides)]
+    # The slabs of a strip one after another.
+    across = product(*(pieces[other] for other in range(3) if other != axis))
+    shards = []
+    for strip in across:
+        for slab in slabs:
+            box = [*strip[:axis], slab, *strip[axis:]]
+            shards.append(Shard(triple(core for core, _ in box), triple(read for _, read in box), streamed))
+    return ShardPlan(
+        target_shape=target_shape,
+        shards=tuple(shards),
+        halo=cost.field.halo,
+        read_shape=read_shape,
+        shard_bytes=needed,
+        shard_multiply_adds=total // len(shards),
+        smallest_bytes=least,
+        computed=round(total / _arithmetic_of_voxel(cost)),
+        warm_up=round(again / _arithmetic_of_voxel(cost)),
+    )
+
+
+def _arithmetic_of_voxel(cost: Cost) -> float:
+    """Multiply-adds of one pass for a voxel."""
+    unit = NetworkShape(*(16 * stride for stride in cost.field.strides))
+    return cost.multiply_adds(unit) / prod(unit)
+
+
+@lru_cache(maxsize=64)
+def _streams(axis: AxisField, padded: int) -> tuple[Stream, ...]:
+    """Streams along an axis, from the lowest slab to the highest that leaves a volume some slabs to resume at."""
+    highest = max(1, min(padded // MIN_SLABS, MAX_HEIGHT) // axis.stride)
+    return tuple(
+        Stream(axis, padded, axis.stride * count)
+        for count in sorted({*range(1, 5), 6, 8, 12, 16, highest})
+        if count <= highest
+    )
+
+
+def plan_boxes(
+    target_shape: NetworkShape,
+    cost: Cost,
+    budget_mib: int,
+    *,
+    resident_bytes: int = 0,
+    name: str = "the volume",
+) -> ShardPlan:
+    """Divide a target grid into the boxes that compute the fewest voxels within a memory budget.
 
     Args:
         target_shape: Voxels of the target grid along depth, height and width.
@@ -123,8 +329,8 @@ def plan_shards(
     """
     axes = tuple(zip(target_shape, cost.field.axes, strict=True))
     choices = [_choices(size, axis) for size, axis in axes]
-    least = NetworkShape(*(lengths[-1][1] for lengths in choices))
-    smallest_bytes = shard_bytes(cost, least) + resident_bytes
+    narrowest = NetworkShape(*(lengths[-1][1] for lengths in choices))
+    smallest_bytes = shard_bytes(cost, narrowest) + resident_bytes
 
     def computed(option: tuple[tuple[int, int], ...]) -> tuple[int, object]:
         return prod(count * length for count, length in option), option
@@ -135,7 +341,7 @@ def plan_shards(
         if needed <= budget_mib * MIB:
             break
     else:
-        core = "x".join(str(_pieces(*axis, length)[0][0][1]) for axis, length in zip(axes, least, strict=True))
+        core = "x".join(str(_pieces(*axis, length)[0][0][1]) for axis, length in zip(axes, narrowest, strict=True))
         mib = ceil(smallest_bytes / MIB)
         raise BudgetError(
             f"Cannot shard {name}: the memory budget of {budget_mib} MiB holds no shard of this network (smallest:"
@@ -152,12 +358,25 @@ def plan_shards(
         shard_bytes=needed,
         shard_multiply_adds=cost.multiply_adds(read_shape),
         smallest_bytes=smallest_bytes,
+        computed=prod(count * length for count, length in option),
     )
 
 
 def shard_bytes(cost: Cost, read_shape: NetworkShape) -> int:
     """Estimated memory of a worker for one shard, beyond an idle worker."""
     return int(LIVE_FACTOR * cost.peak_bytes(read_shape)) + VOXEL_BYTES * prod(read_shape) + FIXED_BYTES
+
+
+def slab_bytes(cost: Cost, stream: Stream, axis: int, read_shape: NetworkShape) -> int:
+    """Estimated memory of a worker that streams through a strip, beyond an idle worker."""
+    step_bytes = max(
+        kept + STEP_FACTOR * (cost.step_bytes(step, axis, read_shape) - kept)
+        for step in stream.kinds
+        for kept in [cost.given_bytes(step, axis, read_shape)]
+    )
+    # Resampled planes wait for those of the output.
+    planes = 4 * (stream.entry(0)[1] + stream.height) + VOXEL_BYTES * stream.height
+    return int(step_bytes) + planes * prod(read_shape) // read_shape[axis] + STREAM_BYTES
 
 
 def _choices(size: int, axis: AxisField) -> list[tuple[int, int]]:

@@ -3,25 +3,30 @@
 import resource
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.axes import NetworkShape
+from configs.axes import NetworkShape, triple
 from configs.degradation import Degradation
 from configs.errors import NotFiniteError
+from models.network.streaming import Stream
 from tasks.imaging.acquisition import detail_weight
 from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
 from tasks.imaging.labels import resample_labels
 from tasks.imaging.resample import Window, resample_window
 from tasks.machine.worker import lean_keras
-from tasks.sharding.plan import MIB, Shard
+from tasks.sharding.plan import MIB, Box, Shard
 from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.padding import Padding
+
+if TYPE_CHECKING:
+    from tasks.sharding.compiled import CompiledNetwork
 
 MIRRORS = tuple(axes for count in (1, 2, 3) for axes in combinations(range(3), count))
 
@@ -52,6 +57,7 @@ class CoarseVolume:
     level: float = 0.0
     limits: tuple[float, float] = (-np.inf, np.inf)
     padding: tuple[Padding, ...] = ()
+    token: str = field(init=False, default_factory=lambda: uuid4().hex)  # of this object, also in other processes
 
     def input_window(self, window: Window) -> NDArray[np.float32]:
         """Return what the network reads of the target grid; beyond the grid its edge values are repeated."""
@@ -149,37 +155,153 @@ class Restorer:
 
     def __init__(self, name: str, content: bytes, threads: int | None, flips: int = 1) -> None:
         # Drivers name this class without loading TensorFlow, whose environment the worker has settled by now.
-        from tasks.sharding.compiled import compiled_network  # noqa: PLC0415 - in the worker alone
+        from tasks.sharding.compiled import CompiledNetwork  # noqa: PLC0415 - in the worker alone
 
-        self._restored = compiled_network(name, content, threads)
+        self._network = CompiledNetwork(name, content, threads)
         self._mirrors = MIRRORS[: flips - 1]
+        self._walk: _Walk | None = None
 
     def restored(self, resampled: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
         """Restore a resampled volume in the unit of the file, `(depth, height, width)` in multiples of the stride."""
-        span = np.float32(intensity.high - intensity.low)
-
-        def restored(seen: NDArray[np.float32]) -> NDArray[np.float32]:
-            found: NDArray[np.float32] = self._restored(seen[None, ..., None], intensity.low, span).numpy()
-            return found[0, ..., 0]
-
-        total = restored(resampled)
+        scale = intensity.low, intensity.high - intensity.low
+        total = self._network.restored(resampled, *scale)
         for axes in self._mirrors:
-            total = total + np.flip(restored(np.ascontiguousarray(np.flip(resampled, axes))), axes)
+            mirrored = np.ascontiguousarray(np.flip(resampled, axes))
+            total = total + np.flip(self._network.restored(mirrored, *scale), axes)
         return total / np.float32(1 + len(self._mirrors)) if self._mirrors else total
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
-        """Restore one shard, or resample it where it is of a label map."""
+        """Restore one shard, or resample it where it is of a label map.
+
+        A slab takes one step where it follows the one before it, and a warm-up otherwise; its voxels are the same.
+        """
         if volume.labels:
             return label_core(volume, shard)
-        started = time.perf_counter()
-        resampled = volume.input_window(shard.read)
-        resampled_at = time.perf_counter()
-        core = self.restored(resampled, volume.intensity)[shard.crop]
+        clock = _Clock()
+        if shard.streamed is None:
+            self._walk = None
+            resampled = volume.input_window(shard.read)
+            clock.resampled()
+            core, interpolated = self.restored(resampled, volume.intensity)[shard.crop], resampled[shard.crop]
+        else:
+            if self._walk is None or not self._walk.leads_to(volume, shard):
+                self._walk = None  # and with it what it holds, before another begins
+                self._walk = _Walk(self._network, volume, shard)
+            core, interpolated = self._walk.restored(shard, clock)
+            if self._walk.done:
+                self._walk = None
         if volume.detail < 1:
-            interpolated = resampled[shard.crop]
             core = interpolated + np.float32(volume.detail) * (core - interpolated)
-        restored_at = time.perf_counter()
-        return RestoredCore(core, resampled_at - started, restored_at - resampled_at, peak_rss() / MIB)
+        clock.computed()
+        return RestoredCore(core, clock.resample_seconds, clock.network_seconds, peak_rss() / MIB)
+
+
+class _Clock:
+    """Seconds spent resampling and in the network, in turns."""
+
+    def __init__(self) -> None:
+        self.resample_seconds = self.network_seconds = 0.0
+        self._since = time.perf_counter()
+
+    def resampled(self) -> None:
+        """Count the time since the last call as that of resampling."""
+        self.resample_seconds += self._lap()
+
+    def computed(self) -> None:
+        """Count the time since the last call as that of the network."""
+        self.network_seconds += self._lap()
+
+    def _lap(self) -> float:
+        since, self._since = self._since, time.perf_counter()
+        return self._since - since
+
+
+class _Walk:
+    """A walk through a strip of a volume, from a slab on.
+
+    Args:
+        network: The network.
+        volume: The volume.
+        shard: The first slab that is wanted.
+    """
+
+    def __init__(self, network: "CompiledNetwork", volume: CoarseVolume, shard: Shard) -> None:
+        if shard.streamed is None:
+            raise ValueError("a box is not part of a strip")
+        self._network, self._volume, self._strip, self._streamed = network, volume, shard.read, shard.streamed
+        axis = shard.streamed.axis
+        self._stream = Stream(network.field.axes[axis], shard.read[axis][1], shard.streamed.height)
+        self._next = self._stream.warm_up(self._number(shard))
+        strip = NetworkShape(*(stop - start for start, stop in shard.read))
+        self._pieces = network.blank(self._stream.step(self._next), axis, strip)
+        self._resampled: list[tuple[int, NDArray[np.float32]]] = []  # first plane and planes, until the output is there
+
+    def leads_to(self, volume: CoarseVolume, shard: Shard) -> bool:
+        """True if a slab is cheaper to reach from here than by another walk."""
+        same = (self._volume.token, self._strip, self._streamed) == (volume.token, shard.read, shard.streamed)
+        return same and self._stream.warm_up(self._number(shard)) <= self._next <= self._number(shard)
+
+    @property
+    def done(self) -> bool:
+        """True if the strip has no more slabs."""
+        return self._next == self._stream.steps
+
+    def restored(self, shard: Shard, clock: _Clock) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Restore a slab; returns its core, and what was resampled there."""
+        number, intensity = self._number(shard), self._volume.intensity
+        inside = list(shard.crop)
+        inside[self._streamed.axis] = slice(shard.shape[self._streamed.axis])
+        while True:
+            entry = self._read(*self._stream.entry(self._next))
+            beneath = self._beneath(*self._stream.output(self._next), counts=self._next == number)
+            clock.resampled()
+            found, self._pieces = self._network.step(
+                self._stream.step(self._next),
+                self._streamed.axis,
+                entry,
+                beneath,
+                self._pieces,
+                intensity.low,
+                intensity.high - intensity.low,
+            )
+            clock.computed()
+            self._next += 1
+            if found is not None and self._next > number:
+                return found[tuple(inside)], beneath[tuple(inside)]
+
+    def _number(self, shard: Shard) -> int:
+        return shard.core[self._streamed.axis][0] // self._streamed.height
+
+    def _window(self, start: int, stop: int) -> Box:
+        axis = self._streamed.axis
+        return triple((start, stop) if other == axis else side for other, side in enumerate(self._strip))
+
+    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Resample the planes that a step is given."""
+        if start == stop:
+            return np.empty([high - low for low, high in self._window(start, stop)], np.float32)
+        planes = self._volume.input_window(self._window(start, stop))
+        self._resampled.append((start, planes))
+        return planes
+
+    def _beneath(self, start: int, stop: int, *, counts: bool) -> NDArray[np.float32]:
+        """Return the resampled planes at those of the output; zeros for an output that does not count."""
+        self._resampled = [(first, planes) for first, planes in self._resampled if first + self._count(planes) > start]
+        if not counts:
+            return np.zeros([high - low for low, high in self._window(start, stop)], np.float32)
+        if not self._resampled or self._resampled[0][0] > start:  # for a network that does not read them itself
+            return self._volume.input_window(self._window(start, stop))
+        axis = self._streamed.axis
+        parts = [
+            planes.take(range(max(start - first, 0), min(stop - first, self._count(planes))), axis)
+            for first, planes in self._resampled
+            if first < stop
+        ]
+        return np.concatenate(parts, axis)
+
+    def _count(self, planes: NDArray[np.float32]) -> int:
+        count: int = planes.shape[self._streamed.axis]
+        return count
 
 
 def worker_restorer(name: str, content: bytes, threads: int, flips: int) -> Restorer:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,44 @@ def test_what_failed_is_tried_again_in_another_process(pool):
     assert {key: (outcome.value, outcome.retries) for key, outcome in done.items()} == {
         number: (number, int(number == 1)) for number in range(5)
     }
+
+
+class Recorder:
+    """Returns its process; the first call in each ends when both have begun."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def __call__(self, _):
+        (self.folder / str(os.getpid())).touch()
+        while len(list(self.folder.iterdir())) < 2:
+            time.sleep(0.01)
+        return os.getpid()
+
+
+def run_of(count, lead):
+    return [Job(number, (number,), count - 1 - number, lead) for number in range(count)]
+
+
+def test_a_run_is_for_one_worker_until_another_is_free(pool):
+    takers: dict[int, list[int]] = {}
+    for outcome in pool(2, make=Recorder).work(run_of(8, lead=1)):
+        takers.setdefault(outcome.value, []).append(outcome.key)
+    first, second = sorted(takers.values())
+    assert (first[0], second[0]) == (0, 5)
+    assert sorted(first + second) == list(range(8))
+
+
+def test_a_run_goes_on_after_its_worker_has_died(pool):
+    jobs = run_of(6, lead=1)
+    jobs[2] = Job(2, (2, "die", 1), 3)
+    assert {outcome.key: outcome.value for outcome in pool(1).work(jobs)} == {n: 2 * n for n in range(6)}
+
+
+def test_what_nobody_waits_for_any_more_is_dropped(pool):
+    wanted = [True, False, True]
+    jobs = [Job(number, (number,), 2 - number, wanted=partial(wanted.__getitem__, number)) for number in range(3)]
+    assert [outcome.key for outcome in pool(1).work(jobs)] == [0, 2]
 
 
 class Latecomer:

@@ -20,7 +20,7 @@ from tasks.artifacts.model_card import make_card
 from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.machine.check import Checklist, counted
 from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
-from tasks.sharding.plan import MIB
+from tasks.sharding.plan import MIB, runs
 from tasks.training.start import shard_rehearsal, training_rehearsal
 from tasks.volume.grid import Three
 from workflow.checks import cluster, disk, estimates, plans
@@ -267,7 +267,10 @@ class _Rehearsal:
             request, shards = restoring_request(resources), largest.plan.shards
             arguments = (network.name, share(network.content), request.cpus, network.cost.field.strides)
             with TimedWorker(shard_rehearsal, arguments, request, resources.patience_seconds) as worker:
-                shard: RehearsedShard = worker.ask(share(largest.coarse()), shards[len(shards) // 2])
+                # A slab whose worker has just computed the one before it.
+                middle = runs(shards)[0]
+                one, later = (middle[min(place, len(middle) - 1)] for place in (len(middle) // 2, len(middle) // 2 + 1))
+                shard: RehearsedShard = worker.ask(share(largest.coarse()), one, later)
             memory = replace(self.estimates.shard_mib, measured=shard.shard_bytes / MIB)
             restoring = estimates.restoring_seconds(planned, shard, largest, resources.workers)
             self._estimate(shard_mib=memory, restoring_seconds=restoring)

@@ -11,7 +11,7 @@ from configs.degradation import Degradation
 from configs.errors import NotFiniteError
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
-from tasks.sharding.plan import ShardPlan, plan_shards
+from tasks.sharding.plan import ShardPlan, plan_shards, runs
 from tasks.sharding.restore import RestoredCore, coarse_volume, worker_restorer
 from tasks.volume.grid import Grid, NetworkAxes, network_axes
 from tasks.volume.intensity import Intensity, find_intensity
@@ -157,7 +157,12 @@ def restore_volume(
     tally = Tally()
     with restorers(network, resources, len(plan.shards)) as pool:
         shared = share(coarse)
-        for outcome in pool.work(Job(shard, (shared, shard)) for shard in plan.shards):
+        jobs = (
+            Job(shard, (shared, shard), len(run) - place, plan.lead)
+            for run in runs(plan.shards)
+            for place, shard in enumerate(run, start=1)
+        )
+        for outcome in pool.work(jobs):
             if isinstance(outcome.error, NotFiniteError):
                 raise NotFiniteError(f"Cannot restore {name}: {outcome.error.problem}", outcome.error.remedy)
             if outcome.error is not None:

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from tasks.machine.worker import WorkerError
@@ -22,10 +22,16 @@ class Job:
     Args:
         key: Identifies the job to the caller.
         arguments: Of the call; what was shared arrives as its value.
+        following: How many jobs come right after it that a worker does with less work after this one, in their order.
+        lead: Jobs that take as long as the work that it costs to begin among them.
+        wanted: Returns False once nobody waits for the job: it is dropped if no worker has it yet.
     """
 
     key: Any
     arguments: tuple[Any, ...]
+    following: int = 0
+    lead: int = 0
+    wanted: Callable[[], bool] = lambda: True
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,16 @@ class Worker(Protocol):
 
 @dataclass(eq=False)
 class WorkerState:
-    """A worker process as the driver sees it, with the jobs given to it; it works on the first."""
+    """A worker process as the driver sees it, with the jobs given to it, of which it works on the first, and its run.
+
+    A run are jobs that it is given in order, as far as no other worker takes of them.
+    """
 
     worker: Worker
     loaded: bool = False
     since: float = field(default_factory=time.monotonic)
     given: deque[tuple[Any, Job, int]] = field(default_factory=deque)
+    run: deque[Job] = field(default_factory=deque)
 
     @property
     def awaited(self) -> Any:  # noqa: ANN401 - an answer of the cluster
@@ -104,6 +114,7 @@ class WorkerPool:
         self._failed_starts = 0  # in a row
         self._began = 0.0
         self._again: deque[tuple[Job, int]] = deque()
+        self._left: deque[deque[Job]] = deque()  # runs of workers that were lost
         self._workers = [WorkerState(start()) for _ in range(workers)]
 
     @property
@@ -154,14 +165,32 @@ class WorkerPool:
             for state in self._workers:
                 if not state.loaded or len(state.given) > depth:
                     continue
-                job, retries = self._again.popleft() if self._again else (next(source, None), 0)
+                job, retries = self._again.popleft() if self._again else (self._next(state, source), 0)
                 if job is None:
-                    return True
+                    return not any(other.run for other in self._workers)
                 if not state.given:
                     state.since = time.monotonic()
                     self._began = self._began or state.since
                 state.given.append((state.worker.call(job.arguments), job, retries))
         return False
+
+    def _next(self, state: WorkerState, source: Iterator[Job]) -> Job | None:
+        """Take the next job for a worker: of its run, else of a new one, else of another's; None if there is none."""
+        while True:
+            if not state.run and self._left:
+                state.run = self._left.popleft()
+            if not state.run and (first := next(source, None)) is not None:
+                state.run = deque([first, *islice(source, first.following)])
+            if not state.run:
+                longest = max((other.run for other in self._workers), key=len)
+                # So many that both are done at the same time.
+                for _ in range((len(longest) - longest[-1].lead) // 2 if longest else 0):
+                    state.run.appendleft(longest.pop())
+            if not state.run:
+                return None
+            job = state.run.popleft()
+            if job.wanted():
+                return job
 
     def _collect(self) -> Iterator[Outcome]:
         """Wait for the next worker to finish something; replace those that are overdue."""
@@ -206,6 +235,8 @@ class WorkerPool:
         """Replace a worker; its first job has used a try, those that waited behind it have not."""
         state.worker.end()
         self._workers.remove(state)
+        if state.run:
+            self._left.append(state.run)
         # After the death of one that had started, its place is tried again however many had failed to start before.
         self._failed_starts = 0 if state.loaded else self._failed_starts + 1
         suspected, waiting = list(state.given)[:1], list(state.given)[1:]

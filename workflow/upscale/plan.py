@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -228,7 +228,10 @@ class VolumePlan:
                 "input": list(digests),
                 "model": self.network.digest,
                 "target": [self.target.shape, self.axes.order, self.axes.flipped],
-                "plan": [(shard.core, shard.read) for shard in self.shard_plan.shards],
+                "plan": [
+                    (shard.core, shard.read, *([astuple(shard.streamed)] if shard.streamed else []))
+                    for shard in self.shard_plan.shards
+                ],
                 "worker": [self.resources.cpus_per_worker, self.resources.gpus_per_worker],
                 "programs": program_versions(),
                 **({"labels": True} if self.labels else {}),

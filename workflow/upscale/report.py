@@ -166,7 +166,7 @@ def plan_report(volumes: Sequence[VolumePlan], budget_mib: int) -> PlanReport:
     plans = [volume.shard_plan for volume in volumes]
     kept = sum(volume.n_timepoints * prod(volume.target.shape) for volume in volumes)
     return PlanReport(
-        overhead=sum(volume.shards * prod(volume.shard_plan.read_shape) for volume in volumes) / kept,
+        overhead=sum(volume.n_timepoints * volume.shard_plan.computed for volume in volumes) / kept,
         halo=plans[0].halo,
         ensemble=volumes[0].network.flips,
         core_shape=max((plan.core_shape for plan in plans), key=prod),

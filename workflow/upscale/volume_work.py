@@ -54,7 +54,7 @@ class Frame:
 
     Args:
         coarse: A `CoarseVolume`, shared with the workers if there are any.
-        to_compute: Shards that are not in the store, in the order of the file.
+        to_compute: Shards that are not in the store, in the order in which they are best computed.
     """
 
     coarse: Any
@@ -256,7 +256,7 @@ class VolumeWork:
                 assembly = self._assembly(number)
                 if not self._resume:
                     assembly.store.clear()
-                ordered = assembly.in_file_order()
+                ordered = assembly.in_turn()
                 to_compute = tuple(shard for shard in ordered if not (self._resume and assembly.store.holds(shard)))
             known = set(ordered) - set(to_compute)
             self.shards_resumed += len(known)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
@@ -15,6 +16,7 @@ from tasks.artifacts.network_file import NetworkFile
 from tasks.files.atomic import sweep_folders
 from tasks.files.lock import Process, locked
 from tasks.files.outputs import check_destination, sidecar_name, split_name
+from tasks.sharding.plan import runs
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.sidecar import write_sidecar
@@ -190,6 +192,10 @@ def _ended(workers: WorkerPool) -> Iterator[WorkerPool]:
         workers.shut_down()
 
 
+def _is_wanted(work: VolumeWork) -> bool:
+    return work.error is None
+
+
 class _Queue:
     """Shards of all volumes in one queue, while one thread reads ahead and another writes behind."""
 
@@ -232,10 +238,12 @@ class _Queue:
                 continue
             if number == 0:
                 self._behind.submit(self._write, work)
-            for shard in frame.to_compute:
-                if work.error is not None:
-                    break
-                yield Job((work, number, shard), (frame.coarse, shard))
+            for run in runs(frame.to_compute):
+                for place, shard in enumerate(run, start=1):
+                    if work.error is not None:
+                        break
+                    key, behind, wanted = (work, number, shard), len(run) - place, partial(_is_wanted, work)
+                    yield Job(key, (frame.coarse, shard), behind, work.plan.shard_plan.lead, wanted)
 
     def take(self, outcome: Outcome) -> bool:
         """Store a core, or abandon its volume; returns whether the core counts."""

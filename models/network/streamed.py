@@ -1,0 +1,171 @@
+"""A network applied to a volume slab by slab: the computation of one step of a stream, and what it keeps for later.
+
+Along the streamed axis the layers see the planes that the step lays out, and beyond the ends of the volume, and there
+alone, what one pass would pad with; across it they pad as in one pass.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from models.network.graph import Graph, Node, Slot
+from models.network.receptive_field import footprint, receptive_field
+from models.network.streaming import Interval, LayerStep, Part, Step
+
+Pads = list[tuple[Any, Any]]  # zeros before and after, of each axis of a tensor
+
+
+class StreamedNetwork:
+    """Computes the steps of streams.
+
+    Args:
+        model: The network.
+        graph: Its layers.
+    """
+
+    def __init__(self, model: keras.Model, graph: Graph) -> None:
+        operations = dict(_operations(model, ""))
+        self._field = receptive_field(graph)
+        self._graph, self._operations = graph, [operations[node.name] for node in graph.nodes]
+
+    def dtype(self, node: int) -> str:
+        """The data type of a node's tensor."""
+        name: str = self._operations[node].output.dtype
+        return name
+
+    def __call__(
+        self, step: Step, axis: int, entry: tf.Tensor, pieces: Sequence[tf.Tensor]
+    ) -> tuple[tf.Tensor | None, list[tf.Tensor]]:
+        """Compute one step.
+
+        Args:
+            step: Its layout.
+            axis: The streamed one: 0 depth, 1 height, 2 width.
+            entry: The planes of the input that it is given, `(1, depth, height, width, 1)`; there may be none.
+            pieces: What earlier steps have kept for it.
+
+        Returns:
+            The planes of the output that it makes, None if there are none; and the pieces that it keeps for later.
+        """
+        made: dict[int, tf.Tensor] = {}
+        kept = []
+        for index, (node, work) in enumerate(zip(self._graph.nodes, step.layers, strict=True)):
+            if not work.planes:
+                continue
+            if node.kind == "InputLayer":
+                made[index] = entry
+            else:
+                windows = [
+                    _joined(parts, axis, pieces, made.get(source)) if parts else self._no_planes(source, axis, entry)
+                    for source, parts in zip(node.sources, work.reads, strict=True)
+                ]
+                made[index] = _applied(self._operations[index], node, work, axis, windows)
+            if work.kept is not None:
+                kept.append(_planes(made[index], axis, work.kept))
+        return made.get(self._graph.output), kept
+
+    def _no_planes(self, node: int, axis: int, entry: tf.Tensor) -> tf.Tensor:
+        """A node's tensor without planes, for a layer that pads further than one step reaches."""
+        sizes = [field.sizes[node] for field in self._field.axes]
+        sides = [
+            0
+            if other == axis
+            else tf.shape(entry)[1 + other] * size.step.denominator // size.step.numerator - size.loss
+            for other, size in enumerate(sizes)
+        ]
+        return tf.zeros([1, *sides, self._graph.nodes[node].channels], self.dtype(node))
+
+
+def _operations(model: keras.Model, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield the layers and operations of a network, by the names that its graph has for them."""
+    for operation in getattr(model, "operations", model.layers):
+        if isinstance(operation, keras.Model):
+            yield from _operations(operation, f"{prefix}{operation.name}/")
+        else:
+            yield prefix + operation.name, operation
+    if isinstance(model, keras.Sequential):  # whose list of layers leaves its input out
+        for entry in model.inputs:
+            yield prefix + entry.name, entry
+
+
+def _joined(parts: Sequence[Part], axis: int, pieces: Sequence[tf.Tensor], made: tf.Tensor | None) -> tf.Tensor:
+    """Join the parts of a tensor along the streamed axis."""
+    found = [_planes(made if p.piece is None else pieces[p.piece], axis, (p.start, p.stop)) for p in parts]
+    return found[0] if len(found) == 1 else tf.concat(found, 1 + axis)
+
+
+def _planes(tensor: tf.Tensor, axis: int, planes: Interval) -> tf.Tensor:
+    if planes == (0, tensor.shape[1 + axis]):
+        return tensor
+    return tensor[(slice(None),) * (1 + axis) + (slice(*planes),)]
+
+
+def _applied(operation: Any, node: Node, work: LayerStep, axis: int, windows: list[tf.Tensor]) -> tf.Tensor:  # noqa: ANN401 - a layer or an operation of Keras
+    """Apply a layer to the planes that it reads."""
+    match node.kind:
+        case "Conv3D":
+            window, kernel = (ops.cast(tensor, operation.compute_dtype) for tensor in (windows[0], operation.kernel))
+            padded = _padded(window, _padding(node, work, axis, window))
+            result = ops.conv(padded, kernel, operation.strides, padding="valid", dilation_rate=operation.dilation_rate)
+            if operation.use_bias:
+                result += ops.cast(operation.bias, operation.compute_dtype)
+            return operation.activation(result)
+        case "MaxPooling3D":
+            pads, lowest = _padding(node, work, axis, windows[0]), windows[0].dtype.min
+            padded = _padded(windows[0], pads, lowest)
+            return ops.max_pool(padded, operation.pool_size, operation.strides, padding="valid")
+        case "AveragePooling3D":
+            # The voxels of the volume count, not the padding.
+            pads, ones = _padding(node, work, axis, windows[0]), tf.ones_like(windows[0][..., :1])
+            total, share = (
+                ops.average_pool(_padded(each, pads), operation.pool_size, operation.strides, padding="valid")
+                for each in (windows[0], ones)
+            )
+            return total / share
+        case "ZeroPadding3D":
+            across = [(0, 0), *operation.padding, (0, 0)]
+            return _padded(windows[0], _along(across, axis, work.padding))
+        case "Cropping3D":
+            sizes = tf.unstack(tf.shape(windows[0]))[1:4]
+            sides = [
+                slice(before, size - after) for (before, after), size in zip(operation.cropping, sizes, strict=True)
+            ]
+            sides[axis] = slice(None)
+            return windows[0][(slice(None), *sides)]
+    options = {key: _filled(value, windows) for key, value in node.options.items()}
+    return _planes(operation(*_filled(node.arguments, windows), **options), axis, work.crop)
+
+
+def _padding(node: Node, work: LayerStep, axis: int, window: tf.Tensor) -> Pads:
+    """Padding of a window: along the streamed axis what the step lays out, across it TensorFlow's rule for SAME."""
+    pads: Pads = [(0, 0)] * 5
+    pool = node.config.get("pool_size", ())
+    strides = node.config["strides"] or pool
+    for other in range(3) if node.config["padding"] == "same" else ():
+        kernel = pool[other] if pool else footprint(node, other)
+        if other != axis and kernel > 1:
+            size = tf.shape(window)[1 + other]
+            total = tf.maximum((size - 1) // strides[other] * strides[other] + kernel - size, 0)
+            pads[1 + other] = total // 2, total - total // 2
+    return _along(pads, axis, work.padding)
+
+
+def _padded(tensor: tf.Tensor, pads: Pads, value: float = 0.0) -> tf.Tensor:
+    # Sides that are tensors are known in the graph alone.
+    if all(isinstance(side, int) and side == 0 for sides in pads for side in sides):
+        return tensor
+    return tf.pad(tensor, pads, constant_values=value)
+
+
+def _along(pads: Pads, axis: int, planes: Interval) -> Pads:
+    return [*pads[: 1 + axis], planes, *pads[2 + axis :]]
+
+
+def _filled(value: Any, windows: list[tf.Tensor]) -> Any:  # noqa: ANN401 - arguments of a call
+    """Return arguments with the windows in their slots."""
+    if isinstance(value, Slot):
+        return windows[value.index]
+    return type(value)(_filled(item, windows) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,81 @@
+"""Slabs of a streamed strip through a restorer: the volume in one pass, in any order and from any place on."""
+
+import numpy as np
+import pytest
+
+from configs.axes import NetworkShape, triple
+from configs.schema import Network
+from models.network.cost import Cost
+from models.network.graph import read_graph
+from models.network.receptive_field import receptive_field
+from models.network.restorer import build_restorer
+from models.stages.stage import network_stages
+from tasks.sharding.plan import Shard, Streamed, plan_boxes, plan_shards, runs
+from tasks.sharding.restore import CoarseVolume, Restorer
+from tasks.volume.intensity import Intensity
+from tests.networks import small_restorer
+
+TARGET = NetworkShape(61, 20, 35)
+
+
+@pytest.fixture(scope="module")
+def restorer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    small_restorer().save(path)
+    return Restorer(path.name, path.read_bytes(), None)
+
+
+def volume(detail=1.0):
+    voxels = np.random.default_rng(3).random((30, 10, 35), np.float32) * 90
+    return CoarseVolume(voxels, TARGET, Intensity(5, 80), detail=detail)
+
+
+def slabs(axis, height):
+    """The slabs of the whole grid, in one strip."""
+    padded = triple((0, -(-size // stride) * stride) for size, stride in zip(TARGET, (8, 16, 16), strict=True))
+    for start in range(0, TARGET[axis], height):
+        core = [(0, size) for size in TARGET]
+        core[axis] = (start, min(start + height, TARGET[axis]))
+        yield Shard(triple(core), padded, Streamed(axis, height))
+
+
+@pytest.mark.parametrize(("axis", "height", "detail"), [(0, 8, 1.0), (0, 24, 0.5), (1, 16, 1.0), (2, 16, 1.0)])
+def test_slabs_in_any_order_are_the_volume_in_one_pass(restorer, axis, height, detail):
+    coarse, shards = volume(detail), list(slabs(axis, height))
+    box = Shard(triple((0, size) for size in TARGET), shards[0].read)
+    whole = restorer(coarse, box).voxels
+    in_turn = [restorer(coarse, shard).voxels for shard in shards]
+    np.testing.assert_allclose(np.concatenate(in_turn, axis), whole, rtol=0, atol=75e-5)
+    for place in np.random.default_rng(0).permutation(len(shards)):
+        np.testing.assert_array_equal(restorer(coarse, shards[place]).voxels, in_turn[place])
+
+
+def test_a_walk_goes_on_in_its_own_volume_only(restorer):
+    one, other = volume(), CoarseVolume(volume().voxels + 1, TARGET, Intensity(5, 80))
+    first, second, *_ = slabs(0, 24)
+    expected = restorer(other, second).voxels
+    restorer(one, first)
+    np.testing.assert_array_equal(restorer(other, second).voxels, expected)
+
+
+def test_runs_are_the_slabs_that_follow_one_another():
+    first, second, _, fourth, *_ = slabs(0, 8)
+    assert runs([first, second, fourth]) == [[first, second], [fourth]]
+    box = Shard(first.core, first.read)
+    assert runs([box, box, second]) == [[box], [box], [second]]
+
+
+@pytest.mark.parametrize(("budget", "overhead"), [(2000, 1.12), (4000, 1.07)])
+def test_a_large_volume_computes_little_twice(budget, overhead):
+    network = Network()
+    model = build_restorer(network_stages(network), latent_filters=network.latent_filters, skip=network.skip)
+    graph = read_graph(model.get_config())
+    cost, target, resident = Cost(graph, receptive_field(graph)), NetworkShape(632, 740, 600), 300 * 370 * 316 * 4
+    plan = plan_shards(target, cost, budget, resident_bytes=resident)
+    assert plan.strips == 1
+    assert plan.overhead < overhead
+    assert plan.warm_up < 0.25 * plan.computed
+    boxes = plan_boxes(target, cost, budget, resident_bytes=resident)
+    assert boxes.overhead > 1.5 * plan.overhead
+    assert "slabs of" in str(plan)
+    assert "slabs of" not in str(boxes)
