@@ -59,6 +59,7 @@ class UpscaleRequest:
         place: Where volumes are restored: by workers of a cluster, by processes of this machine, or in this process.
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
         inferred: Also write the inferred detail of each output, next to it.
+        output: The output of the only source, instead of a folder; `out` is None then.
     """
 
     sources: Sequence[Path]
@@ -82,11 +83,12 @@ class UpscaleRequest:
     place: Literal["cluster", "processes", "here"] = "cluster"
     dataset: Path | None = None
     inferred: bool = False
+    output: Path | None = None
 
     @property
     def outputs(self) -> list[Path]:
         """The output of each source; InputError if two would be one, or one a source."""
-        return output_paths(self.sources, self.out, self.dataset)
+        return output_paths(self.sources, self.out, self.dataset, self.output)
 
     @property
     def files(self) -> list[Path]:

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from configs.errors import AbandonedError, InputError, RunError, chained
-from tasks.artifacts.manifest import file_digest
 from tasks.files.atomic import replacing, sweep
+from tasks.files.trees import file_digest, is_stored, remove
 from tasks.imaging.consistency import Correction
 from tasks.sharding.assemble import Assembly, Consistency
 from tasks.sharding.detail import Detail, split_detail
@@ -292,7 +292,7 @@ class VolumeWork:
         plan = self.plan
         sweep(plan.inferred_output)
         if not plan.writes_inferred:
-            plan.inferred_output.unlink(missing_ok=True)
+            remove(plan.inferred_output)
             yield None
             return
         # Without what the header says of the scan's values: its window of display would hide a difference.
@@ -319,14 +319,14 @@ class VolumeWork:
     def _read_record(self) -> Written | None:
         """Return the record of an output that is unchanged and was made with the same options; None otherwise."""
         output = self.plan.output
-        if not self._record.is_file() or not output.is_file():
+        if not self._record.is_file() or not is_stored(output):
             return None
         try:
             content = json.loads(self._record.read_text())
             same = content["asked"] == self._options and content["output"] == file_digest(output)
             if same and self.plan.writes_inferred:
                 path = self.plan.inferred_output
-                same = path.is_file() and content["inferred"] == file_digest(path)
+                same = is_stored(path) and content["inferred"] == file_digest(path)
             return TypeAdapter(Written).validate_python(content["written"]) if same else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
