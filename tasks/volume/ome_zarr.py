@@ -173,9 +173,10 @@ class _Voxels:
         self._kept: tuple[int, NDArray[Any]] | None = None
 
     def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
-        across, planes = (key[1], key[0]), key[2]
-        if not self._keeps:
-            return self._read(planes)[(slice(None), *across)].T
+        planes = key[2]
+        whole = all(part.indices(size)[:2] == (0, size) for part, size in zip(key[:2], self.shape, strict=False))
+        if not (whole and self._keeps):
+            return self._read(planes, key[1], key[0]).T
         start, stop, _ = planes.indices(self.shape[2])
         rows = range(start // self._depth, max(start, stop - 1) // self._depth + 1)
         parts = []
@@ -183,11 +184,11 @@ class _Voxels:
             low = row * self._depth
             if self._kept is None or self._kept[0] != row:
                 self._kept = row, self._read(slice(low, min(low + self._depth, self.shape[2])))
-            parts.append(self._kept[1][max(start - low, 0) : stop - low][(slice(None), *across)])
+            parts.append(self._kept[1][max(start - low, 0) : stop - low])
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).T
 
-    def _read(self, planes: slice) -> NDArray[Any]:
-        return np.asarray(self._array[(*self._first, planes)])
+    def _read(self, *window: slice) -> NDArray[Any]:
+        return np.asarray(self._array[(*self._first, *window)])
 
 
 class ArrayWriter:
