@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from configs.axes import FileShape
 from configs.errors import InputError, ReadError
 from tasks.files.atomic import replacing_folder
-from tasks.files.trees import ZARR_SUFFIX, file_digest, stored_size
+from tasks.files.trees import file_digest, stored_size
 from tasks.volume.encoding import Encoding
 from tasks.volume.grid import Grid, GridError
 from tasks.volume.scan import Header, Scan, reading
@@ -30,7 +30,7 @@ from tasks.volume.scan import Header, Scan, reading
 VERSION = "0.5"
 LEVEL = "0"  # name of the array that is written
 CHUNK = (32, 128, 128)  # voxels along (k, j, i), at most
-MAX_ROW_BYTES = 128 << 20  # of the chunks that hold a plane, which are collected before they are written
+MAX_ROW_BYTES = 64 << 20  # of the chunks that hold a plane, which are collected before they are written
 MILLIMETRES = {"nanometer": 1e-6, "micrometer": 1e-3, "millimeter": 1.0, "centimeter": 10.0, "meter": 1000.0}
 # By RFC-4: the world axis, RAS+, and the direction in which an axis runs along it.
 ORIENTATIONS = {
@@ -216,10 +216,9 @@ class ArrayWriter:
 
     def _store(self, size: int) -> None:
         stop = self._start + size // self._plane
-        planes = np.frombuffer(bytes(self._pending[:size]), self._array.dtype)
+        planes = np.frombuffer(self._pending, self._array.dtype, size // self._array.dtype.itemsize)
         self._array[self._start : stop] = planes.reshape(-1, *self._array.shape[1:])
-        self._start = stop
-        del self._pending[:size]
+        self._start, self._pending = stop, self._pending[size:]
 
 
 @contextmanager
@@ -244,7 +243,7 @@ def zarr_writer(path: Path, grid: Grid, encoding: Encoding) -> Iterator[Callable
     depth = max(1, min(CHUNK[0], MAX_ROW_BYTES // (shape[1] * shape[2] * dtype.itemsize)))
     chunks = tuple(map(min, zip(shape, (depth, *CHUNK[1:]), strict=True)))
     with replacing_folder(path) as partial:
-        group = zarr.create_group(partial, zarr_format=3, attributes=_attributes(path, grid))
+        group = zarr.create_group(partial, zarr_format=3, attributes=_attributes(grid))
         array = group.create_array(
             LEVEL,
             shape=shape,
@@ -279,13 +278,12 @@ def require_writable(path: Path, encoding: Encoding, n_timepoints: int) -> None:
         )
 
 
-def _attributes(path: Path, grid: Grid) -> dict[str, Any]:
-    """Return the attributes of the group of a volume."""
+def _attributes(grid: Grid) -> dict[str, Any]:
+    """Return the attributes of the group of a volume; without its name, so that equal volumes are equal files."""
     scale, translation = _transformations(grid)
     axes = [{"name": name, "type": "space", "unit": "millimeter"} for name in "zyx"]
     steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": translation}]
     image = {
-        "name": path.name.removesuffix(ZARR_SUFFIX),
         "axes": axes,
         "datasets": [{"path": LEVEL, "coordinateTransformations": steps}],
     }

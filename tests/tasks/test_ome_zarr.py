@@ -205,6 +205,8 @@ def test_a_folder_that_is_no_image_is_never_replaced(tmp_path):
     shutil.rmtree(tmp_path / "scan.zarr")
     first = file_digest(written(tmp_path / "scan.zarr"))
     assert file_digest(written(tmp_path / "scan.zarr")) == first
+    assert file_digest(written(tmp_path / "other" / "copy.zarr")) == first
+    shutil.rmtree(tmp_path / "other")
     assert names_in(tmp_path) == ["scan.zarr"]
 
 
