@@ -19,10 +19,10 @@ def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     """Expand files, folders, globs and lists to the paths of volumes, in order, each once.
 
     A folder means the OME-Zarr image that it is, the anatomical images of the BIDS dataset that it is, or else the
-    volumes directly in it, sorted; a glob (`*`,
-    `?`, `[…]`, `**`) what it matches, sorted; a `.txt` file one path a line (`#` begins a comment); a `.csv` or `.tsv`
-    file the column called path, volume, input, image, file, filename or scan, or its only column. Paths in a list are
-    relative to the list. Either file of a pair means the pair; `series.nii.gz[3]` means one time point of a file.
+    volumes directly in it, sorted; a glob (`*`, `?`, `[…]`, `**`) what it matches, sorted; a `.txt` file one path a
+    line (`#` begins a comment); a `.csv` or `.tsv` file the column called path, volume, input, image, file, filename or
+    scan, or its only column. Paths in a list are relative to the list. Either file of a pair means the pair;
+    `series.nii.gz[3]` means one time point of a file.
 
     Raises:
         InputError: A list cannot be read, or a folder, glob or list yields no volume, or DICOM files.
