@@ -30,7 +30,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, model, ray_cluster):
-    monkeypatch.setattr("workflow.restore.restoration.Restorer", LightRestorer)
+    monkeypatch.setattr("workflow.restore.restoration.worker_restorer", LightRestorer)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     voxels = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.float32)
     for name in ("scan.nii", "scan.ome.zarr"):
