@@ -40,7 +40,7 @@ def image(low=0, high=900):
 
 
 def requested(network, source, out, **options):
-    given = {"scale": (2.0, 2.0, 2.0), "fail_fast": True, "in_process": True, **options}
+    given = {"scale": (2.0, 2.0, 2.0), "fail_fast": True, "place": "here", **options}
     resources = Resources(workers=1, memory_budget_mib=42)
     return UpscaleRequest([source], None, network, resources, output=out, **given)
 
