@@ -20,6 +20,7 @@ ALLOWED = {
 IMPORTED_IN = {
     "nibabel": "tasks/volume/nifti.py",
     "SimpleITK": "tasks/volume/itk.py",
+    "zarr": "tasks/volume/ome_zarr.py",
     "ray": "workflow/cluster/",
     "mlflow": "workflow/tracking/",
 }

@@ -14,6 +14,9 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from typer.testing import CliRunner
 
+from configs.axes import FileShape
+from tasks.volume.grid import Grid
+from tasks.volume.nifti import write_slabs
 from tests.ray_nodes import ray_nodes
 from tests.tasks.dicom import write_series
 from workflow.cli import COMMANDS, app
@@ -22,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 FRONT = ROOT / "README.md"
 # Pages whose blocks run one after the other, in one folder.
-JOURNEYS = (("first-result.md",), ("own-scan.md",), ("training.md", "evaluation.md"))
+JOURNEYS = (("first-result.md",), ("own-scan.md",), ("formats.md",), ("training.md", "evaluation.md"))
 CLUSTER = "cluster.md"  # run by tests/workflow/test_cluster_page.py
 SET_UP = "makes an environment: what the runner of the tests has done"
 NO_HOST = "needs machines that a test does not have"
@@ -137,6 +140,9 @@ def test_the_commands_of_a_page_lead_to_its_end(pages, tmp_path):
         thick = gaussian_filter(np.random.default_rng(0).normal(size=(48, 48, 12)), (3, 3, 1))
         for number in (1, 2):
             write_series(folder / "dicom", (thick * 9000).astype(np.int16), np.diag([1.0, 1, 4, 1]), number=number)
+    if pages == ("formats.md",):
+        voxels = np.random.default_rng(0).gamma(2.0, 20.0, (20, 20, 20)).astype(np.float32)
+        write_slabs(folder / "volume.zarr", [voxels], Grid(FileShape(20, 20, 20), np.eye(4)), dtype="uint8")
     # One Ray for all commands of a page: starting one takes 5 to 12 seconds.
     with log.open("w") as out, ray_nodes(tmp_path, "--num-cpus=4") as cluster:
         done = subprocess.run(

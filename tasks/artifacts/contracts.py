@@ -17,6 +17,7 @@ from configs.axes import AXES, TENSOR_AXES, FileShape, NetworkShape
 from configs.errors import ContractError, ReadError, UsageError
 from configs.frozen import Frozen
 from tasks.artifacts.network_file import read_network
+from tasks.files.trees import stored_size
 from tasks.volume.grid import Grid
 from tasks.volume.inspection import find_extent
 from tasks.volume.nifti import open_volume, read_forward
@@ -123,7 +124,7 @@ class VolumeContract(Frozen):
             path: The file.
             first: Filled with the voxels of the first time point, `[i, j, k]`, where sizes and geometry are right.
         """
-        size = path.stat().st_size
+        size = stored_size(path)
         try:
             scan = open_volume(path)
             violations = [*self._size_violations(scan), *self._geometry_violations(scan.grid, scan.header)]
@@ -136,7 +137,7 @@ class VolumeContract(Frozen):
                 size_read, digest = reader.finish()
         except ReadError as error:
             return ReadBack([error.reason], size=size)
-        if size_read != scan.data_bytes:
+        if scan.data_bytes and size_read != scan.data_bytes:
             violations.append(f"it holds {size_read} bytes decompressed, its header declares {scan.data_bytes}")
         return ReadBack(violations, digest, size)
 

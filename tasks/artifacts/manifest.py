@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from configs.errors import ContractError, ContractsError
 from configs.frozen import Frozen
 from tasks.artifacts.contracts import Contract, FileContract, VolumeContract
 from tasks.files.atomic import replacing
+from tasks.files.trees import file_digest, is_stored, stored_size
 
 CONTRACTS_FILE = "contracts.json"
 PARTS = ".voxlift/*.manifest"
@@ -36,10 +37,10 @@ class ManifestEntry(Frozen):
 
     def problems(self, path: Path) -> list[str]:
         """List what is wrong with the file: violations of the contract, or other content than was recorded."""
-        if not _is_file(path):  # a pipe would be waited for
+        if not is_stored(path):  # a pipe would be waited for
             return ["it is no file, or a link to none" if os.path.lexists(path) else "it does not exist"]
         try:
-            size = path.stat().st_size
+            size = stored_size(path)
             if size == self.size and file_digest(path) == self.sha256:
                 return []
             violations = self.contract.read_back(path).violations if size else ()
@@ -76,24 +77,20 @@ class Contracts(Frozen):
             for path, entry in self.seals.items()
         }
         if alone:
-            present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-            for path in sorted(present - set(self.seals) - {CONTRACTS_FILE}):
+            present = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+            unknown = {path.as_posix() for path in present if set(self.seals).isdisjoint(_with_folders(path))}
+            for path in sorted(unknown - {CONTRACTS_FILE}):
                 found[path] = ["it is under no contract of this run"]
         return {path: problems for path, problems in found.items() if problems}
 
 
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises an error for a name that is too long
+def _with_folders(path: Path) -> Iterator[str]:
+    """Yield a path and the folders that it is in."""
+    return (one.as_posix() for one in (path, *path.parents))
 
 
 def _leads_out(path: str) -> bool:
     return path.startswith("/") or ".." in path.split("/")
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def manifest_entry(path: Path, contract: Contract = PLAIN, first: NDArray[np.float32] | None = None) -> ManifestEntry:
@@ -137,7 +134,7 @@ def collect_entries(folder: Path, run_id: str) -> None:
         seen, known = now, Contracts()
         with suppress(ContractsError):
             known = read_contracts(folder)
-        write_contracts(folder, {name: one for name, one in known.seals.items() if _is_file(folder / name)}, run_id)
+        write_contracts(folder, {name: one for name, one in known.seals.items() if is_stored(folder / name)}, run_id)
 
 
 def read_contracts(folder: Path) -> Contracts:
@@ -156,5 +153,5 @@ def read_contracts(folder: Path) -> Contracts:
         noted = [Contracts.model_validate_json(part.read_bytes()).seals for part in parts]
     except (OSError, ValidationError):
         raise ContractsError("it was changed: it holds no contracts") from None
-    present = {name: one for part in noted for name, one in part.items() if _is_file(folder / name)}
+    present = {name: one for part in noted for name, one in part.items() if is_stored(folder / name)}
     return Contracts(run_id=known.run_id, seals=known.seals | present)

@@ -81,7 +81,9 @@ def open_to_write(path: Path) -> Iterator[tuple[Callable[[bytes], object], Hashe
 
 
 def is_compressed(path: Path) -> bool:
-    """Check the first bytes of a file for gzip or bzip2; its name does not matter."""
+    """Check the first bytes of a file for gzip or bzip2; its name does not matter. A folder is not compressed."""
+    if path.is_dir():
+        return False
     with path.open("rb") as file:
         return file.read(3).startswith((GZIP, BZIP2))
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from unicodedata import normalize
 
 from configs.errors import InputError
+from tasks.files.trees import ZARR_SUFFIX
 
 SUFFIXES = (
     *(".nii.gz", ".nii.bz2", ".nii.zst", ".nii", ".img.gz", ".hdr.gz", ".img.bz2", ".hdr.bz2", ".img", ".hdr"),
     *(".mgz", ".mgh", ".mnc", ".mnc.gz", ".brik.gz", ".brik.bz2", ".brik", ".head", ".par", ".rec"),
-    *(".nrrd", ".nhdr", ".mha", ".mhd"),
+    *(".nrrd", ".nhdr", ".mha", ".mhd", ".ome.zarr", ".zarr"),
 )
 # The two files of a pair are one volume, which is named by the second.
 PAIRS = {".img": ".hdr", ".brik": ".head", ".rec": ".par"}
@@ -46,9 +47,10 @@ def time_point(path: Path) -> tuple[Path, int | None]:
 
 
 def output_name(source: str) -> str:
-    """Name the restored volume of a source: BIDS names get `rec-voxlift`, others `_sr`; always NIfTI.
+    """Name the restored volume of a source: BIDS names get `rec-voxlift`, others `_sr`; as NIfTI, or as OME-Zarr.
 
-    An uncompressed source gives an uncompressed output. An existing `rec` label is kept, followed by `voxlift`.
+    An uncompressed source gives an uncompressed output, OME-Zarr gives OME-Zarr. An existing `rec` label is kept,
+    followed by `voxlift`.
 
     >>> output_name("sub-01_T1w.nii.gz"), output_name("sub-01_acq-lo_run-2_T2w.nii")
     ('sub-01_rec-voxlift_T1w.nii.gz', 'sub-01_acq-lo_rec-voxlift_run-2_T2w.nii')
@@ -87,7 +89,18 @@ def _stem_and_ending(source: str) -> tuple[str, str]:
     file, number = time_point(Path(source))
     stem, suffix = split_name(file.name)
     stem = stem if number is None else f"{stem}-{number}"
+    if suffix.endswith(ZARR_SUFFIX):
+        return stem, suffix
     return stem, ".nii" if suffix in (".nii", ".img", ".hdr") else ".nii.gz"
+
+
+def names_output(path: Path) -> bool:
+    """Check if a path names one output, by an ending in which volumes are written, and not the folder of several.
+
+    >>> names_output(Path("finer.ome.zarr")), names_output(Path("results"))
+    (True, False)
+    """
+    return path.suffix == ZARR_SUFFIX or (path.name.endswith((".nii", ".nii.gz")) and not path.is_dir())
 
 
 def sidecar_name(output: str) -> str:
@@ -123,18 +136,28 @@ def inferred_name(output: str) -> str:
     return f"{named}{'' if count else '_inferred'}{suffix}"
 
 
-def output_paths(sources: Sequence[Path], folder: Path | None, dataset: Path | None = None) -> list[Path]:
+def output_paths(
+    sources: Sequence[Path], folder: Path | None, dataset: Path | None = None, named: Path | None = None
+) -> list[Path]:
     """Return the path of each source's restored volume: in the folder, or next to the source where it is None.
 
     Args:
         sources: Volumes.
         folder: For the outputs.
         dataset: Root of the BIDS dataset that the sources are from: its tree is kept in the folder.
+        named: The output of the only source, instead of a folder.
 
     Raises:
         InputError: Two sources would be written to one file, or one source would be overwritten.
     """
-    if dataset is not None and folder is not None:
+    if named is not None:
+        if len(sources) != 1:
+            raise InputError(
+                f"Cannot write {named.name}: it names one output, and {len(sources)} volumes are given.",
+                "Name a folder for the outputs.",
+            )
+        outputs = [named]
+    elif dataset is not None and folder is not None:
         outputs = [folder / one.relative_to(dataset).with_name(derivative_name(one.name)) for one in sources]
     else:
         outputs = [(folder or source.parent) / output_name(source.name) for source in sources]

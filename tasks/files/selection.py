@@ -8,6 +8,7 @@ from pathlib import Path
 from configs.errors import InputError
 from tasks.files.bids import anatomical_images, is_dataset
 from tasks.files.outputs import PAIRS, split_name, time_point
+from tasks.files.trees import is_stored, is_zarr
 from tasks.volume.dicom import holds_dicom, is_dicom
 
 LISTS = {".txt": None, ".list": None, ".csv": ",", ".tsv": "\t"}
@@ -17,10 +18,11 @@ PATH_COLUMNS = ("path", "volume", "input", "image", "file", "filename", "scan")
 def expand_inputs(given: Sequence[str | Path]) -> list[Path]:
     """Expand files, folders, globs and lists to the paths of volumes, in order, each once.
 
-    A folder means the volumes directly in it, sorted, or, if it is a BIDS dataset, its anatomical images; a glob (`*`,
-    `?`, `[…]`, `**`) what it matches, sorted; a `.txt` file one path a line (`#` begins a comment); a `.csv` or `.tsv`
-    file the column called path, volume, input, image, file, filename or scan, or its only column. Paths in a list are
-    relative to the list. Either file of a pair means the pair; `series.nii.gz[3]` means one time point of a file.
+    A folder means the OME-Zarr image that it is, the anatomical images of the BIDS dataset that it is, or else the
+    volumes directly in it, sorted; a glob (`*`, `?`, `[…]`, `**`) what it matches, sorted; a `.txt` file one path a
+    line (`#` begins a comment); a `.csv` or `.tsv` file the column called path, volume, input, image, file, filename or
+    scan, or its only column. Paths in a list are relative to the list. Either file of a pair means the pair;
+    `series.nii.gz[3]` means one time point of a file.
 
     Raises:
         InputError: A list cannot be read, or a folder, glob or list yields no volume, or DICOM files.
@@ -38,6 +40,8 @@ def _expand(path: Path) -> list[Path]:
     if time_point(path)[0].is_file() and time_point(path)[1] is not None:
         return [path]
     if path.is_dir():
+        if is_zarr(path):
+            return [path]
         if is_dataset(path):
             return anatomical_images(path)
         found, problem = sorted(filter(_is_volume, path.iterdir())), "no volume is in it; name a folder of volumes"
@@ -65,7 +69,7 @@ def is_dicom_folder(path: Path) -> bool:
 
 
 def _is_volume(path: Path) -> bool:
-    return bool(split_name(path.name)[1]) and not path.name.startswith(".") and path.is_file()
+    return bool(split_name(path.name)[1]) and not path.name.startswith(".") and is_stored(path)
 
 
 def _listed(path: Path) -> list[Path]:

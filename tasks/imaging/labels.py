@@ -29,6 +29,10 @@ def resample_labels(voxels: NDArray[np.float32], shape: Triple, window: Window) 
         taps = np.arange(mapping.weights.shape[1])
         places.append(np.clip(mapping.first[start:stop, None] + taps, 0, size - 1))
         weights.append(mapping.weights[start:stop])
+    # Only what the window needs is read.
+    lowest = [int(rows.min()) for rows in places]
+    voxels = voxels[tuple(slice(low, int(rows.max()) + 1) for low, rows in zip(lowest, places, strict=True))]
+    places = [rows - low for low, rows in zip(lowest, places, strict=True)]
     out = np.empty([len(rows) for rows in places], np.float32)
     step = max(1, MAX_CHUNK_VOXELS // max(1, out[0].size))
     for low in range(0, len(out), step):

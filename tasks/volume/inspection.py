@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from configs.axes import triple
 from configs.errors import InputError, ReadError
 from tasks.files.compression import ForwardReader
+from tasks.files.trees import file_digest
 from tasks.volume.forms import MAX_SHEAR, equal_sizes, shear
 from tasks.volume.grid import THICK, Grid, network_axes, slice_axis, slice_ratio
 from tasks.volume.labels import ValueCounts, label_reason
@@ -161,6 +162,15 @@ class InspectedVolume:
     warnings: tuple[str, ...]
     labels: str = ""
 
+    def require_unchanged(self) -> None:
+        """Check that the files still have their digests.
+
+        Raises:
+            ReadError: One has changed since it was inspected.
+        """
+        if tuple(map(file_digest, self.scan.files)) != self.digests:
+            raise ReadError(self.scan.path.name, "it was changed while it was in use", "Start again.")
+
     def volumes(self) -> Iterator[Volume]:
         """Read the file once more, one time point after another, with voxels that are NaN or infinite as they are.
 
@@ -196,12 +206,8 @@ def inspect_volume(path: Path) -> InspectedVolume:
         try:
             if scan.data_bytes > (reader.limit if reader.compressed else reader.stored_size):
                 raise ReadError(path.name, "its header declares more than it holds")
-            if scan.grid.mib > psutil.virtual_memory().total / 2**20:
-                raise ReadError(
-                    path.name,
-                    f"one time point takes {scan.grid.mib:.0f} MiB, more than this machine has",
-                    "Cut it, or use a machine with more.",
-                )
+            if not scan.has_windows:
+                require_memory(scan)
             extent = find_extent(forward)
         except ReadError:
             _require_all_bytes(scan, reader.finish()[0])
@@ -217,6 +223,20 @@ def inspect_volume(path: Path) -> InspectedVolume:
     extent = replace(extent, values=ValueCounts())  # megabytes, of no more use
     found = tuple(digests[file] for file in scan.files)
     return InspectedVolume(scan, found, extent, _warnings(scan, extent, size, trailing), labels)
+
+
+def require_memory(scan: Scan) -> None:
+    """Check that this machine can hold a time point of a scan as float32.
+
+    Raises:
+        ReadError: It cannot.
+    """
+    if scan.grid.mib > psutil.virtual_memory().total / 2**20:
+        raise ReadError(
+            scan.path.name,
+            f"one time point takes {scan.grid.mib:.0f} MiB, more than this machine has",
+            "Cut it, or use a machine with more.",
+        )
 
 
 def _require_all_bytes(scan: Scan, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The only module that imports nibabel: volumes in from any format that it or SimpleITK reads, NIfTI out."""
+"""The only module that imports nibabel: volumes in from any format, NIfTI and OME-Zarr out."""
 
 import io
 import logging
@@ -24,18 +24,21 @@ from numpy.typing import DTypeLike, NDArray
 
 from configs.axes import FileShape, triple
 from configs.errors import InputError, ReadError
-from tasks.files.atomic import replacing
-from tasks.files.compression import LEVEL, ForwardReader, HashedFile, check_packing, open_to_write
+from tasks.files.atomic import replacing, require_replaceable
+from tasks.files.compression import LEVEL, ForwardReader, check_packing, open_to_write
 from tasks.files.outputs import time_point
+from tasks.files.trees import ZARR_SUFFIX, file_digest, is_zarr
 from tasks.volume.encoding import Encoding, choose_encoding
 from tasks.volume.forms import written_qform
 from tasks.volume.grid import Grid, GridError, covering_transform
 from tasks.volume.itk import is_itk, open_itk
+from tasks.volume.ome_zarr import FolderReader, open_zarr, require_writable, zarr_writer
 from tasks.volume.scan import SLAB_VOXELS, Header, Scan, Volume, reading, space_and_time
 
 __all__ = [
     "Volume",
     "anonymous_copy",
+    "check_format",
     "display_copy",
     "open_single_volume",
     "open_volume",
@@ -126,6 +129,10 @@ def open_volume(path: Path) -> Scan:
     # Bytes that are no text end the process within the library that gives random access to .gz.
     if any(category(character) in {"Cc", "Cs"} for character in str(path)):
         raise ReadError(path.name, "its path has bytes that are not text, or control characters", "Rename it.")
+    if is_zarr(path):
+        scan = open_zarr(path)
+        _require_time_point(path, chosen, 1)
+        return scan
     if not path.is_file():
         what = "it is a folder; name the volumes in it" if path.is_dir() else "there is no such file; check the path"
         raise ReadError(path.name, what)
@@ -182,13 +189,17 @@ def open_volume(path: Path) -> Scan:
 
 
 @contextmanager
-def read_forward(scan: Scan) -> Iterator[tuple[Scan, ForwardReader]]:
+def read_forward(scan: Scan) -> Iterator[tuple[Scan, ForwardReader | FolderReader]]:
     """Open the file of the voxels to read it once, slab after slab of one time point after another.
 
     Yields:
         The scan, to be read in order, and the reader of the file, for what follows the voxels and for its digest. MINC
-        and PAR/REC order their voxels differently: those are read by path, and once more for the digest.
+        and PAR/REC order their voxels differently: those are read by path, and once more for the digest. So is a
+        folder, which has no order.
     """
+    if is_zarr(scan.data_path):
+        yield scan, FolderReader(scan.data_path)
+        return
     with reading(scan.path):
         reader = ForwardReader(scan.data_path)
     with reader:
@@ -240,12 +251,14 @@ class SlabWriter:
         grid: Of the volume.
         encoding: Of its voxels.
         write: Writes bytes.
-        file: That they go to.
+        digest: Returns the digest of what was written, once it is complete.
     """
 
-    def __init__(self, grid: Grid, encoding: Encoding, write: Callable[[bytes], object], file: HashedFile) -> None:
+    def __init__(
+        self, grid: Grid, encoding: Encoding, write: Callable[[bytes], object], digest: Callable[[], str]
+    ) -> None:
         self.planes = 0
-        self._grid, self._encoding, self._write, self._file = grid, encoding, write, file
+        self._grid, self._encoding, self._write, self._digest = grid, encoding, write, digest
 
     def write(self, slab: NDArray[np.float32]) -> None:
         """Write a slab, `[i, j, planes]`."""
@@ -256,8 +269,14 @@ class SlabWriter:
 
     @property
     def sha256(self) -> str:
-        """Of the file, once it is complete, from its bytes as they were written."""
-        return self._file.sha256.hexdigest()
+        """Of the file, once it is complete, from its bytes as they were written; of OME-Zarr, from its files."""
+        return self._digest()
+
+    def require_complete(self, n_timepoints: int) -> None:
+        """Check that all planes were written."""
+        if self.planes != self._grid.shape[2] * n_timepoints:
+            shape = self._grid.shape
+            raise ValueError(f"{self.planes} planes do not fill {n_timepoints} time points of a grid of {shape}")
 
 
 @contextmanager
@@ -269,10 +288,10 @@ def slab_writer(
     extent: tuple[float, float] | None = None,
     n_timepoints: int = 1,
 ) -> Iterator[SlabWriter]:
-    """Write a volume slab by slab as NIfTI, under a temporary name until it is complete; sform, qform and zooms agree.
+    """Write a volume slab by slab, under a temporary name until it is complete; sform, qform and zooms agree.
 
     Args:
-        path: Ends in `.nii` or `.nii.gz`.
+        path: Ends in `.nii` or `.nii.gz`, or in `.zarr` for OME-Zarr, which keeps of a header only its dtype.
         grid: Where the voxels lie; over the field of view of `like`, if given.
         like: What this volume was made from: its header, codes and dtype are kept.
         dtype: On disk; by default that of `like` if it is an integer (rounded, clipped at its ends), else float32.
@@ -283,19 +302,50 @@ def slab_writer(
         InputError: Volumes are not written under such a name or in that dtype.
     """
     path = Path(path)
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise InputError(f"Cannot write {path.name}: volumes are written as NIfTI, .nii or .nii.gz.")
-    before = like.header if like else None
-    stored, slope, inter = (before.dtype, before.slope, before.inter) if before else (np.float32, 1.0, 0.0)
-    encoding = choose_encoding(stored, slope, inter, dtype, extent)
+    encoding = _encoding(like, dtype, extent)
+    check_format(path, like, dtype, extent, n_timepoints)
+    if path.suffix == ZARR_SUFFIX:
+        with zarr_writer(path, grid, encoding) as write_planes:
+            writer = SlabWriter(grid, encoding, write_planes, lambda: file_digest(path))
+            yield writer
+            writer.require_complete(n_timepoints)
+        return
     header, serialised = _nifti_header(grid, like, n_timepoints, encoding), io.BytesIO()
     header.write_to(serialised)
     with replacing(path) as partial, open_to_write(partial) as (write, file):
         write(serialised.getvalue().ljust(int(header["vox_offset"]), b"\0"))
-        writer = SlabWriter(grid, encoding, write, file)
+        writer = SlabWriter(grid, encoding, write, file.sha256.hexdigest)
         yield writer
-        if writer.planes != grid.shape[2] * n_timepoints:
-            raise ValueError(f"{writer.planes} planes do not fill {n_timepoints} time points of a grid of {grid.shape}")
+        writer.require_complete(n_timepoints)
+
+
+def check_format(
+    path: Path, like: Volume | Scan | None, dtype: DTypeLike | None, extent: tuple[float, float] | None, count: int
+) -> None:
+    """Check that a volume can be written under a name, before any work for it.
+
+    Args:
+        path: Names the format by its ending.
+        like: As in `slab_writer`.
+        dtype: As there.
+        extent: As there.
+        count: Time points.
+
+    Raises:
+        InputError: It cannot: another ending, or OME-Zarr does not hold it.
+    """
+    if path.suffix == ZARR_SUFFIX:
+        require_writable(path, _encoding(like, dtype, extent), count)
+        require_replaceable(path)
+    elif not path.name.endswith((".nii", ".nii.gz")):
+        what = "volumes are written as NIfTI, .nii or .nii.gz, or as OME-Zarr, .zarr"
+        raise InputError(f"Cannot write {path.name}: {what}.")
+
+
+def _encoding(like: Volume | Scan | None, dtype: DTypeLike | None, extent: tuple[float, float] | None) -> Encoding:
+    before = like.header if like else None
+    stored, slope, inter = (before.dtype, before.slope, before.inter) if before else (np.float32, 1.0, 0.0)
+    return choose_encoding(stored, slope, inter, dtype, extent)
 
 
 def anonymous_copy(source: Path, copy: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from configs.axes import FileShape
 from configs.errors import InputError, ReadError
 from tasks.files.compression import is_compressed
+from tasks.files.trees import is_zarr
 from tasks.volume.grid import Grid
 
 Voxels = NDArray[np.float32]
@@ -165,6 +166,18 @@ class Scan:
             key = rest + key if self.time_first else key + rest
         with reading(self.path), np.errstate(all="ignore"):
             return np.asarray(self.source[key]).astype(np.float32)
+
+    @property
+    def has_windows(self) -> bool:
+        """True for a file of one volume of which a window can be read without what lies around it."""
+        in_place = is_zarr(self.data_path) or (self.data_bytes > 0 and self.data_path.suffix == ".nii")
+        return in_place and self.header.n_timepoints == 1
+
+    def window(self, sides: tuple[slice, slice, slice]) -> NDArray[np.float32]:
+        """Read a window of the only time point: float32 `[i, j, k]`."""
+        rest = (self.first,) + (0,) * (len(self.source.shape) - 4) if len(self.source.shape) > 3 else ()
+        with reading(self.path), np.errstate(all="ignore"):
+            return np.asarray(self.source[(*sides, *rest)]).astype(np.float32)
 
     def slabs(self, time: int = 0) -> Iterator[NDArray[np.float32]]:
         """Read one time point from its first plane to its last, slab by slab: float32 `[i, j, planes]` each."""

@@ -277,7 +277,7 @@ class States(Fuzz):
         (work,) = plan_volumes(request)
         assert isinstance(work, VolumeWork)
         (folder / "out" / ".voxlift").mkdir(parents=True)
-        from tasks.artifacts.manifest import file_digest
+        from tasks.files.trees import file_digest
 
         write_volume(work.plan.output, np.zeros(work.plan.target.shape, np.float32), work.plan.target)
         self.record = work._record

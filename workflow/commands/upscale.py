@@ -25,7 +25,8 @@ def upscale(
         typer.Argument(help="Files, folders, globs, lists of paths, a BIDS dataset, or a folder of DICOM files."),
     ],
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the outputs; by default each is written next to its input.")
+        Path | None,
+        typer.Option(help="Folder for the outputs, or the output of one volume; by default next to each input."),
     ] = None,
     participant_label: Annotated[
         list[str] | None,
@@ -107,6 +108,7 @@ def upscale(
 
         with waiting(opened.console, "Loading voxlift"):
             from tasks.artifacts.shipped import shipped_network
+            from tasks.files.outputs import names_output
             from workflow.upscale.adaptation import FOLDER, run_adaptation
             from workflow.upscale.plan import UpscaleRequest
             from workflow.upscale.report import summary
@@ -114,6 +116,11 @@ def upscale(
             from workflow.upscale.sources import find_sources
 
         require_one_of(resume=resume, overwrite=overwrite)
+        output, out = (out, None) if out is not None and names_output(out) else (None, out)
+        if output is not None and adapt:
+            raise InputError(
+                f"Cannot adapt a network next to {output.name}: --adapt needs a folder.", "Give a folder as --out."
+            )
         if settings and not adapt:
             raise InputError(f"Cannot apply --set {settings[0]}: it changes how --adapt trains.", "Give --adapt too.")
         if slice_axis and adapt:
@@ -163,6 +170,7 @@ def upscale(
         request = UpscaleRequest(
             sources=sources,
             out=out,
+            output=output,
             network=network,
             thick_network=None if adapted or model else thick,
             resources=resources,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from configs.axes import NetworkShape
-from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, ManifestEntry, file_digest
+from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, ManifestEntry
 from tasks.files.lock import Process
+from tasks.files.trees import file_digest
 from workflow.tracking import mlflow_api
 from workflow.tracking.inputs import InputVolume, dataset_input
 from workflow.tracking.models import log_model, logged_with, model_entries

@@ -11,7 +11,7 @@ import numpy as np
 
 from configs.axes import FileShape
 from configs.errors import ReadError
-from tasks.artifacts.manifest import file_digest
+from tasks.files.trees import file_digest
 from tasks.volume.grid import axis_codes
 from tasks.volume.nifti import open_single_volume
 from tasks.volume.scan import Scan

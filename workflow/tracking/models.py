@@ -19,8 +19,9 @@ from configs.axes import NetworkShape
 from configs.errors import ContractError, InputError
 from configs.load import preset_names
 from tasks.artifacts.contracts import ModelContract
-from tasks.artifacts.manifest import ManifestEntry, file_digest, manifest_entry
+from tasks.artifacts.manifest import ManifestEntry, manifest_entry
 from tasks.artifacts.network_file import read_network, reproducible
+from tasks.files.trees import file_digest
 from tasks.machine.versions import installed_versions
 from workflow.tracking import mlflow_api, serving
 from workflow.tracking.store import RunAddress, opened_store, tracking_uri

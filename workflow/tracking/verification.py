@@ -10,7 +10,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from configs.errors import ContractsError, InputError
-from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, file_digest, read_contracts
+from tasks.artifacts.manifest import CONTRACTS_FILE, Contracts, read_contracts
+from tasks.files.trees import file_digest
 from workflow.tracking import mlflow_api
 from workflow.tracking.entries import CONTRACTS_TAG
 from workflow.tracking.models import fetch_models

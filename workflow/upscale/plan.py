@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +25,14 @@ from tasks.sharding.restore import CoarseVolume, coarse_volume
 from tasks.sharding.store import content_key, program_versions
 from tasks.volume.encoding import stored_name
 from tasks.volume.grid import THICK, Grid, NetworkAxes, Three, network_axes, slice_ratio, target_grid
-from tasks.volume.inspection import MAX_EXACT_FLOAT32, Extent
+from tasks.volume.inspection import MAX_EXACT_FLOAT32, Extent, require_memory
 from tasks.volume.intensity import Intensity, find_intensity, find_level
-from tasks.volume.padding import fill, find_padding
+from tasks.volume.padding import PADDING_VALUES, fill, find_padding
 from tasks.volume.scan import Scan
 from tasks.volume.sidecar import read_scanner_record
+from tasks.volume.windows import StoredVoxels, sampled
+
+MAX_HELD_MIB = 1024  # of an input as float32, above which it stays in its file where that is possible
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class UpscaleRequest:
         place: Where volumes are restored: by workers of a cluster, by processes of this machine, or in this process.
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
         inferred: Also write the inferred detail of each output, next to it.
+        output: The output of the only source, instead of a folder; `out` is None then.
     """
 
     sources: Sequence[Path]
@@ -82,11 +86,12 @@ class UpscaleRequest:
     place: Literal["cluster", "processes", "here"] = "cluster"
     dataset: Path | None = None
     inferred: bool = False
+    output: Path | None = None
 
     @property
     def outputs(self) -> list[Path]:
         """The output of each source; InputError if two would be one, or one a source."""
-        return output_paths(self.sources, self.out, self.dataset)
+        return output_paths(self.sources, self.out, self.dataset, self.output)
 
     @property
     def files(self) -> list[Path]:
@@ -119,6 +124,7 @@ class VolumePlan:
         acquisition: What `recipe` follows from; None where it is the model's own degradation.
         labels: Why it is resampled as a label map, without the network; empty for an image.
         writes_inferred: Whether the inferred detail is written too.
+        by_windows: Whether the input stays in its file, of which workers read the windows that they need.
     """
 
     scan: Scan
@@ -135,6 +141,7 @@ class VolumePlan:
     acquisition: Acquisition | None = None
     labels: str = ""
     writes_inferred: bool = False
+    by_windows: bool = False
 
     @property
     def name(self) -> str:
@@ -199,6 +206,24 @@ class VolumePlan:
         certainty = self.acquisition.certainty if self.acquisition else 1.0
         coarse = coarse_volume(ordered, self.shard_plan.target_shape, intensity, acquisition, certainty)
         return replace(coarse, labels=bool(self.labels), level=level, limits=limits, padding=padding)
+
+    def stored_volume(self, extent: Extent) -> CoarseVolume:
+        """Prepare an input that stays in its file; its intensities are found in a sample of its voxels.
+
+        Args:
+            extent: Of the input.
+        """
+        sample, intensity = sampled(self.scan), Intensity(0.0, 1.0)
+        level = 0.0 if self.labels else find_level(sample)
+        with suppress(InputError):
+            intensity = find_intensity(sample - np.float32(level))
+        shape = self.axes.network_shape(self.scan.grid.shape)
+        # An array, as far as it is one to those who restore: they slice it.
+        voxels = cast("NDArray[np.float32]", StoredVoxels(self.scan.path.absolute(), shape, self.axes, level))
+        limits = extent.lowest, extent.highest
+        return CoarseVolume(
+            voxels, self.shard_plan.target_shape, intensity, labels=bool(self.labels), level=level, limits=limits
+        )
 
     def measured(self, coarse: CoarseVolume) -> CoarseVolume:
         """Return a time point with the correction that makes its interpolation consistent.
@@ -275,7 +300,12 @@ def plan_volume(
     if labels:
         _require_exact_labels(scan, extent, request.dtype)
     budget = request.resources.memory_budget_mib
-    resident = prod(scan.grid.shape) * 4 * (2 if network.needs_acquisition else 1)
+    corrects = request.correct and card is not None and not labels
+    by_windows = _stays_in_its_file(scan, extent) and not request.inferred
+    by_windows &= bool(labels) or not (corrects or network.needs_acquisition)
+    if not by_windows:
+        require_memory(scan)
+    resident = 0 if by_windows else prod(scan.grid.shape) * 4 * (2 if network.needs_acquisition else 1)
     plan = plan_shards(
         axes.network_shape(target.shape), network.cost, budget, resident_bytes=resident, name=scan.path.name
     )
@@ -285,7 +315,6 @@ def plan_volume(
     recipe = None
     if not labels:
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
-    corrects = request.correct and card is not None and recipe is not None
     warnings = () if labels else range_warnings(card, axes, scan.grid, target)
     return VolumePlan(
         scan,
@@ -302,7 +331,15 @@ def plan_volume(
         acquisition,
         labels,
         request.inferred and not labels,
+        by_windows,
     )
+
+
+def _stays_in_its_file(scan: Scan, extent: Extent | None) -> bool:
+    """Return whether a scan is too large to be held, and can be read by windows: it has no padding to be filled."""
+    if extent is None or not scan.has_windows or scan.grid.mib <= MAX_HELD_MIB:
+        return False
+    return not extent.not_finite and extent.lowest not in PADDING_VALUES
 
 
 def _require_finer(scan: Scan, target: Grid) -> None:

@@ -403,7 +403,7 @@ def _page(plan: VolumePlan) -> Path:
 
 
 def _has_page(plan: VolumePlan) -> bool:
-    return not plan.labels and prod(plan.target.shape) <= MAX_PAGE_VOXELS
+    return not plan.labels and not plan.by_windows and prod(plan.target.shape) <= MAX_PAGE_VOXELS
 
 
 def _record_report(recorder: Recorder, report: UpscaleReport) -> None:

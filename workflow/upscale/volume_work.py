@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from configs.errors import AbandonedError, InputError, RunError, chained
-from tasks.artifacts.manifest import file_digest
 from tasks.files.atomic import replacing, sweep
+from tasks.files.trees import file_digest, is_stored, remove
 from tasks.imaging.consistency import Correction
 from tasks.sharding.assemble import Assembly, Consistency
 from tasks.sharding.detail import Detail, split_detail
@@ -68,7 +68,7 @@ class Written:
     Args:
         sha256: Of the voxels, float32, i fastest.
         consistency: Root mean square difference between the output, degraded again, and the input, in normalised
-            intensity; None where the target grid is coarser than the input along an axis.
+            intensity; None for a label map, and where the input stayed in its file.
         consistency_before: The same before the correction.
         noise: Standard deviation of the input's noise that the correction used; None where nothing was corrected.
         outside: Share of the voxels that are outside the input's range by more than `LEEWAY` of it.
@@ -250,7 +250,10 @@ class VolumeWork:
         intensity, volumes = Intensity(0.0, 1.0), self.inspected.volumes()
         for number in range(self.plan.n_timepoints):
             with self.reading.running():
-                volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
+                if self.plan.by_windows:
+                    volume = self.plan.stored_volume(self.inspected.extent)
+                else:
+                    volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
                 intensity = volume.intensity
                 coarse = share(volume) if self._shares else volume
                 assembly = self._assembly(number)
@@ -279,7 +282,7 @@ class VolumeWork:
         plan, found = self.plan, self.inspected.extent
         sweep(plan.output)
         with self._inferred_file() as inferred:
-            writer = _Writer(plan, self._arrivals, self._assembly, self.writing, inferred)
+            writer = _Writer(plan, self.inspected, self._arrivals, self._assembly, self.writing, inferred)
             extent, count = (found.lowest, found.highest), plan.n_timepoints
             sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, count)
         output = writer.output(sha256)
@@ -292,7 +295,7 @@ class VolumeWork:
         plan = self.plan
         sweep(plan.inferred_output)
         if not plan.writes_inferred:
-            plan.inferred_output.unlink(missing_ok=True)
+            remove(plan.inferred_output)
             yield None
             return
         # Without what the header says of the scan's values: its window of display would hide a difference.
@@ -319,14 +322,14 @@ class VolumeWork:
     def _read_record(self) -> Written | None:
         """Return the record of an output that is unchanged and was made with the same options; None otherwise."""
         output = self.plan.output
-        if not self._record.is_file() or not output.is_file():
+        if not self._record.is_file() or not is_stored(output):
             return None
         try:
             content = json.loads(self._record.read_text())
             same = content["asked"] == self._options and content["output"] == file_digest(output)
             if same and self.plan.writes_inferred:
                 path = self.plan.inferred_output
-                same = path.is_file() and content["inferred"] == file_digest(path)
+                same = is_stored(path) and content["inferred"] == file_digest(path)
             return TypeAdapter(Written).validate_python(content["written"]) if same else None
         except (ValueError, KeyError, TypeError, RecursionError):
             return None
@@ -347,6 +350,7 @@ class _Writer:
     """Yields the slabs of an output, in order, and collects its record; of the thread that writes."""
 
     plan: VolumePlan
+    inspected: InspectedVolume
     arrivals: Arrivals
     assembly: Callable[[int], Assembly]
     clock: Clock
@@ -387,7 +391,9 @@ class _Writer:
                     start = stop
                     self.digest.update(slab.T.data)
                     yield slab
-            if not self.plan.corrects:
+            if self.plan.by_windows:
+                self.inspected.require_unchanged()
+            elif not self.plan.corrects:
                 self._solve(number, assembly, coarse)
 
     def _finish(self, slab: NDArray[np.float32], coarse: CoarseVolume) -> None:

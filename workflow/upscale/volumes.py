@@ -16,9 +16,11 @@ from tasks.artifacts.network_file import NetworkFile
 from tasks.files.atomic import sweep_folders
 from tasks.files.lock import Process, locked
 from tasks.files.outputs import check_destination, sidecar_name, split_name
+from tasks.files.trees import remove
 from tasks.sharding.plan import runs
 from tasks.volume.encoding import writable_name
 from tasks.volume.inspection import inspect_volume
+from tasks.volume.nifti import check_format
 from tasks.volume.sidecar import write_sidecar
 from workflow.restore.local import LocalPool, local_restorer
 from workflow.restore.processes import process_restorers
@@ -107,6 +109,8 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     except OSError as error:  # it was there a moment ago
         raise ReadError(source.name, error.strerror or "it is gone", "Check the file.") from error
     plan = plan_volume(request, inspected.scan, output, inspected.extent, inspected.labels)
+    extent = inspected.extent
+    check_format(output, plan.scan, plan.dtype, (extent.lowest, extent.highest), plan.n_timepoints)
     seconds = time.perf_counter() - began
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=request.place == "cluster")
     if work.written is None:
@@ -292,5 +296,5 @@ class _Queue:
             if isinstance(error, ContractError):  # nobody is to take the output for a good one
                 path = work.plan.output
                 for wrong in (path, path.with_name(sidecar_name(path.name)), work.plan.inferred_output):
-                    wrong.unlink(missing_ok=True)
+                    remove(wrong)
             work.abandon(error)
