@@ -59,6 +59,7 @@ class UpscaleRequest:
         place: Where volumes are restored: by workers of a cluster, by processes of this machine, or in this process.
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
         inferred: Also write the inferred detail of each output, next to it.
+        pages: Make QC pages.
     """
 
     sources: Sequence[Path]
@@ -82,6 +83,7 @@ class UpscaleRequest:
     place: Literal["cluster", "processes", "here"] = "cluster"
     dataset: Path | None = None
     inferred: bool = False
+    pages: bool = True
 
     @property
     def outputs(self) -> list[Path]:
