@@ -43,7 +43,7 @@ class Job:
             "--out",
             str(self.folder / out),
             "--memory-budget",
-            "90",
+            "150",  # slabs of one strip
             "--inferred",
             *options,
         ]

@@ -396,3 +396,26 @@ def test_a_disk_that_is_full_when_the_page_is_written_costs_the_page_alone(place
     assert (verify(str(out)).artifacts, verify(str(out)).damages) == (6, ())
     pages = MlflowClient(store.uri).list_artifacts(report["mlflow"]["run_id"], "quality")
     assert [entry.path for entry in pages] == ["quality/1.html"]  # the other is in the run that made it
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_page_that_was_left_out_is_made_by_a_resumed_run(place, model):
+    command = [
+        place / "other.nii",
+        "--out",
+        place / "out",
+        "--model",
+        model,
+        "--scale",
+        "2",
+        "--workers",
+        "1",
+        "--json",
+    ]
+    assert not upscale(*command, "--no-qc")
+    page = place / "out" / "other_sr_quality.html"
+    assert not page.exists()
+    written = (place / "out" / "other_sr.nii").stat().st_mtime_ns
+    assert not upscale(*command, "--resume")
+    assert page.exists()
+    assert (place / "out" / "other_sr.nii").stat().st_mtime_ns == written

@@ -74,6 +74,9 @@ def upscale(
         bool,
         typer.Option("--inferred", help="Also write the detail that the network has added and no voxel determines."),
     ] = False,
+    pages: Annotated[
+        bool, typer.Option("--qc/--no-qc", help="Make a QC page of each output; without, a batch is done sooner.")
+    ] = True,
     ensemble: Annotated[
         Literal["1", "8"],
         typer.Option(help="8 restores every mirror image and averages them: a little better, eight times the work."),
@@ -188,6 +191,7 @@ def upscale(
             slice_thickness=slice_thickness,
             dataset=found.dataset,
             inferred=inferred,
+            pages=pages,
             place="cluster" if workers or gpus_per_worker or os.environ.get("RAY_ADDRESS") else "processes",
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)

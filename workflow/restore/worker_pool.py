@@ -161,18 +161,20 @@ class WorkerPool:
         """Give jobs to the workers that have room; returns whether there are no more."""
         # While others load, a worker takes one job at a time: the rest are for them to begin with.
         ahead = self.AHEAD if all(state.loaded for state in self._workers) else 1
+        exhausted = False
         for depth in range(ahead):
             for state in self._workers:
                 if not state.loaded or len(state.given) > depth:
                     continue
                 job, retries = self._again.popleft() if self._again else (self._next(state, source), 0)
                 if job is None:
-                    return not any(other.run for other in self._workers)
+                    exhausted = True
+                    continue
                 if not state.given:
                     state.since = time.monotonic()
                     self._began = self._began or state.since
                 state.given.append((state.worker.call(job.arguments), job, retries))
-        return False
+        return exhausted and not any(state.run for state in self._workers)
 
     def _next(self, state: WorkerState, source: Iterator[Job]) -> Job | None:
         """Take the next job for a worker: of its run, else of a new one, else of another's; None if there is none."""

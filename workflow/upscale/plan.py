@@ -63,6 +63,7 @@ class UpscaleRequest:
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
         inferred: Also write the inferred detail of each output, next to it.
         output: The output of the only source, instead of a folder; `out` is None then.
+        pages: Make QC pages.
     """
 
     sources: Sequence[Path]
@@ -87,6 +88,7 @@ class UpscaleRequest:
     dataset: Path | None = None
     inferred: bool = False
     output: Path | None = None
+    pages: bool = True
 
     @property
     def outputs(self) -> list[Path]:

@@ -277,7 +277,7 @@ def _record_output(recorder: Recorder, request: UpscaleRequest, number: int, wor
     plan = work.plan
     _page(plan).unlink(missing_ok=True)  # of an earlier output
     contract = volume_contract(plan.target, stored_name(plan.scan.header.dtype, plan.dtype), plan.n_timepoints)
-    restored = np.empty(plan.target.shape, np.float32, order="F") if _has_page(plan) else None
+    restored = np.empty(plan.target.shape, np.float32, order="F") if request.pages and _has_page(plan) else None
     entries, digests = {plan.output: manifest_entry(plan.output, contract, restored)}, {plan.output: output.sha256}
     if output.inferred_sha256 is not None:
         float32 = contract.model_copy(update={"dtype": "float32"})
@@ -290,6 +290,8 @@ def _record_output(recorder: Recorder, request: UpscaleRequest, number: int, wor
     note_entries(plan.output.parent, entries | {sidecar: manifest_entry(sidecar)}, recorder.address.run_id)
     work.conclude(output)  # before the page, without which the output is still of use
     if restored is None:
+        if not request.pages:
+            return ""
         return "no QC page is made of a label map" if plan.labels else "too large for a QC page"
     _add_page(recorder, request, number, work, output.first, restored)
     return ""
@@ -298,7 +300,7 @@ def _record_output(recorder: Recorder, request: UpscaleRequest, number: int, wor
 def _add_page_if_absent(recorder: Recorder, request: UpscaleRequest, number: int, work: VolumeWork) -> None:
     """Make the QC page of an output whose run was stopped before it had made one."""
     plan = work.plan
-    if _has_page(plan) and not _page(plan).exists():
+    if request.pages and _has_page(plan) and not _page(plan).exists():
         coarse = plan.coarse_volume(plan.scan.read(0, finite=False).voxels, Intensity(0.0, 1.0))
         _add_page(recorder, request, number, work, coarse, open_volume(plan.output).read(0, finite=False).voxels)
 
