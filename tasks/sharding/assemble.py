@@ -115,14 +115,16 @@ class Assembly:
         for shard in self.plan.shards:
             arrived(shard)
             part = self.axes.to_network(self.load(shard))
-            window = []
-            for axis, (matrix, (low, high)) in enumerate(zip(matrices, shard.core, strict=True)):
-                if matrix is None:
-                    window.append(slice(low, high))
-                    continue
-                rows = np.flatnonzero(matrix[:, low:high].any(axis=1))
-                window.append(slice(rows[0], rows[-1] + 1) if rows.size else slice(0))
-                part = along(axis, matrix[window[-1], low:high], part)
+            window = [slice(*side) for side in shard.core]
+            parts = {}
+            for axis, (matrix, side) in enumerate(zip(matrices, window, strict=True)):
+                if matrix is not None:
+                    rows = np.flatnonzero(matrix[:, side].any(axis=1))
+                    window[axis] = slice(rows[0], rows[-1] + 1) if rows.size else slice(0)
+                    parts[axis] = matrix[window[axis], side]
+            # First along the axes that become shortest: along a thin one, a part may even grow.
+            for axis in sorted(parts, key=lambda axis: parts[axis].shape[0] / parts[axis].shape[1]):
+                part = along(axis, parts[axis], part)
             again[tuple(window)] += part
         return coarse - again
 

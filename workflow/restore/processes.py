@@ -25,6 +25,10 @@ from workflow.restore.worker_pool import WorkerPool
 IDLE_MIB = 600  # of a worker that has loaded TensorFlow
 
 
+class _Same:
+    """In place of an argument that is that of the call before."""
+
+
 class Answer:
     """What a worker will return or raise."""
 
@@ -44,6 +48,7 @@ class ProcessWorker:
     def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
         self.loading = Answer(self)
         self._awaited = deque([self.loading])
+        self._sent: object = None
         self.connection, theirs = Pipe()
         # The search path is that of this process; `-P` keeps the current folder out, a session of its own Ctrl-C.
         code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({theirs.fileno()})"
@@ -61,11 +66,16 @@ class ProcessWorker:
             )
 
     def call(self, arguments: tuple[Any, ...]) -> Answer:
-        """Call the tool; the answer is what `first_answers` and `fetch` take."""
+        """Call the tool; the answer is what `first_answers` and `fetch` take.
+
+        A first argument that is the object of the call before, a volume of many shards, is not sent again.
+        """
         answer = Answer(self)
         self._awaited.append(answer)
+        first, *others = arguments
         with suppress(OSError):  # of a process that is gone: its answers say so
-            self.connection.send(arguments)
+            self.connection.send((_Same() if first is self._sent else first, *others))
+        self._sent = first
         return answer
 
     def receive(self) -> None:
@@ -146,6 +156,7 @@ def serve(handle: int) -> None:
     threading.Thread(target=receive, daemon=True).start()
     make, *arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the parent
     tool: Any = None
+    first: Any = None
     while True:
         value, failure = None, None
         try:
@@ -153,7 +164,9 @@ def serve(handle: int) -> None:
                 if tool is None:
                     tool = make(*arguments)
                 else:
-                    value = tool(*calls.get())
+                    received, *others = calls.get()
+                    first = first if isinstance(received, _Same) else received
+                    value = tool(first, *others)
         except Exception as error:  # noqa: BLE001 - it goes to the parent
             failure = error
         parent.send((value, failure))
