@@ -120,7 +120,7 @@ class Stream:
 
     @cached_property
     def kinds(self) -> Counter[Step]:
-        """How often each step occurs in a walk through the whole volume."""
+        """Number of times that each step occurs in a walk through the whole volume."""
         return Counter(self._steps)
 
     def warm_up(self, number: int) -> int:

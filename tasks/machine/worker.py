@@ -1,4 +1,4 @@
-"""What every worker process does, whoever has started it: prepare for TensorFlow, return plain errors."""
+"""Common work of all worker processes: prepare for TensorFlow, return plain errors."""
 
 import os
 import sys
@@ -52,5 +52,5 @@ def plain_errors() -> Iterator[None]:
         if type(error).__module__.split(".")[0] in {"builtins", "tasks", "models", "configs"}:
             raise
         raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None
-    except Exception as error:  # noqa: BLE001 - whatever it is, it goes to the driver as plain text
+    except Exception as error:  # noqa: BLE001 - goes to the driver as plain text
         raise WorkerError(f"{type(error).__name__}: {first_line(error)}") from None

@@ -90,7 +90,7 @@ def doublers(tmp_path):
 
 
 @pytest.mark.parametrize("fate", [None, "die", pytest.param("hang", marks=pytest.mark.slow), "break"])
-def test_each_job_has_one_outcome_whatever_happens_to_a_process(doublers, fate):
+def test_each_job_has_one_outcome_after_any_fault_of_a_process(doublers, fate):
     outcomes = list(doublers.work(Job(number, (number, *([fate, 1] if number == 3 else []))) for number in range(8)))
     assert sorted((one.key, one.value) for one in outcomes) == [(number, 2 * number) for number in range(8)]
     assert {one.key: one.retries for one in outcomes}[3] == (fate is not None)

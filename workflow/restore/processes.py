@@ -30,7 +30,7 @@ class _Same:
 
 
 class Answer:
-    """What a worker will return or raise."""
+    """A result or an error that a worker will send."""
 
     def __init__(self, worker: "ProcessWorker") -> None:
         self.worker = worker
@@ -106,7 +106,7 @@ def first_answers(answers: Iterable[Answer], seconds: float) -> list[Answer]:
     return [answer for answer in awaited if answer.content]
 
 
-def fetch(answer: Answer) -> Any:  # noqa: ANN401 - whatever the tool returns
+def fetch(answer: Answer) -> Any:  # noqa: ANN401 - what the tool returns
     """Return the value of an answer that is there.
 
     Raises:
