@@ -315,18 +315,7 @@ def plan_boxes(
     resident_bytes: int = 0,
     name: str = "the volume",
 ) -> ShardPlan:
-    """Divide a target grid into the boxes that compute the fewest voxels within a memory budget.
-
-    Args:
-        target_shape: Voxels of the target grid along depth, height and width.
-        cost: The network's memory and receptive field.
-        budget_mib: Memory that a worker may use beyond an idle one, MiB.
-        resident_bytes: Memory that the input volume takes in a worker, for every shard.
-        name: Name of the volume, for the error.
-
-    Raises:
-        BudgetError: The budget holds no shard.
-    """
+    """Divide a target grid into the boxes that compute the fewest voxels; arguments and errors: `plan_shards`."""
     axes = tuple(zip(target_shape, cost.field.axes, strict=True))
     choices = [_choices(size, axis) for size, axis in axes]
     narrowest = NetworkShape(*(lengths[-1][1] for lengths in choices))

@@ -1,4 +1,4 @@
-"""Workers that are processes of this machine: the counterpart of those of a cluster, there in a tenth of the time."""
+"""Workers that are processes of this machine: the counterpart of those of a cluster, without a start of Ray."""
 
 import os
 import pickle
