@@ -108,8 +108,15 @@ def _applied(operation: Any, node: Node, work: LayerStep, axis: int, windows: li
     match node.kind:
         case "Conv3D":
             window, kernel = (ops.cast(tensor, operation.compute_dtype) for tensor in (windows[0], operation.kernel))
-            padded = _padded(window, _padding(node, work, axis, window))
-            result = ops.conv(padded, kernel, operation.strides, padding="valid", dilation_rate=operation.dilation_rate)
+            pads = _padding(node, work, axis, window)
+            if axis == 2 and work.planes == 1:
+                # On CPUs a strided convolution of one channel reads beyond its input where it makes a width of one.
+                pads = _along(pads, axis, (work.padding[0], work.padding[1] + operation.strides[axis]))
+            result = ops.conv(
+                _padded(window, pads), kernel, operation.strides, padding="valid", dilation_rate=operation.dilation_rate
+            )
+            if axis == 2:
+                result = _planes(result, axis, (0, work.planes))
             if operation.use_bias:
                 result += ops.cast(operation.bias, operation.compute_dtype)
             return operation.activation(result)
