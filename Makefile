@@ -35,7 +35,7 @@ demo: setup
 	$(BIN)/voxlift demo
 
 test: develop
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: develop
 	$(BIN)/python -m pytest -m slow
