@@ -15,7 +15,7 @@ from models.network.graph import Graph, Node, Slot
 from models.network.receptive_field import footprint, receptive_field
 from models.network.streaming import Interval, LayerStep, Part, Step
 
-Pads = list[tuple[Any, Any]]  # zeros before and after, of each axis of a tensor
+Pads = list[Interval]  # zeros before and after, of each axis of a tensor
 
 
 class StreamedNetwork:
@@ -62,7 +62,8 @@ class StreamedNetwork:
                     _joined(parts, axis, pieces, made.get(source)) if parts else self._no_planes(source, axis, entry)
                     for source, parts in zip(node.sources, work.reads, strict=True)
                 ]
-                made[index] = _applied(self._operations[index], node, work, axis, windows)
+                losses = [field.sizes[node.sources[0]].loss for field in self._field.axes]
+                made[index] = _applied(self._operations[index], node, losses, work, axis, windows)
             if work.kept is not None:
                 kept.append(_planes(made[index], axis, work.kept))
         return made.get(self._graph.output), kept
@@ -103,30 +104,36 @@ def _planes(tensor: tf.Tensor, axis: int, planes: Interval) -> tf.Tensor:
     return tensor[(slice(None),) * (1 + axis) + (slice(*planes),)]
 
 
-def _applied(operation: Any, node: Node, work: LayerStep, axis: int, windows: list[tf.Tensor]) -> tf.Tensor:  # noqa: ANN401 - a layer or an operation of Keras
-    """Apply a layer to the planes that it reads."""
+def _applied(
+    operation: Any,  # noqa: ANN401 - a layer or an operation of Keras
+    node: Node,
+    losses: Sequence[int],
+    work: LayerStep,
+    axis: int,
+    windows: list[tf.Tensor],
+) -> tf.Tensor:
+    """Apply a layer to the planes that it reads, of a source that lacks some planes to a multiple of its stride."""
     match node.kind:
         case "Conv3D":
             window, kernel = (ops.cast(tensor, operation.compute_dtype) for tensor in (windows[0], operation.kernel))
-            pads = _padding(node, work, axis, window)
+            pads = _padding(node, losses, work, axis)
             if axis == 2 and work.planes == 1:
                 # On CPUs a strided convolution of one channel reads beyond its input where it makes a width of one.
                 pads = _along(pads, axis, (work.padding[0], work.padding[1] + operation.strides[axis]))
-            result = ops.conv(
-                _padded(window, pads), kernel, operation.strides, padding="valid", dilation_rate=operation.dilation_rate
-            )
+            padded = _padded(window, pads)
+            result = tf.nn.convolution(padded, kernel, operation.strides, "VALID", dilations=operation.dilation_rate)
             if axis == 2:
                 result = _planes(result, axis, (0, work.planes))
             if operation.use_bias:
                 result += ops.cast(operation.bias, operation.compute_dtype)
             return operation.activation(result)
         case "MaxPooling3D":
-            pads, lowest = _padding(node, work, axis, windows[0]), windows[0].dtype.min
+            pads, lowest = _padding(node, losses, work, axis), windows[0].dtype.min
             padded = _padded(windows[0], pads, lowest)
             return ops.max_pool(padded, operation.pool_size, operation.strides, padding="valid")
         case "AveragePooling3D":
             # The voxels of the volume count, not the padding.
-            pads, ones = _padding(node, work, axis, windows[0]), tf.ones_like(windows[0][..., :1])
+            pads, ones = _padding(node, losses, work, axis), tf.ones_like(windows[0][..., :1])
             total, share = (
                 ops.average_pool(_padded(each, pads), operation.pool_size, operation.strides, padding="valid")
                 for each in (windows[0], ones)
@@ -146,25 +153,20 @@ def _applied(operation: Any, node: Node, work: LayerStep, axis: int, windows: li
     return _planes(operation(*_filled(node.arguments, windows), **options), axis, work.crop)
 
 
-def _padding(node: Node, work: LayerStep, axis: int, window: tf.Tensor) -> Pads:
+def _padding(node: Node, losses: Sequence[int], work: LayerStep, axis: int) -> Pads:
     """Padding of a window: along the streamed axis what the step lays out, across it TensorFlow's rule for SAME."""
     pads: Pads = [(0, 0)] * 5
     pool = node.config.get("pool_size", ())
     strides = node.config["strides"] or pool
     for other in range(3) if node.config["padding"] == "same" else ():
         kernel = pool[other] if pool else footprint(node, other)
-        if other != axis and kernel > 1:
-            size = tf.shape(window)[1 + other]
-            total = tf.maximum((size - 1) // strides[other] * strides[other] + kernel - size, 0)
-            pads[1 + other] = total // 2, total - total // 2
+        total = max(kernel - strides[other] + losses[other] % strides[other], 0)
+        pads[1 + other] = total // 2, total - total // 2
     return _along(pads, axis, work.padding)
 
 
 def _padded(tensor: tf.Tensor, pads: Pads, value: float = 0.0) -> tf.Tensor:
-    # Sides that are tensors are known in the graph alone.
-    if all(isinstance(side, int) and side == 0 for sides in pads for side in sides):
-        return tensor
-    return tf.pad(tensor, pads, constant_values=value)
+    return tf.pad(tensor, pads, constant_values=value) if any(map(any, pads)) else tensor
 
 
 def _along(pads: Pads, axis: int, planes: Interval) -> Pads:
