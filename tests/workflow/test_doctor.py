@@ -19,6 +19,7 @@ import models.network.phases
 from configs.errors import InputError
 from models.network.identity import build_identity
 from tasks.machine.check import Check, Checklist
+from tasks.machine.cpus import cpu_quota
 from tasks.machine.tensorflow_check import TRANSPOSED, scattered, tensorflow_checks
 from tests.models.scatter import as_tensorflow
 from tests.ray_nodes import ray_nodes
@@ -329,7 +330,7 @@ def test_the_cpu_quota_of_a_container_is_read(files, quota, tmp_path):
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    assert doctor_machine.cpu_quota(tmp_path) == quota
+    assert cpu_quota(tmp_path) == quota
 
 
 def test_a_folder_without_room_is_reported(monkeypatch):

@@ -24,7 +24,7 @@ from tasks.volume.nifti import write_volume
 from tests.doubler import Doubler
 from tests.networks import small_restorer
 from tests.processes import alive, below, end, until
-from workflow.restore.processes import ProcessWorker, fetch, first_answers, process_restorers
+from workflow.restore.processes import ProcessWorker, fetch, first_answers, process_restorers, spread
 from workflow.restore.worker_pool import Job, WorkerPool
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +94,16 @@ def test_each_job_has_one_outcome_after_any_fault_of_a_process(doublers, fate):
     outcomes = list(doublers.work(Job(number, (number, *([fate, 1] if number == 3 else []))) for number in range(8)))
     assert sorted((one.key, one.value) for one in outcomes) == [(number, 2 * number) for number in range(8)]
     assert {one.key: one.retries for one in outcomes}[3] == (fate is not None)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "threads", "processes", "of_each"),
+    [(1, None, 1, 1), (2, None, 1, 2), (7, None, 1, 7), (16, None, 4, 4), (8, 1, 8, 1), (2, 4, 1, 4)],
+)
+def test_processes_share_the_cpus(cpus, threads, processes, of_each, monkeypatch):
+    monkeypatch.setattr("workflow.restore.processes.usable_cpus", lambda: cpus)
+    found = spread(Resources(), threads)
+    assert (found.workers, found.cpus_per_worker) == (processes, of_each)
 
 
 def test_calls_larger_than_a_pipe_wait_for_no_answer(doublers):

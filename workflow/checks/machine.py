@@ -5,7 +5,6 @@ import platform
 import shutil
 import tempfile
 from importlib.metadata import metadata, requires
-from math import ceil
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -13,11 +12,11 @@ from packaging.specifiers import SpecifierSet
 
 from configs.schema import Resources
 from tasks.machine.check import Attempt, Checklist
+from tasks.machine.cpus import CGROUP, bound_cpus, cpu_quota, usable_cpus
 from tasks.machine.versions import installed_versions
 
 PACKAGE = "voxlift"
 WHEELS = ("tensorflow", "tensorflow-cpu")  # both install the folder `tensorflow`
-CGROUP = Path("/sys/fs/cgroup")
 GIB = 2**30
 FEW_BYTES, LEAST_BYTES = 5 * GIB, GIB // 4
 TRIED_BYTES = 2**20
@@ -90,9 +89,7 @@ def _listed(parts: list[str]) -> str:
 
 def _threads(attempt: Attempt) -> None:
     """Compare what TensorFlow and the default workers would start with the CPUs that this process may use."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota(CGROUP)
-    usable = min(cpus, ceil(quota)) if quota else cpus
+    cpus, usable, quota = bound_cpus(), usable_cpus(), cpu_quota(CGROUP)
     # TensorFlow's pool heeds the CPUs that the process is bound to, but no quota.
     pool = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or cpus)
     resources = Resources()
@@ -105,19 +102,6 @@ def _threads(attempt: Attempt) -> None:
         attempt.warning(seen, f"Ask for --workers {usable}.")
     else:
         attempt.ok(seen)
-
-
-def cpu_quota(folder: Path) -> float | None:
-    """CPUs that a container may use at a time, by the control groups mounted in a folder; None without a limit."""
-    unified = folder / "cpu.max"
-    old = folder / "cpu" / "cpu.cfs_quota_us", folder / "cpu" / "cpu.cfs_period_us"
-    if unified.is_file():
-        quota, period = unified.read_text().split()
-    elif all(file.is_file() for file in old):
-        quota, period = (file.read_text().strip() for file in old)
-    else:
-        return None
-    return None if quota in {"max", "-1"} else int(quota) / int(period)
 
 
 def free_bytes(folder: Path) -> int:

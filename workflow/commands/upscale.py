@@ -91,11 +91,11 @@ def upscale(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Ray workers; by default, without RAY_ADDRESS, 2 processes of this machine and no Ray."
-        ),
+        typer.Option(min=1, help="Ray workers; by default, without RAY_ADDRESS, processes of this machine and no Ray."),
     ] = None,
-    cpus_per_worker: Annotated[int, typer.Option(min=1, help="CPU threads of each worker.")] = 1,
+    cpus_per_worker: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of each worker: 1 of a Ray worker, else up to 4.")
+    ] = None,
     gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
     memory_budget: MemoryBudget = 2000,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard is tried again.")] = 2,
@@ -112,6 +112,7 @@ def upscale(
         with waiting(opened.console, "Loading voxlift"):
             from tasks.artifacts.shipped import shipped_network
             from tasks.files.outputs import names_output
+            from workflow.restore.processes import spread
             from workflow.upscale.adaptation import FOLDER, run_adaptation
             from workflow.upscale.plan import UpscaleRequest
             from workflow.upscale.report import summary
@@ -134,7 +135,7 @@ def upscale(
         resources = resources_of(
             workers or 2,
             memory_budget,
-            cpus_per_worker=cpus_per_worker,
+            cpus_per_worker=cpus_per_worker or 1,
             gpus_per_worker=gpus_per_worker,
             retries=retries,
             patience_seconds=patience,
@@ -170,13 +171,14 @@ def upscale(
         network, thick = saved_network(str(adapted) if adapted else model), shipped_network(thick=True)
         if ensemble == "8":
             network, thick = network.flipped(), thick.flipped()
+        cluster = workers or gpus_per_worker or os.environ.get("RAY_ADDRESS")
         request = UpscaleRequest(
             sources=sources,
             out=out,
             output=output,
             network=network,
             thick_network=None if adapted or model else thick,
-            resources=resources,
+            resources=resources if cluster else spread(resources, cpus_per_worker),
             scale=by_scale,
             spacing=by_spacing,
             slice_axis="ijk".index(slice_axis) if slice_axis else None,
@@ -192,7 +194,7 @@ def upscale(
             dataset=found.dataset,
             inferred=inferred,
             pages=pages,
-            place="cluster" if workers or gpus_per_worker or os.environ.get("RAY_ADDRESS") else "processes",
+            place="cluster" if cluster else "processes",
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))

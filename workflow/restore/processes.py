@@ -18,11 +18,13 @@ import psutil
 
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
+from tasks.machine.cpus import usable_cpus
 from tasks.machine.worker import WorkerDiedError, plain_errors, prepare
 from tasks.sharding.restore import worker_restorer
 from workflow.restore.worker_pool import WorkerPool
 
 IDLE_MIB = 600  # of a worker that has loaded TensorFlow
+THREADS = 4  # of a process where there are more CPUs: each further process loads TensorFlow and begins a stream anew
 
 
 class _Same:
@@ -117,6 +119,18 @@ def fetch(answer: Answer) -> Any:  # noqa: ANN401 - what the tool returns
     if error is not None:
         raise error
     return value
+
+
+def spread(resources: Resources, threads: int | None) -> Resources:
+    """Divide the CPUs of this machine among processes.
+
+    Args:
+        resources: Of which the number of workers and their threads are replaced.
+        threads: Of each process; None for few processes of several threads.
+    """
+    cpus = usable_cpus()
+    processes = max(1, cpus // (threads or THREADS))
+    return resources.model_copy(update={"workers": processes, "cpus_per_worker": threads or cpus // processes})
 
 
 @contextmanager

@@ -6,6 +6,7 @@ No path and nothing from a header is recorded.
 import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from math import prod
@@ -112,7 +113,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
 def _started_ahead(
     request: UpscaleRequest, works: Sequence[VolumeWork], console: Console
 ) -> Iterator[WorkerPool | None]:
-    """Start the workers, which load TensorFlow while the tracking store is opened.
+    """Start the workers, which load TensorFlow while the tracking store is opened and the first volume is read.
 
     Yields:
         Workers that hold the network; None where there is nothing to do, or volumes need different networks.
@@ -123,6 +124,8 @@ def _started_ahead(
         if todo and request.place == "cluster":
             cpus = resources.workers * resources.cpus_per_worker
             stack.enter_context(entering(console, "Starting Ray", cluster(cpus)))
+        if todo:
+            todo[0].read_ahead(stack.enter_context(ThreadPoolExecutor(1)))
         start, shards = (
             process_restorers if request.place == "processes" else restorers,
             sum(work.plan.shards for work in todo),

@@ -13,6 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -201,7 +202,9 @@ class VolumeWork:
         self._voxels_resumed = self._voxels if self.written is not None else 0
         # Of the thread that reads ahead.
         self.reading = Clock(seconds)
-        self.frames = self._frames()
+        self._read = self._frames()
+        self._first: Future[Frame] | None = None
+        self.frames = self._ready_frames()
         self._began = 0.0
         # Of the thread that collects.
         self.keeping, self.tally = Clock(), Tally()
@@ -242,6 +245,23 @@ class VolumeWork:
     def abandon(self, error: Exception) -> None:
         """Abandon the volume, from any thread; the first error counts."""
         self._arrivals.abandon(error)
+
+    def read_ahead(self, reader: Executor) -> None:
+        """Have a thread read the first time point, which `frames` then waits for."""
+        self._first = reader.submit(next, self._read)
+
+    def _ready_frames(self) -> Generator[Frame]:
+        """Yield one time point after another, the first as it was read ahead."""
+        try:
+            if self._first is not None:
+                yield self._taken_first(self._first)
+            yield from self._read
+        finally:
+            self._read.close()  # which holds the time point that it has yielded
+
+    def _taken_first(self, first: "Future[Frame]") -> Frame:
+        self._first = None  # and with it the time point, once it is dealt with
+        return first.result()
 
     def _frames(self) -> Generator[Frame]:
         """Read one time point after another and find which of its shards have to be computed."""
