@@ -137,7 +137,7 @@ class Cost:
         """Count the multiply-adds of the convolutions in a step of a stream; arguments as of `step_bytes`."""
         total = 0
         for node, (layer, work) in enumerate(zip(self.graph.nodes, step.layers, strict=True)):
-            if layer.kind in CONVOLUTIONS and work.planes:
+            if layer.kind in CONVOLUTIONS and work.planes and not work.skipped:
                 plain = layer.kind == "Conv3D"
                 planes = work.planes if plain else work.read_planes[0]
                 voxels = planes * self._plane_voxels(node if plain else layer.sources[0], axis, shape)

@@ -57,9 +57,12 @@ class StreamedNetwork:
                 continue
             if node.kind == "InputLayer":
                 made[index] = entry
+            elif work.skipped:
+                made[index] = self._zeros(index, work.planes, axis, entry)
             else:
+                # A layer that pads further than one step reaches may read no planes.
                 windows = [
-                    _joined(parts, axis, pieces, made.get(source)) if parts else self._no_planes(source, axis, entry)
+                    _joined(parts, axis, pieces, made.get(source)) if parts else self._zeros(source, 0, axis, entry)
                     for source, parts in zip(node.sources, work.reads, strict=True)
                 ]
                 losses = [field.sizes[node.sources[0]].loss for field in self._field.axes]
@@ -68,16 +71,17 @@ class StreamedNetwork:
                 kept.append(_planes(made[index], axis, work.kept))
         return made.get(self._graph.output), kept
 
-    def _no_planes(self, node: int, axis: int, entry: tf.Tensor) -> tf.Tensor:
-        """A node's tensor without planes, for a layer that pads further than one step reaches."""
+    def _zeros(self, node: int, planes: int, axis: int, entry: tf.Tensor) -> tf.Tensor:
         sizes = [field.sizes[node] for field in self._field.axes]
         sides = [
-            0
+            planes
             if other == axis
             else tf.shape(entry)[1 + other] * size.step.denominator // size.step.numerator - size.loss
             for other, size in enumerate(sizes)
         ]
-        return tf.zeros([1, *sides, self._graph.nodes[node].channels], self.dtype(node))
+        shape: list[int | None] = [1, None, None, None, self._graph.nodes[node].channels]
+        shape[1 + axis] = planes
+        return tf.ensure_shape(tf.zeros([1, *sides, shape[-1]], self.dtype(node)), shape)
 
 
 def _operations(model: keras.Model, prefix: str) -> Iterator[tuple[str, Any]]:

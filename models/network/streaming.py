@@ -8,12 +8,12 @@ ends are alike, down to the shapes.
 
 A stream may begin at any step after a warm-up: the steps before it, from the one at which no plane that the wanted one
 depends on has been made yet, on a state of zeros. They are the same steps with the same shapes, so the planes that
-count have the same bits.
+count have the same bits; layers of which no plane counts are skipped.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
 
@@ -47,6 +47,7 @@ class LayerStep:
         padding: Planes beyond the start and the end of the volume.
         crop: The planes to keep of the result of a layer that makes the grid finer.
         kept: The planes of the result that later steps read; None if there are none.
+        skipped: Nothing that counts depends on the planes: any values will do.
     """
 
     planes: int
@@ -54,6 +55,7 @@ class LayerStep:
     padding: Interval = (0, 0)
     crop: Interval = (0, 0)
     kept: Interval | None = None
+    skipped: bool = False
 
     @property
     def read_planes(self) -> tuple[int, ...]:
@@ -131,9 +133,13 @@ class Stream:
                 return begin
         return self.first
 
-    def step(self, number: int) -> Step:
-        """Lay out one step."""
-        return self._steps[number - self.first]
+    def step(self, number: int, wanted: int | None = None) -> Step:
+        """Lay out one step; of those before a wanted one, with the work alone that it depends on."""
+        step = self._steps[number - self.first]
+        if wanted is None or number >= wanted:
+            return step
+        ends = zip(step.layers, self._made_before(number + 1), self._depends(wanted), strict=True)
+        return replace(step, layers=tuple(replace(layer, skipped=stop <= low) for layer, stop, low in ends))
 
     @cached_property
     def _needs(self) -> tuple[Interval | None, ...]:

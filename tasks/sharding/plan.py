@@ -244,7 +244,7 @@ def _plan_streams(target_shape: NetworkShape, cost: Cost, budget: int, resident_
             )
             middle = stream.steps // 2
             again = sum(
-                cost.step_multiply_adds(stream.step(number), axis, read_shape)
+                cost.step_multiply_adds(stream.step(number, middle), axis, read_shape)
                 for number in range(stream.warm_up(middle), middle)
             )
             if best is None or total + again < best[0]:

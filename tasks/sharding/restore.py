@@ -256,7 +256,7 @@ class _Walk:
             beneath = self._beneath(*self._stream.output(self._next), counts=self._next == number)
             clock.resampled()
             found, self._pieces = self._network.step(
-                self._stream.step(self._next),
+                self._stream.step(self._next, number),
                 self._streamed.axis,
                 entry,
                 beneath,

@@ -39,7 +39,7 @@ class Walk:
         first = self.stream.first if begin is None else self.stream.warm_up(begin)
         pieces = [self.blank(node, planes) for node, planes in self.stream.step(first).pieces]
         for number in range(first, self.stream.steps):
-            step = self.stream.step(number)
+            step = self.stream.step(number, begin)
             entry = tf.constant(np.take(self.volume, range(*self.stream.entry(number)), 1 + self.axis))
             output, kept = self.network(step, self.axis, entry, pieces)
             after = [*pieces, *kept]
@@ -89,6 +89,15 @@ def test_no_plane_is_made_twice_and_steps_in_the_middle_are_alike(axis):
         assert all(before[1] == after[0] for before, after in pairwise(made))
     assert max(stream.kinds.values()) > stream.steps // 2
     assert len(stream.kinds) < 20
+
+
+def test_a_warm_up_does_only_the_work_that_counts():
+    stream = Walk(small_restorer(convolutions=1), (16, 240, 16), 1, 1).stream
+    warm_up = [stream.step(number, 12) for number in range(stream.warm_up(12), 12)]
+    skipped = [sum(layer.skipped for layer in step.layers) for step in warm_up]
+    assert skipped == sorted(skipped, reverse=True)
+    assert skipped[-1] > 0
+    assert stream.step(12, 12) == stream.step(12)
 
 
 def layers(draw, tensor, channels):

@@ -293,15 +293,16 @@ def test_estimates_are_within_half_of_what_the_run_then_takes(tmp_path):
     misses = []
     # Other work on the machine may come between an estimate and the run; it does not do so each time.
     for turn in range(3):
-        rehearsed = voxlift(tmp_path, "dry-run", "demo", "--json", *rules, *inputs, "--out", "run")
+        out = f"run{turn}"
+        rehearsed = voxlift(tmp_path, "dry-run", "demo", "--json", *rules, *inputs, "--out", out)
         assert rehearsed.returncode == 0, rehearsed.stderr
         if turn == 0:
             assert everything_in(tmp_path) == before
         estimates = json.loads(rehearsed.stdout)["estimates"]
         began = time.perf_counter()
-        trained = voxlift(tmp_path, "train", "demo", "--json", *rules, "--out", "run")
+        trained = voxlift(tmp_path, "train", "demo", "--json", *rules, "--out", out)
         upscaled = voxlift(
-            *(tmp_path, "upscale", "scan.nii.gz", "--model", "run/model.keras", "--out", "run", "--scale", "2,2,2"),
+            *(tmp_path, "upscale", "scan.nii.gz", "--model", f"{out}/model.keras", "--out", out, "--scale", "2,2,2"),
             *("--workers", "1", "--cpus-per-worker", "2", "--memory-budget", "250", "--json"),
         )
         total = time.perf_counter() - began
