@@ -192,7 +192,7 @@ def test_an_object_store_beyond_shared_memory_is_reported():
 
 
 def test_a_small_object_store_anywhere_is_reported():
-    here, other = (Node(name, 1, 0, 2**33, 2**30, here=name == "here") for name in ("here", "other"))
+    here, other = (Node(name, name, "", 1, 0, 2**33, 2**30, here=name == "here") for name in ("here", "other"))
     assert examined(object_store, (here, other), Path("/no/such/folder")).status == "ok"
     small = replace(other, object_store_bytes=2**26)
     assert examined(object_store, (here, small), Path("/no/such/folder")).status == "warning"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from configs.errors import ConfigError
@@ -102,12 +103,16 @@ def check_memory(checks: Checklist, nodes: Sequence[Node], built: BuiltNetwork, 
             attempt.ok(said)
 
 
-def check_shared(checks: Checklist, nodes: Sequence[Node], folder: Path) -> None:
-    """Check that every node of several reads and writes where the run's folder is or would be."""
+def check_shared(checks: Checklist, nodes: Sequence[Node], config: RunConfig, folder: Path) -> None:
+    """Check that enough nodes read and write where the run's folder is or would be."""
     existing = existing_folder(folder)
     if len(nodes) < 2 or not existing.is_dir():
         return
     tried = f"{existing} written and read by each of {len(nodes)} nodes"
     with checks.trying("shared storage", tried, "Put --out on storage that every node mounts.") as attempt:
-        require_shared(existing)
+        left_out: list[str] = []
+        require_shared(existing, partial(training_request, config), left_out.append)
+        if left_out:
+            attempt.warning(" ".join(left_out))
+            return
         attempt.ok("every node sees what another writes")

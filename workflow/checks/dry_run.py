@@ -139,7 +139,7 @@ class _Rehearsal:
             trains = bool(self.nodes) and cluster.check_room(checks, config)
             if self.nodes:
                 cluster.check_replicas(checks, config)
-                cluster.check_shared(checks, self.nodes, options.out)
+                cluster.check_shared(checks, self.nodes, config, options.out)
             with ExitStack() as training:
                 if trains:
                     self._console.print("Building the network …")

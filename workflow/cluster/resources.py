@@ -1,6 +1,7 @@
 """Resources of the cluster: what its nodes have, what the parts of a run request, and whether there is room."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -9,20 +10,28 @@ from configs.schema import Resources, RunConfig
 from tasks.machine.check import counted
 
 MIB = 2**20
+NODE_LABEL = "ray.io/node-id"  # which Ray gives every node
 
 
 @dataclass(frozen=True)
 class Request:
-    """Request of one worker to the cluster: CPU threads, GPUs, and MiB of memory reserved for it alone."""
+    """Request of one worker to the cluster: CPU threads, GPUs, and MiB of memory reserved for it alone.
+
+    Ids of nodes in `excluded` are those on which it must not be placed.
+    """
 
     cpus: int = 1
     gpus: int = 0
     memory_mib: int = 0
+    excluded: frozenset[str] = frozenset()
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, Any]:
         """The same as options of a Ray task or actor."""
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory_mib * MIB}
+        options: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus, "memory": self.memory_mib * MIB}
+        if self.excluded:
+            options["label_selector"] = {NODE_LABEL: f"!in({','.join(sorted(self.excluded))})"}
+        return options
 
     def __str__(self) -> str:
         memory = f"{self.memory_mib} MiB" if self.memory_mib else ""
@@ -34,7 +43,9 @@ class Request:
 class Node:
     """A node that is alive: its host, the resources that Ray hands out, and whether the driver is on it (`here`)."""
 
+    id: str
     name: str
+    address: str
     cpus: int
     gpus: int
     memory_bytes: int
@@ -43,6 +54,8 @@ class Node:
 
     def room(self, request: Request) -> int:
         """Workers of a request that the node can hold at a time."""
+        if self.id in request.excluded:
+            return 0
         memory = self.memory_bytes, request.memory_mib * MIB
         pairs = (self.cpus, request.cpus), (self.gpus, request.gpus), memory
         return min(available // needed for available, needed in pairs if needed)
@@ -53,7 +66,9 @@ def inventory() -> tuple[Node, ...]:
     own = ray.get_runtime_context().get_node_id()
     return tuple(
         Node(
+            id=node["NodeID"],
             name=node["NodeManagerHostname"],
+            address=node["NodeManagerAddress"],
             cpus=int(node["Resources"].get("CPU", 0)),
             gpus=int(node["Resources"].get("GPU", 0)),
             memory_bytes=int(node["Resources"].get("memory", 0)),
@@ -83,15 +98,15 @@ def require_room(workers: int, request: Request) -> None:
         )
 
 
-def training_request(config: RunConfig) -> Request:
+def training_request(config: RunConfig, excluded: frozenset[str] = frozenset()) -> Request:
     """Request of a training: one GPU per replica where the cluster has GPUs, and the CPUs that the workers would have.
 
-    Without `training.replicas`, all GPUs of the node that has most. More replicas than any node has GPUs become logical
-    CPU devices if there is no GPU at all, else the cluster refuses.
+    Without `training.replicas`, all GPUs of the node that has most, of those that are not excluded. More replicas than
+    any node has GPUs become logical CPU devices if there is no GPU at all, else the cluster refuses.
     """
-    most = max(node.gpus for node in inventory())
+    most = max((node.gpus for node in inventory() if node.id not in excluded), default=0)
     gpus = (config.training.replicas or most) if most else 0
-    return Request(cpus=config.resources.workers * config.resources.cpus_per_worker, gpus=gpus)
+    return Request(cpus=config.resources.workers * config.resources.cpus_per_worker, gpus=gpus, excluded=excluded)
 
 
 def restoring_request(resources: Resources) -> Request:

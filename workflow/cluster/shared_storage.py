@@ -1,4 +1,4 @@
-"""Check that every node of the cluster shares a folder, before there is anything to lose."""
+"""Find the nodes of the cluster that share a folder, before there is anything to lose."""
 
 import secrets
 import time
@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from configs.errors import ConfigError
 from tasks.files.atomic import partial_name
 from tasks.machine.worker import WorkerError
+from workflow.cluster.resources import Node, Request, inventory, require_room
 from workflow.cluster.workers import fetch
 
 EXPECTED = "seen"
@@ -20,37 +21,58 @@ ANSWER_SECONDS = 60.0
 VISIBLE_SECONDS = 10.0  # NFS shows another machine's new file only when it looks at the folder again
 
 
-def require_shared(folder: Path) -> None:
-    """Check that each node reads what this one writes in a folder, which is made if it does not exist, and vice versa.
+def require_shared(
+    folder: Path, request: Callable[[frozenset[str]], Request], warn: Callable[[str], object]
+) -> Request:
+    """Exclude the nodes that do not share a folder with this one, which makes it if it does not exist.
+
+    Args:
+        folder: Where each of both must read what the other writes.
+        request: Makes the request of a worker in the folder, by the ids of the nodes to exclude.
+        warn: Called for each excluded node with a message that names it.
 
     Raises:
-        ConfigError: A node does not; the message names it.
+        ConfigError: The nodes that share it have no room for the request; the message names one that does not.
     """
+    problems = _problems(folder)
+    made = request(frozenset(node.id for node in problems))
+    for node, problem in problems.items():
+        name = f"{node.name} ({node.address}, id {node.id})"
+        try:
+            require_room(1, made)
+        except ConfigError as error:
+            raise ConfigError(
+                f"Cannot use the folder {folder.name} for the run: node {name} does not share it ({problem}).",
+                "Put --out on storage that every node mounts at the same path.",
+            ) from error
+        warn(f"Node {name} is left out: it does not share the folder {folder.name} ({problem}).")
+    return made
+
+
+def _problems(folder: Path) -> dict[Node, str]:
+    """Find the nodes that do not share a folder, and why."""
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / partial_name("probe")
     try:
         probe.touch()
-        for node, answer in on_other_nodes(answer_probe, str(probe)):
-            problem = str(answer) if isinstance(answer, Exception) else _problem(Path(answer))
-            if problem:
-                raise ConfigError(
-                    f"Cannot use the folder {folder.name} for the run: node {node} does not share it ({problem}).",
-                    "Put --out on storage that every node mounts at the same path.",
-                )
+        return {
+            node: problem
+            for node, answer in on_other_nodes(answer_probe, str(probe))
+            if (problem := str(answer) if isinstance(answer, Exception) else _problem(Path(answer)))
+        }
     finally:
         probe.unlink(missing_ok=True)
 
 
-def on_other_nodes(function: Callable[[str], Any], argument: str) -> list[tuple[str, Any]]:
+def on_other_nodes(function: Callable[[str], Any], argument: str) -> list[tuple[Node, Any]]:
     """Call a module-level function once on every node of the cluster but the driver's own.
 
     Returns:
-        For each node its name and what the function returned there, an exception where it raised or did not answer.
+        For each node what the function returned there, an exception where it raised or did not answer.
     """
-    own = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    nodes = [node for node in inventory() if not node.here]
     remote = ray.remote(num_cpus=0, max_retries=0)(function)
-    strategies = (NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes)
+    strategies = (NodeAffinitySchedulingStrategy(node.id, soft=False) for node in nodes)
     calls = [remote.options(scheduling_strategy=strategy).remote(argument) for strategy in strategies]
     ready = set(ray.wait(calls, num_returns=len(calls), timeout=ANSWER_SECONDS)[0]) if calls else set()
     answers: list[Any] = []
@@ -59,8 +81,7 @@ def on_other_nodes(function: Callable[[str], Any], argument: str) -> list[tuple[
             answers.append(fetch(call) if call in ready else WorkerError(f"no answer for {ANSWER_SECONDS:g} s"))
         except Exception as error:  # noqa: BLE001 - reported next to the node's name
             answers.append(error)
-    names = [f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in nodes]
-    return list(zip(names, answers, strict=True))
+    return list(zip(nodes, answers, strict=True))
 
 
 def answer_probe(probe: str) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from threading import Event
@@ -22,7 +23,7 @@ from tasks.files.lock import Lock, locked
 from tasks.training.checkpoints import fingerprint, last_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, baseline_psnr
 from tasks.training.start import run_training
-from workflow.cluster import cluster, stream
+from workflow.cluster import Request, cluster, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
 from workflow.terminal.progress import entering, progress_bar, waiting
@@ -183,13 +184,17 @@ def record_training(
         stop: Interrupts the training, once it is set.
     """
     config, folder = job.config, job.model_path.parent
-    require_shared(folder)
+    request = require_shared(
+        folder,
+        partial(training_request, config),
+        lambda message: console.print(message, style="yellow", markup=False, soft_wrap=True),
+    )
     if not job.resume and job.checkpoints is not None:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
         job.model_path.unlink(missing_ok=True)
     recorder.note_address(folder / ADDRESS)
-    with replacing(folder / CONFIG) as partial:
-        partial.write_text(resolved_yaml(config))
+    with replacing(folder / CONFIG) as file:
+        file.write_text(resolved_yaml(config))
     # The environment is recorded last, so that it stands for the whole setup, that of an earlier start included.
     if not recorder.holds(ENVIRONMENT):
         recorder.inputs(training_inputs(config))
@@ -197,9 +202,9 @@ def record_training(
     baselines = baseline_psnr(job.validation, config.degradation) if job.validation else {}
     interpolated = {f"validation/psnr_{name}": psnr for name, psnr in baselines.items()}
     recorder.metrics(interpolated)
-    trained, loss = _streamed(job, recorder, console, stop)
+    trained, loss = _streamed(job, request, recorder, console, stop)
     stride = config.network.total_stride
-    request, contract = training_request(config), ModelContract(total_stride=stride)
+    contract = ModelContract(total_stride=stride)
     with recorder.phase("model check"):
         probes = [stride, config.training.patch]
         (entry,) = stream(checked_model, trained.model, probes, contract, request=request, stop=stop)
@@ -224,12 +229,13 @@ def record_training(
     )
 
 
-def _streamed(job: TrainingJob, recorder: Recorder, console: Console, stop: Event | None) -> tuple[TrainedModel, float]:
+def _streamed(
+    job: TrainingJob, request: Request, recorder: Recorder, console: Console, stop: Event | None
+) -> tuple[TrainedModel, float]:
     """Train in a separate process and record its curve in this one, each point once; returns the last loss too."""
     loss = float("nan")
     total = job.config.training.steps
     with progress_bar(console, "Training", total, "waiting for TensorFlow") as advance:
-        request = training_request(job.config)
         for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel):
             if isinstance(record, TrainingStep):
                 loss = record.loss
