@@ -49,7 +49,12 @@ def token_authentication(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def ray_nodes(
-    folder: Path, head: str, *others: str, environment: Mapping[str, str] = OPEN, job_server: bool = False
+    folder: Path,
+    head: str,
+    *others: str,
+    environment: Mapping[str, str] = OPEN,
+    job_server: bool = False,
+    port: int | None = None,
 ) -> Iterator[RayNodes]:
     """Run a cluster on loopback until the block ends.
 
@@ -59,8 +64,9 @@ def ray_nodes(
         others: The same for each other node.
         environment: Variables that every node gets, and by them every job.
         job_server: Start the dashboard, which takes jobs, on loopback.
+        port: Of the head; any free one by default.
     """
-    gcs, api, client = (unused_port() for _ in range(3))
+    gcs, api, client = port or unused_port(), unused_port(), unused_port()
     address = f"127.0.0.1:{gcs}"
     server = f"--include-dashboard={str(job_server).lower()} --dashboard-port={api}"
     # Its own folder: whoever asks this Ray for "the" cluster of the machine must not find another one's. Sockets lie in

@@ -25,10 +25,14 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 def pool(tmp_path):
     pools = []
 
-    def start(workers=2, retries=2, patience=30.0, make=Doubler):
+    def start(workers=2, retries=2, patience=30.0, make=Doubler, request=Request(), at_once=None):  # noqa: B008 - frozen
         pools.append(
             WorkerPool(
-                lambda: RemoteWorker(make, (str(tmp_path),), Request()), workers, retries=retries, patience=patience
+                lambda: RemoteWorker(make, (str(tmp_path),), request),
+                workers,
+                retries=retries,
+                patience=patience,
+                at_once=at_once,
             )
         )
         return pools[-1]
@@ -185,6 +189,21 @@ class Latecomer:
 def test_a_worker_that_still_loads_finds_work(pool):
     done = outcomes(pool(2, retries=0, patience=60.0, make=Latecomer), Job(0, (0,)), Job(1, (1,)))
     assert [done[number].error for number in (0, 1)] == [None, None]
+
+
+def test_a_worker_without_a_place_delays_nobody(pool):
+    one_of_two = pool(2, request=Request(cpus=3), at_once=1, patience=2.0)  # of 4 CPUs
+    one_of_two.wait_for_place()
+    done = outcomes(one_of_two, *(Job(number, (number,)) for number in range(6)))
+    assert {key: outcome.value for key, outcome in done.items()} == {number: 2 * number for number in range(6)}
+    assert one_of_two.alive == 1
+
+
+def test_a_cluster_that_never_makes_room_ends_the_work(pool):
+    nowhere = pool(1, request=Request(cpus=5), retries=0, patience=1.0)
+    problem = r"^Cannot start a worker: the cluster had no room for the worker for 1 s\.$"
+    with pytest.raises(WorkerError, match=problem):
+        nowhere.wait_for_place()
 
 
 class Refuser:

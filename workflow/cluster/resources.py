@@ -8,6 +8,7 @@ import ray
 from configs.errors import ConfigError
 from configs.schema import Resources, RunConfig
 from tasks.machine.check import counted
+from workflow.cluster.autoscaler import could_hold
 
 MIB = 2**20
 NODE_LABEL = "ray.io/node-id"  # which Ray gives every node
@@ -32,6 +33,12 @@ class Request:
         if self.excluded:
             options["label_selector"] = {NODE_LABEL: f"!in({','.join(sorted(self.excluded))})"}
         return options
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """The same as resources of Ray."""
+        bundle = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_mib * MIB}
+        return {name: float(amount) for name, amount in bundle.items() if amount}
 
     def __str__(self) -> str:
         memory = f"{self.memory_mib} MiB" if self.memory_mib else ""
@@ -80,20 +87,26 @@ def inventory() -> tuple[Node, ...]:
     )
 
 
+def room(request: Request) -> int:
+    """Return how many workers of a request the nodes of the cluster hold, without those that it may add."""
+    return sum(node.room(request) for node in inventory())
+
+
 def require_room(workers: int, request: Request) -> None:
-    """Check that the cluster can ever hold so many workers: Ray itself would wait forever.
+    """Check that the cluster can ever hold so many workers, after it has grown if it can: Ray would wait forever.
 
     Raises:
         ConfigError: It cannot; the message says what the cluster has.
     """
     nodes = inventory()
-    room = sum(node.room(request) for node in nodes)
-    if room < workers:
+    found = sum(node.room(request) for node in nodes)
+    if found < workers and not (grows := could_hold([request.bundle] * workers)):
         memory = sum(node.memory_bytes for node in nodes) // MIB if request.memory_mib else 0
         total = Request(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), memory)
+        limit = ", and its autoscaler cannot add enough" if grows is False else ""
         raise ConfigError(
             f"Cannot start {counted(workers, 'worker')} of {request} each: the cluster has {total} on"
-            f" {counted(len(nodes), 'node')}, room for {room}.",
+            f" {counted(len(nodes), 'node')}, room for {found}{limit}.",
             "Ask for fewer workers or less for each, or add nodes.",
         )
 

@@ -24,12 +24,17 @@ class RemoteWorker:
         make: Makes the tool inside the worker. A module-level name.
         arguments: Of `make`; what was shared arrives as its value.
         request: What the worker asks of the cluster.
+
+    Attributes:
+        placing: The answer that a node has room for it and its process is there.
+        loading: The answer that the tool is made.
     """
 
     def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...], request: Request) -> None:
         # Ray's default fills one node before it takes the next.
         actor = ray.remote(max_restarts=0, scheduling_strategy="SPREAD", **request.options)(_Process)
         self._actor = actor.remote(request)
+        self.placing = self._actor.begin.remote()
         self.loading = self._actor.load.remote(make, *arguments)
 
     def call(self, arguments: tuple[Any, ...]) -> "ray.ObjectRef":
@@ -111,6 +116,9 @@ class _Process:
 
     def __init__(self, request: Request) -> None:
         prepare(request.gpus)
+
+    def begin(self) -> None:
+        """Answer that the process is there."""
 
     def load(self, make: Callable[..., Callable[..., Any]], *arguments: Any) -> None:  # noqa: ANN401
         with plain_errors():

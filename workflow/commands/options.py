@@ -34,10 +34,25 @@ Spacing = Annotated[str | None, typer.Option(help="MM or I,J,K: wanted spacing i
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace what an earlier run left in the folder of the outputs.")
 ]
+AUTO = "auto"
 Workers = Annotated[int, typer.Option(min=1, help="Ray workers.")]
 MemoryBudget = Annotated[
     int, typer.Option(min=1, metavar="MIB", help="Memory that a worker may take for a shard, in MiB.")
 ]
+
+
+def workers_or_auto(text: str) -> str:
+    """Check a number of workers, or `auto`.
+
+    Raises:
+        typer.BadParameter: It is neither.
+
+    >>> workers_or_auto("4"), workers_or_auto("auto")
+    ('4', 'auto')
+    """
+    if text != AUTO and not (text.isdecimal() and int(text)):
+        raise typer.BadParameter(f"{text} is neither a number from 1 nor {AUTO}.")
+    return text
 
 
 def resources_of(workers: int, memory_budget: int, **others: float) -> "Resources":

@@ -9,12 +9,14 @@ import typer
 
 from configs.errors import InputError
 from workflow.commands.options import (
+    AUTO,
     MemoryBudget,
     Overwrite,
     Spacing,
     require_one_of,
     resources_of,
     three_numbers,
+    workers_or_auto,
 )
 from workflow.terminal.console import JsonOption, exit_on_failures, screen
 
@@ -90,8 +92,13 @@ def upscale(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key of the preset self4x, for --adapt."),
     ] = None,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Ray workers; by default, without RAY_ADDRESS, processes of this machine and no Ray."),
+        str | None,
+        typer.Option(
+            parser=workers_or_auto,
+            metavar="N|auto",
+            help="Ray workers, auto for as many as the cluster has room for, as it grows and shrinks; by default,"
+            " without RAY_ADDRESS, processes of this machine and no Ray.",
+        ),
     ] = None,
     cpus_per_worker: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each worker: 1 of a Ray worker, else up to 4.")
@@ -132,8 +139,9 @@ def upscale(
                 f"Cannot adapt across --slice-axis {slice_axis}: --adapt uses the axis of the largest spacing.",
                 "Leave one of the two out.",
             )
+        elastic = workers == AUTO
         resources = resources_of(
-            workers or 2,
+            2 if workers is None or elastic else int(workers),
             memory_budget,
             cpus_per_worker=cpus_per_worker or 1,
             gpus_per_worker=gpus_per_worker,
@@ -194,6 +202,7 @@ def upscale(
             dataset=found.dataset,
             inferred=inferred,
             pages=pages,
+            elastic=elastic,
             place="cluster" if cluster else "processes",
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)

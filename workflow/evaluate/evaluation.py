@@ -31,7 +31,8 @@ from tasks.volume.intensity import normalise
 from tasks.volume.labels import require_image
 from tasks.volume.nifti import open_single_volume, open_volume, read_volume
 from tasks.volume.scan import Voxels
-from workflow.cluster import cluster
+from workflow.cluster import cluster, room
+from workflow.cluster.resources import restoring_request
 from workflow.pages.planes import write_planes
 from workflow.pages.quality import QualityCase, model_facts, on_finer_grid, write_quality_page
 from workflow.pages.verdict import gain_measure
@@ -352,6 +353,8 @@ def score_volume(
     for warning in warnings:
         console.print(f"{path.name}: out of the model's range: {warning}.")
     loading = "waiting for the workers to load TensorFlow"
+    if not room(needed := restoring_request(resources)):
+        loading = f"waiting for the cluster to grow, for a worker of {needed}"
     with progress_bar(console, f"Restoring {path.name}", prod(target.shape), loading, of="voxels") as advance:
         restored = restore_volume(
             coarse,

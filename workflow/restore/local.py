@@ -28,6 +28,12 @@ class LocalPool:
         """Since the pool was made."""
         return time.monotonic() - self._began
 
+    def wait_for_place(self) -> None:
+        """Return at once: this process is there."""
+
+    def shut_down(self) -> None:
+        """Leave this process as it is."""
+
     def work(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Yield the outcome of each job; an error stays with its job."""
         for job in jobs:

@@ -48,6 +48,7 @@ class ProcessWorker:
     """
 
     def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+        self.placing = None  # a process of this machine is there at once
         self.loading = Answer(self)
         self._awaited = deque([self.loading])
         self._sent: object = None

@@ -16,9 +16,11 @@ from tasks.sharding.restore import RestoredCore, coarse_volume, worker_restorer
 from tasks.volume.grid import Grid, NetworkAxes, network_axes
 from tasks.volume.intensity import Intensity, find_intensity
 from tasks.volume.nifti import Volume
-from workflow.cluster import RemoteWorker, require_room, share
+from workflow.cluster import RemoteWorker, require_room, room, share
 from workflow.cluster.resources import restoring_request
 from workflow.restore.worker_pool import Job, Outcome, WorkerPool
+
+MOST_WORKERS = 256  # of an elastic pool
 
 
 @dataclass(frozen=True)
@@ -177,20 +179,29 @@ def restore_volume(
 
 
 @contextmanager
-def restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterator[WorkerPool]:
+def restorers(
+    network: NetworkFile, resources: Resources, shards: int, *, elastic: bool = False
+) -> Iterator[WorkerPool]:
     """Start workers that hold a network, at most one per shard; shut them down at the end.
 
+    Args:
+        network: The restorer.
+        resources: Workers, and what each requests.
+        shards: To be restored.
+        elastic: Start as many workers as the cluster has room for, now and later, whatever `resources.workers` says.
+
     Raises:
-        ConfigError: The cluster has no room for the workers.
+        ConfigError: The cluster has no room for the workers and cannot make it.
     """
     request = restoring_request(resources)
-    require_room(resources.workers, request)
+    require_room(1 if elastic else resources.workers, request)
     model = share(network.content)
     pool = WorkerPool(
         lambda: RemoteWorker(worker_restorer, (network.name, model, request.cpus, network.flips), request),
-        min(resources.workers, shards),
+        min(MOST_WORKERS if elastic else resources.workers, shards),
         retries=resources.retries,
         patience=resources.patience_seconds,
+        at_once=room(request),
     )
     try:
         yield pool

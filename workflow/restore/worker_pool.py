@@ -1,4 +1,8 @@
-"""A pool of workers: jobs go to free workers; one that dies, is silent or fails is replaced, its job tried again."""
+"""A pool of workers: jobs go to free workers; one that dies, is silent or fails is replaced, its job tried again.
+
+It begins with the workers for which the cluster has room. The others wait for theirs and take part once they have it:
+the pool grows and shrinks with the cluster.
+"""
 
 import time
 from collections import deque
@@ -52,8 +56,14 @@ class Outcome:
 
 
 class Worker(Protocol):
-    """A worker process with a tool: `loading` is the answer that it is made."""
+    """A worker process with a tool.
 
+    Attributes:
+        placing: The answer that the process is there; None where it always is.
+        loading: The answer that the tool is made.
+    """
+
+    placing: Any
     loading: Any
 
     def call(self, arguments: tuple[Any, ...]) -> Any:  # noqa: ANN401 - an answer
@@ -71,14 +81,20 @@ class WorkerState:
     """
 
     worker: Worker
+    placed: bool = field(init=False)
     loaded: bool = False
     since: float = field(default_factory=time.monotonic)
     given: deque[tuple[Any, Job, int]] = field(default_factory=deque)
     run: deque[Job] = field(default_factory=deque)
 
+    def __post_init__(self) -> None:
+        self.placed = self.worker.placing is None
+
     @property
     def awaited(self) -> Any:  # noqa: ANN401 - an answer of the cluster
         """The answer that it will give next, None if it is idle."""
+        if not self.placed:
+            return self.worker.placing
         if not self.loaded:
             return self.worker.loading
         return self.given[0][0] if self.given else None
@@ -92,7 +108,9 @@ class WorkerPool:
         workers: How many.
         retries: How often a job is tried again after the worker died, did not answer, or failed other than by wrong
             input.
-        patience: Seconds after which a worker that does not answer is replaced.
+        patience: Seconds after which a worker that does not answer is replaced; one that has no place in the cluster
+            yet may take longer while others work.
+        at_once: How many of the workers have a place when they are started; all by default.
         first_answers: Waits until one of some answers is there, or for so many seconds; returns those that are.
         fetch: Returns the value of an answer that is there, or raises. Both are those of the cluster by default.
     """
@@ -106,6 +124,7 @@ class WorkerPool:
         *,
         retries: int,
         patience: float,
+        at_once: int | None = None,
         first_answers: Callable[..., list[Any]] = cluster.first_answers,
         fetch: Callable[[Any], Any] = cluster.fetch,
     ) -> None:
@@ -116,6 +135,7 @@ class WorkerPool:
         self._again: deque[tuple[Job, int]] = deque()
         self._left: deque[deque[Job]] = deque()  # runs of workers that were lost
         self._workers = [WorkerState(start()) for _ in range(workers)]
+        self._at_once = workers if at_once is None else min(at_once, workers)
 
     @property
     def alive(self) -> int:
@@ -149,7 +169,18 @@ class WorkerPool:
             exhausted = self._give(source)
             if exhausted and not any(state.given for state in self._workers):
                 return
+            if exhausted:
+                self._end_unplaced()
             yield from self._collect()
+
+    def wait_for_place(self) -> None:
+        """Wait until the cluster has room for a worker.
+
+        Raises:
+            StartError: It never has.
+        """
+        while not any(state.placed for state in self._workers):
+            deque(self._collect(), maxlen=0)
 
     def shut_down(self) -> None:
         """End the workers."""
@@ -157,10 +188,18 @@ class WorkerPool:
             state.worker.end()
         self._workers = []
 
+    def _end_unplaced(self) -> None:
+        """End the workers that have no place yet, for which there is no work: the cluster need not grow for them."""
+        for state in [state for state in self._workers if not state.placed]:
+            state.worker.end()
+            self._workers.remove(state)
+
     def _give(self, source: Iterator[Job]) -> bool:
         """Give jobs to the workers that have room; returns whether there are no more."""
         # While others load, a worker takes one job at a time: the rest are for them to begin with.
-        ahead = self.AHEAD if all(state.loaded for state in self._workers) else 1
+        placed = [state for state in self._workers if state.placed]
+        some_load = len(placed) < self._at_once or not all(state.loaded for state in placed)
+        ahead = 1 if some_load else self.AHEAD
         exhausted = False
         for depth in range(ahead):
             for state in self._workers:
@@ -197,7 +236,9 @@ class WorkerPool:
     def _collect(self) -> Iterator[Outcome]:
         """Wait for the next worker to finish something; replace those that are overdue."""
         awaited = {state.awaited: state for state in self._workers if state.awaited is not None}
-        deadline = min(state.since for state in awaited.values()) + self._patience
+        # Those that the cluster has no room for yet are not overdue while others work.
+        timed = [state for state in awaited.values() if state.placed] or list(awaited.values())
+        deadline = min(state.since for state in timed) + self._patience
         for answer in self._first_answers(awaited, deadline - time.monotonic()):
             state = awaited[answer]
             try:
@@ -213,14 +254,21 @@ class WorkerPool:
                 # Out of memory, or with its GPU in a bad state, the process would fail at the next job too.
                 yield from self._lost(state, error)
             else:
-                if not state.loaded:
-                    state.loaded, self._failed_starts = True, 0
-                else:
-                    yield from self._finished(state, value=value)
+                yield from self._advanced(state, value)
         now = time.monotonic()
-        for state in [state for state in awaited.values() if state in self._workers and state.awaited is not None]:
+        for state in [state for state in timed if state in self._workers and state.awaited is not None]:
             if now - state.since >= self._patience:
-                yield from self._lost(state, WorkerError(f"the worker did not answer for {self._patience:g} s"))
+                problem = "the worker did not answer" if state.placed else "the cluster had no room for the worker"
+                yield from self._lost(state, WorkerError(f"{problem} for {self._patience:g} s"))
+
+    def _advanced(self, state: WorkerState, value: object) -> Iterator[Outcome]:
+        """Note that a worker is there, then that it holds its tool, and then what it returns."""
+        if not state.placed:
+            state.placed, state.since = True, time.monotonic()
+        elif not state.loaded:
+            state.loaded, self._failed_starts = True, 0
+        else:
+            yield from self._finished(state, value=value)
 
     def _finished(
         self, state: WorkerState, value: object = None, error: Exception | None = None, *, again: bool = False

@@ -13,6 +13,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    SpinnerColumn,
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -33,7 +34,7 @@ class Advance(Protocol):
 
 @contextmanager
 def waiting(console: Console, doing: str, *, at_once: bool = True) -> Iterator[None]:
-    """Show what is waited for while the block runs: at once, and every few seconds where there is no terminal.
+    """Show what is waited for, and for how long, while the block runs; every few seconds where there is no terminal.
 
     Args:
         console: Receives it.
@@ -44,7 +45,9 @@ def waiting(console: Console, doing: str, *, at_once: bool = True) -> Iterator[N
         yield
         return
     if console.is_terminal:
-        with console.status(f"{doing} …"):
+        columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(f"{doing} …", total=None)
             yield
         return
     if at_once:

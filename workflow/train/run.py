@@ -23,7 +23,7 @@ from tasks.files.lock import Lock, locked
 from tasks.training.checkpoints import fingerprint, last_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, baseline_psnr
 from tasks.training.start import run_training
-from workflow.cluster import Request, cluster, stream
+from workflow.cluster import Request, cluster, room, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
 from workflow.terminal.progress import entering, progress_bar, waiting
@@ -235,7 +235,8 @@ def _streamed(
     """Train in a separate process and record its curve in this one, each point once; returns the last loss too."""
     loss = float("nan")
     total = job.config.training.steps
-    with progress_bar(console, "Training", total, "waiting for TensorFlow") as advance:
+    awaited = "TensorFlow" if room(request) else f"the cluster to grow, for a node with {request}"
+    with progress_bar(console, "Training", total, f"waiting for {awaited}") as advance:
         for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel):
             if isinstance(record, TrainingStep):
                 loss = record.loss

@@ -60,6 +60,7 @@ class UpscaleRequest:
         thick_network: Restorer of scans that are to be refined along their thick slices alone, as far as its card
             covers that; None restores them by `network` too.
         place: Where volumes are restored: by workers of a cluster, by processes of this machine, or in this process.
+        elastic: Take as many workers as the cluster has room for, as it grows and shrinks.
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
         inferred: Also write the inferred detail of each output, next to it.
         output: The output of the only source, instead of a folder; `out` is None then.
@@ -85,6 +86,7 @@ class UpscaleRequest:
     kind: Literal["image", "labels"] | None = None
     thick_network: NetworkFile | None = None
     place: Literal["cluster", "processes", "here"] = "cluster"
+    elastic: bool = False
     dataset: Path | None = None
     inferred: bool = False
     output: Path | None = None

@@ -112,7 +112,7 @@ class UpscaleReport:
 
     Args:
         volumes: The outcome of each.
-        workers: Requested number.
+        workers: Requested number; the greatest number at work where the cluster decides.
         plan: Division of the target grids; None if no volume could be planned.
         peak_rss_mib: Resident memory of the largest worker.
         seconds: From the first shard given out to the last one back.

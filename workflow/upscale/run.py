@@ -34,12 +34,13 @@ from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
 from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.nifti import open_volume
-from workflow.cluster import cluster
+from workflow.cluster import cluster, room
+from workflow.cluster.resources import restoring_request
 from workflow.pages.index import write_index
 from workflow.pages.quality import QualityCase, model_facts, write_quality_page
 from workflow.pages.verdict import Measure
-from workflow.restore.processes import process_restorers
-from workflow.restore.restoration import Progress, restorers
+from workflow.restore.local import LocalPool
+from workflow.restore.restoration import Progress
 from workflow.restore.worker_pool import WorkerPool
 from workflow.terminal.progress import entering, progress_bar, resumable, waiting
 from workflow.tracking import (
@@ -56,7 +57,7 @@ from workflow.tracking.recorder import exit_on_sigterm
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
 from workflow.upscale.report import COLUMNS, UpscaleReport, geometry, volume_report
 from workflow.upscale.volume_work import LEEWAY, MAX_OUTSIDE_SHARE, Output, VolumeError, VolumeWork, Written
-from workflow.upscale.volumes import only_writer, plan_volumes, require_new, upscale
+from workflow.upscale.volumes import only_writer, plan_volumes, require_new, started, upscale
 
 EXPERIMENT = "voxlift"
 MAX_PAGE_VOXELS = 1 << 27  # of a QC page, which holds the volume several times: 4 GiB at this size
@@ -112,7 +113,7 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
 @contextmanager
 def _started_ahead(
     request: UpscaleRequest, works: Sequence[VolumeWork], console: Console
-) -> Iterator[WorkerPool | None]:
+) -> Iterator[WorkerPool | LocalPool | None]:
     """Start the workers, which load TensorFlow while the tracking store is opened and the first volume is read.
 
     Yields:
@@ -122,15 +123,18 @@ def _started_ahead(
     networks, resources = {work.plan.network.digest: work.plan.network for work in todo}, request.resources
     with ExitStack() as stack:
         if todo and request.place == "cluster":
-            cpus = resources.workers * resources.cpus_per_worker
+            cpus = None if request.elastic else resources.workers * resources.cpus_per_worker
             stack.enter_context(entering(console, "Starting Ray", cluster(cpus)))
         if todo:
             todo[0].read_ahead(stack.enter_context(ThreadPoolExecutor(1)))
-        start, shards = (
-            process_restorers if request.place == "processes" else restorers,
-            sum(work.plan.shards for work in todo),
-        )
-        yield stack.enter_context(start(todo[0].plan.network, resources, shards)) if len(networks) == 1 else None
+        if len(networks) != 1:
+            yield None
+            return
+        pool = stack.enter_context(started(request, todo[0].plan.network, sum(work.plan.shards for work in todo)))
+        if request.place == "cluster" and not room(needed := restoring_request(resources)):
+            with waiting(console, f"Waiting for the cluster to grow, for a worker of {needed}"):
+                pool.wait_for_place()
+        yield pool
 
 
 def _recorded(
@@ -139,7 +143,7 @@ def _recorded(
     numbers: Mapping[VolumeWork, int],
     console: Console,
     killed: Process | None,
-    ahead: WorkerPool | None,
+    ahead: WorkerPool | LocalPool | None,
 ) -> UpscaleReport:
     """Super-resolve planned volumes as a recorded run; the volumes that can be used have numbers."""
     address_file = _address_file(request)
@@ -263,7 +267,8 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
     recorder.inputs([described_volume(one.scan, one.digests, "input", record_paths=False) for one in found])
     recorder.parameters({f"upscale.{name}": value for name, value in _options(request).items()})
     recorder.parameters({"upscale.kind": request.kind} if request.kind else {})
-    recorder.parameters({**flatten(request.resources, "resources"), "volumes": str(len(request.sources))})
+    elastic = {"resources.workers": "auto"} if request.elastic else {}
+    recorder.parameters({**flatten(request.resources, "resources"), **elastic, "volumes": str(len(request.sources))})
     # Where volumes have different networks, the first of them stands for the run.
     network = works[0].plan.network if works else request.network
     if network.card is not None:

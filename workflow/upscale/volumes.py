@@ -41,6 +41,19 @@ STARTS: Mapping[str, Callable[[NetworkFile, Resources, int], AbstractContextMana
 OnWritten = Callable[[VolumeWork, Output], object]
 
 
+def started(
+    request: UpscaleRequest, network: NetworkFile, shards: int
+) -> AbstractContextManager[WorkerPool | LocalPool]:
+    """Start the workers of a request that hold a network, at most one per shard; they end with the context.
+
+    Raises:
+        ConfigError: The cluster has no room for the workers.
+    """
+    if request.elastic:
+        return restorers(network, request.resources, shards, elastic=True)
+    return STARTS[request.place](network, request.resources, shards)
+
+
 def require_new(outputs: Sequence[Path]) -> None:
     """Check that none of the outputs is there already.
 
@@ -126,7 +139,7 @@ def upscale(
     planned: Sequence[VolumeWork | InputError],
     on_progress: Callable[[Progress], None] | None = None,
     on_written: OnWritten = VolumeWork.conclude,
-    ahead: WorkerPool | None = None,
+    ahead: WorkerPool | LocalPool | None = None,
 ) -> UpscaleReport:
     """Super-resolve the planned volumes, within `cluster()` if that is the place.
 
@@ -146,7 +159,7 @@ def upscale(
     for work in works:
         if work.written is not None:
             work.remove_cores()
-    queue, seconds = _Queue(request, works, on_written), 0.0
+    queue, seconds, most = _Queue(request, works, on_written), 0.0, 0
     if works:
         by_network: dict[str, list[VolumeWork]] = {}
         for work in works:
@@ -156,10 +169,10 @@ def upscale(
                 if all(work.written is not None for work in alike):
                     continue
                 shards, before = sum(work.plan.shards for work in alike), seconds
-                start = STARTS[request.place]
-                with _ended(ahead) if ahead else start(alike[0].plan.network, request.resources, shards) as pool:
+                network = alike[0].plan.network
+                with _ended(ahead) if ahead else started(request, network, shards) as pool:
                     for outcome in pool.work(queue.jobs(alike)):
-                        seconds = before + pool.seconds
+                        seconds, most = before + pool.seconds, max(most, pool.alive)
                         if queue.take(outcome) and on_progress is not None:
                             done, wanted = queue.total, [work.to_compute for work in works]
                             in_all = [sum(counts) for counts in zip(*wanted, strict=True)]
@@ -173,7 +186,7 @@ def upscale(
             else VolumeReport(input=source, status="failed", error=str(one))
             for source, one in zip(request.sources, planned, strict=True)
         ),
-        workers=request.resources.workers,
+        workers=most if request.elastic else request.resources.workers,
         plan=plan_report([work.plan for work in works], request.resources.memory_budget_mib) if works else None,
         peak_rss_mib=total.peak_rss_mib,
         seconds=seconds,
@@ -188,7 +201,7 @@ def upscale(
 
 
 @contextmanager
-def _ended(workers: WorkerPool) -> Iterator[WorkerPool]:
+def _ended(workers: WorkerPool | LocalPool) -> Iterator[WorkerPool | LocalPool]:
     """End workers after the block, which need their memory no longer."""
     try:
         yield workers
