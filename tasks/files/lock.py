@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -105,6 +105,19 @@ class Lock:
         if _content(self.path) != self.content:
             raise RunError(f"Cannot write in {self.path.parent.name}: another run has taken it over.")
 
+    def renewed(self) -> "Lock":
+        """Replace the lock by a new one of this process: whoever works on with the old one has lost it.
+
+        Raises:
+            RunError: It was lost before.
+        """
+        self.require_held()
+        content = _new_content()
+        written = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+        written.write_text(content)
+        written.replace(self.path)
+        return replace(self, content=content)
+
 
 @contextmanager
 def locked(path: Path, name: str) -> Iterator[Lock]:
@@ -120,7 +133,7 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
     Raises:
         InputError: Another process holds the lock, or its file cannot be written.
     """
-    content = Process.this().text(host=platform.node(), token=secrets.token_hex(8))
+    content = _new_content()
     made = [folder for folder in path.parents if not folder.exists()]
     try:
         with alone_in(path.parent):
@@ -142,9 +155,13 @@ def locked(path: Path, name: str) -> Iterator[Lock]:
     try:
         yield Lock(path, content, killed)
     finally:
-        if _content(path) == content:
+        if Process.of(_content(path)) == Process.of(content):  # renewed or not
             path.unlink(missing_ok=True)
         _remove_empty(made)
+
+
+def _new_content() -> str:
+    return Process.this().text(host=platform.node(), token=secrets.token_hex(8))
 
 
 @contextmanager

@@ -125,6 +125,17 @@ def test_a_training_whose_folder_was_taken_over_writes_nothing_more(tmp_path):
     assert not job.model_path.exists()
 
 
+def test_a_renewed_lock_is_lost_to_whoever_has_the_old_one(tmp_path):
+    with locked(tmp_path / "run.lock", "the run") as old:
+        new = old.renewed()
+        new.require_held()
+        with pytest.raises(RunError, match="another run has taken it over"):
+            old.require_held()
+        with pytest.raises(RunError, match="another run has taken it over"):
+            old.renewed()
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(tmp_path):
     job = small_job(
         tmp_path,

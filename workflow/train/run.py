@@ -2,9 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -20,13 +20,14 @@ from tasks.artifacts.contracts import ModelContract
 from tasks.artifacts.network_file import read_network
 from tasks.files.atomic import replacing, sweep_folders
 from tasks.files.lock import Lock, locked
+from tasks.machine.worker import WorkerDiedError
 from tasks.training.checkpoints import fingerprint, last_checkpoint
-from tasks.training.job import TrainedModel, TrainingJob, TrainingStep, Validation, baseline_psnr
+from tasks.training.job import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation, baseline_psnr
 from tasks.training.start import run_training
-from workflow.cluster import Request, cluster, room, stream
+from workflow.cluster import Request, cluster, require_room, room, stream
 from workflow.cluster.resources import training_request
 from workflow.cluster.shared_storage import require_shared
-from workflow.terminal.progress import entering, progress_bar, waiting
+from workflow.terminal.progress import Advance, entering, progress_bar, waiting
 from workflow.tracking import Recorder, RunAddress, checked_model, recorded_run, tracking_uri
 from workflow.tracking.provenance import ENVIRONMENT, record_setup
 from workflow.tracking.recorder import exit_on_sigterm
@@ -34,6 +35,7 @@ from workflow.train.data import ranking_volumes, training_inputs, training_volum
 
 MODEL, CONFIG, ADDRESS, CHECKPOINTS, LOCK = "model.keras", "config.yaml", "run.json", "checkpoints", "run.lock"
 SCORE = "validation/psnr_best"  # of the weights that are saved
+MOVES = 3  # of a training whose process or node has died
 STOP_SECONDS = 12.0  # for a last checkpoint: batch systems allow 20 to 30 s between their warning and the end
 
 
@@ -184,11 +186,7 @@ def record_training(
         stop: Interrupts the training, once it is set.
     """
     config, folder = job.config, job.model_path.parent
-    request = require_shared(
-        folder,
-        partial(training_request, config),
-        lambda message: console.print(message, style="yellow", markup=False, soft_wrap=True),
-    )
+    request = _shared_request(job, console)
     if not job.resume and job.checkpoints is not None:
         shutil.rmtree(job.checkpoints, ignore_errors=True)
         job.model_path.unlink(missing_ok=True)
@@ -202,7 +200,7 @@ def record_training(
     baselines = baseline_psnr(job.validation, config.degradation) if job.validation else {}
     interpolated = {f"validation/psnr_{name}": psnr for name, psnr in baselines.items()}
     recorder.metrics(interpolated)
-    trained, loss = _streamed(job, request, recorder, console, stop)
+    trained, loss = _trained(job, request, recorder, console, stop)
     stride = config.network.total_stride
     contract = ModelContract(total_stride=stride)
     with recorder.phase("model check"):
@@ -229,25 +227,76 @@ def record_training(
     )
 
 
-def _streamed(
+def _trained(
     job: TrainingJob, request: Request, recorder: Recorder, console: Console, stop: Event | None
 ) -> tuple[TrainedModel, float]:
-    """Train in a separate process and record its curve in this one, each point once; returns the last loss too."""
-    loss = float("nan")
-    total = job.config.training.steps
+    """Train in a separate process and record its curve in this one; returns the last loss too.
+
+    If the process or its node dies, another one goes on from the last checkpoint, at most `MOVES` times.
+    """
     awaited = "TensorFlow" if room(request) else f"the cluster to grow, for a node with {request}"
-    with progress_bar(console, "Training", total, f"waiting for {awaited}") as advance:
-        for record in stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel):
+    with progress_bar(console, "Training", job.config.training.steps, f"waiting for {awaited}") as advance:
+        curve, moved = _Curve(recorder, console, advance), 0
+        while True:
+            try:
+                records = stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel)
+                return curve.follow(records), curve.loss
+            except WorkerDiedError as error:
+                moved += 1
+                if moved > MOVES:
+                    raise
+                problem = " ".join(error.problem.split())
+                console.print(
+                    f"The training goes on from its last checkpoint in another process, {moved} of at most {MOVES}:"
+                    f" {problem}",
+                    style="yellow",
+                    markup=False,
+                    soft_wrap=True,
+                )
+                # Cut off from this node, the process may live on: it finds that it has lost the lock.
+                job = replace(job, resume=True, lock=job.lock and job.lock.renewed())
+                try:
+                    request = _shared_request(job, console)
+                    require_room(1, request)
+                except ConfigError as refusal:
+                    raise WorkerDiedError(f"Cannot go on with the training: {problem}", str(refusal)) from error
+
+
+def _shared_request(job: TrainingJob, console: Console) -> Request:
+    """Make the request of a training, on nodes that share its folder; name the others in warnings."""
+    return require_shared(
+        job.model_path.parent,
+        partial(training_request, job.config),
+        lambda message: console.print(message, style="yellow", markup=False, soft_wrap=True),
+    )
+
+
+class _Curve:
+    """The curve of a training: each point is recorded once, though a training that has moved repeats some."""
+
+    def __init__(self, recorder: Recorder, console: Console, advance: Advance) -> None:
+        self.loss = float("nan")  # of the last step
+        self._recorder, self._console, self._advance = recorder, console, advance
+        self._step = self._validated = 0
+
+    def follow(self, records: Iterable[TrainingRecord]) -> TrainedModel:
+        """Record what a training yields; returns its result."""
+        for record in records:
             if isinstance(record, TrainingStep):
-                loss = record.loss
-                recorder.metrics({"train/loss": loss, "train/learning_rate": record.learning_rate}, record.step)
-                advance(f"loss {loss:.4g}")
+                self.loss = record.loss
+                if record.step > self._step:
+                    self._step = record.step
+                    point = {"train/loss": record.loss, "train/learning_rate": record.learning_rate}
+                    self._recorder.metrics(point, record.step)
+                self._advance(f"loss {record.loss:.4g}", completed=record.step)
             elif isinstance(record, Validation):
-                recorder.metrics({"validation/psnr": record.psnr}, record.step)
-                console.print(f"Step {record.step}: validation {record.psnr:.2f} dB")
+                if record.step > self._validated:
+                    self._validated = record.step
+                    self._recorder.metrics({"validation/psnr": record.psnr}, record.step)
+                    self._console.print(f"Step {record.step}: validation {record.psnr:.2f} dB")
             else:
                 trained = record
-    return trained, loss
+        return trained
 
 
 def resumable_run(folder: Path) -> RunAddress | None:
