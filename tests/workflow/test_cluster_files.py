@@ -7,7 +7,10 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
+import threading
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +19,7 @@ from zipfile import ZipFile
 import pytest
 import typer
 import yaml
+from pydantic import ValidationError
 from ray.autoscaler._private import commands
 from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
@@ -26,18 +30,13 @@ from ray.scripts.scripts import start
 from typer.core import TyperGroup
 
 from configs.load import load_config
+from tests.processes import end
+from tests.workflow.kuberay import RayJob
 from workflow.cli import app
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "configs" / "cluster"
 GIB = 2**30
-# Of `spec` of a RayJob, apis/ray/v1 of KubeRay 1.5.
-RAY_JOB = {
-    *("activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "submitterPodTemplate", "metadata", "clusterSelector"),
-    *("submitterConfig", "managedBy", "deletionStrategy", "entrypoint", "runtimeEnvYAML", "jobId", "submissionMode"),
-    *("entrypointResources", "entrypointNumCpus", "entrypointNumGpus", "ttlSecondsAfterFinished"),
-    *("shutdownAfterJobFinishes", "suspend"),
-}
 
 
 def voxlift(command):
@@ -112,7 +111,7 @@ def instructions():
 
 def test_the_image_is_made_of_the_package_alone():
     found = instructions()
-    assert {name for name, _ in found} <= {"ARG", "FROM", "RUN", "COPY", "ENV", "WORKDIR", "ENTRYPOINT", "CMD"}
+    assert {name for name, _ in found} <= {"ARG", "FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "ENTRYPOINT", "CMD"}
     (install,) = (rest for name, rest in found if name == "RUN" and "pip install" in rest)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (wanted,) = re.findall(r"/voxlift\[([^]]*)\]", install)
@@ -142,9 +141,15 @@ def groups(ray_job):
     return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
 
 
+def command_of(ray_job):
+    """The voxlift command within the entrypoint."""
+    shell, option, script = shlex.split(ray_job["spec"]["entrypoint"])
+    assert (shell, option) == ("sh", "-c")
+    return script.partition(";")[0]
+
+
 def test_the_ray_job_is_one_that_kuberay_knows(ray_job):
-    assert (ray_job["apiVersion"], ray_job["kind"]) == ("ray.io/v1", "RayJob")
-    assert set(ray_job["spec"]) <= RAY_JOB
+    RayJob.model_validate(ray_job)
     cluster = ray_job["spec"]["rayClusterSpec"]
     assert cluster["rayVersion"] == version("ray")
     assert cluster["authOptions"] == {"mode": "token"}
@@ -160,8 +165,64 @@ def test_the_ray_job_is_one_that_kuberay_knows(ray_job):
         writable = {"/shared": "shared", "/dev/shm": "memory", "/tmp": "temporary", "/work": "working"}  # noqa: S108
         assert mounts == writable
         assert {volume["name"] for volume in pod["volumes"]} == set(mounts.values())
-        assert container["securityContext"]["readOnlyRootFilesystem"]
-        assert container["securityContext"]["runAsNonRoot"]
+    for pod in [ray_job["spec"]["submitterPodTemplate"], *(group["template"] for group in groups(ray_job))]:
+        assert pod["spec"]["securityContext"]["runAsNonRoot"]
+        assert all(one["securityContext"]["readOnlyRootFilesystem"] for one in pod["spec"]["containers"])
+
+
+def test_lines_of_the_ray_job_that_are_switched_off_can_be_switched_on(ray_job):
+    text = re.sub(r"^( *)#(?=\S)", r"\1", (FILES / "rayjob.yaml").read_text(), flags=re.MULTILINE)
+    switched_on = yaml.safe_load(text)
+    RayJob.model_validate(switched_on)
+    pod = groups(switched_on)[1]["template"]["spec"]
+    assert {"nodeSelector", "tolerations", "imagePullSecrets"} <= pod.keys() - groups(ray_job)[1]["template"][
+        "spec"
+    ].keys()
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("backoffLimit: 2", "backofLimit: 2"),
+        ("backoffLimit: 2", 'backoffLimit: "2"'),
+        ("generateName: voxlift-", "generateName: Voxlift-"),
+        ('num-cpus: "0"', "num-cpus: 0"),
+        ("readOnlyRootFilesystem: true", "readonlyRootFilesystem: true"),
+        ("shutdownAfterJobFinishes: true", "shutdownAfterJobFinishes: false"),
+        ("memory: 32Gi", "memory: 32 GB"),
+        ("replicas: 1", "replicas: 2"),
+        ("optional: true", "required: false"),
+    ],
+)
+def test_a_slip_in_a_field_is_found(right, wrong):
+    text = (FILES / "rayjob.yaml").read_text()
+    assert right in text
+    with pytest.raises(ValidationError):
+        RayJob.model_validate(yaml.safe_load(text.replace(right, wrong, 1)))
+
+
+def test_before_its_pod_goes_the_command_is_ended_politely(ray_job):
+    head, workers = groups(ray_job)
+    (container,) = head["template"]["spec"]["containers"]
+    program, *arguments = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert program == "python"
+    command = subprocess.Popen(["/opt/voxlift/bin/voxlift", "300"], executable=shutil.which("sleep"))
+    reaped = threading.Thread(target=command.wait)  # as the shell of the entrypoint does
+    reaped.start()
+    try:
+        subprocess.run([sys.executable, *arguments], check=True)
+        reaped.join(timeout=60)
+        assert command.returncode == -signal.SIGTERM
+    finally:
+        end(command)
+    # Longer than a command needs to save, within the time that Kubernetes gives.
+    wait = json.loads(re.findall(r"timeout=(\d+)", arguments[-1])[0])
+    assert workers["template"]["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"] == [
+        "sleep",
+        str(wait),
+    ]
+    assert all(20 < wait < group["template"]["spec"]["terminationGracePeriodSeconds"] for group in (head, workers))
 
 
 def test_the_pods_of_the_ray_job_hold_its_command(ray_job):
@@ -170,7 +231,7 @@ def test_the_pods_of_the_ray_job_hold_its_command(ray_job):
     config = _derive_autoscaling_config_from_ray_cr(resource)
     pod = config["available_node_types"]["workers"]["resources"]
 
-    train = voxlift(ray_job["spec"]["entrypoint"])
+    train = voxlift(command_of(ray_job))
     asked = load_config(train.params["config"], train.params["overrides"]).resources
     assert asked.workers * asked.cpus_per_worker <= pod["CPU"]
     assert train.params["out"].is_relative_to("/shared")

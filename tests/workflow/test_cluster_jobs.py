@@ -8,6 +8,7 @@ from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from tests.processes import until
@@ -119,6 +120,28 @@ def test_a_job_that_is_wrong_says_so_and_fails(jobs, upscaling):
     assert done.returncode == 1
     assert "Cannot start 2 workers of 1 CPU" in report_in(done.stdout)["error"]
     assert "failed with exit code 2" in done.stdout
+
+
+@pytest.mark.parametrize(("status", "known_as"), [(0, "SUCCEEDED"), (1, "FAILED"), (2, "STOPPED")])
+def test_a_ray_job_of_kubernetes_repeats_no_wrong_input(jobs, status, known_as):
+    """KubeRay's submitter puts the entrypoint into a script like this one; it repeats only jobs that are FAILED."""
+    address, name = jobs.environment["RAY_API_SERVER_ADDRESS"], f"kubernetes-{status}"
+    manifest = (ROOT / "configs" / "cluster" / "rayjob.yaml").read_text()
+    job = yaml.safe_load(manifest.replace("http://127.0.0.1:8265 voxlift", f"{address} {name}"))["spec"]
+    before, _, rest = re.split(r"(voxlift .*?);", job["entrypoint"], maxsplit=1)
+    instead = {0: "voxlift --version", 1: "false", 2: "voxlift inspect /nowhere.nii.gz"}[status]
+    script = f"ray job submit --address {address} --submission-id {name} --no-wait -- {before}{instead};{rest} ; "
+    script += f"ray job logs --address {address} --follow {name}"
+    path = f"{BIN}:{os.environ['PATH']}"
+    submitter = subprocess.run(
+        ["bash", "-ce", "--", script],
+        env=jobs.environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert submitter.returncode == 0, submitter.stderr  # else the operator calls the submission itself failed
+    assert known_as.lower() in jobs.ray_job("status", name).stdout.lower()
 
 
 def test_who_does_not_know_the_token_gets_nothing(jobs):
