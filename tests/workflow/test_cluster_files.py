@@ -52,7 +52,7 @@ def voxlift(command):
 
 def ray_start(command):
     """Parse options as `ray start` does; one that it does not know is an error."""
-    options = shlex.split(command.partition("ray start ")[2])
+    options = shlex.split(command.partition("ray start ")[2].partition(" < ")[0])
     return start.make_context("start", options).params
 
 
