@@ -1,4 +1,4 @@
-# make setup | demo | develop | test | test-slow | docs | bench | weights | lint | format | constraints
+# make setup | demo | develop | test | test-slow | image | docs | bench | weights | lint | format | constraints
 # PYTHON chooses the interpreter (3.11 or newer), EXTRA the TensorFlow wheel, cpu (default) or gpu, and further extras:
 # EXTRA=cpu,itk.
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt --edita
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 
-.PHONY: setup demo develop test test-slow docs bench weights lint format constraints clean
+.PHONY: setup demo develop test test-slow image docs bench weights lint format constraints clean
 
 setup: $(STAMP)
 
@@ -39,6 +39,13 @@ test: develop
 
 test-slow: develop
 	$(BIN)/python -m pytest -m slow
+
+# The image of the Containerfile, built by buildah, and its test. BUILD_OPTIONS are those of buildah, as for another image
+# to build on (--build-arg BASE=IMAGE).
+image: develop
+	buildah build $(BUILD_OPTIONS) --build-arg EXTRA=$(EXTRA) --build-arg COMMIT="$$(git describe --always --abbrev=40 --dirty)" \
+		--tag voxlift:$$($(BIN)/python -c 'from importlib.metadata import version; print(version("voxlift"))') .
+	$(BIN)/python -m pytest -m image
 
 # The pages of docs/ as a site in .site; a link that leads nowhere is an error.
 docs: setup

@@ -42,7 +42,7 @@ NOT_RUN = {
     ("cluster.md", "ssh -N -L 8265"): NO_HOST,
     ("cluster.md", "find /shared/scans"): f"{NO_HOST}; tests/workflow/test_slurm.py runs a job array",
     ("cluster.md", "sbatch"): f"{NO_HOST}; tests/workflow/test_slurm.py runs the script",
-    ("cluster.md", "podman build"): "builds an image, for which a test has no engine",
+    ("cluster.md", "podman build"): "builds an image, as make image does, which tests it",
     ("cluster.md", "kubectl create"): f"{NO_HOST}; tests/workflow/test_cluster_files.py reads the manifest",
     ("cluster.md", "podman save"): "hands that image on",
     ("cluster.md", "docker save"): f"{NO_HOST}; tests/workflow/test_cluster_files.py builds the launcher's commands",
