@@ -46,7 +46,7 @@ def ours() -> None:
 
     tf.config.threading.set_intra_op_parallelism_threads(THREADS)
     keras.utils.set_random_seed(0)
-    model = with_fast_gradients(build_network(Network()))
+    model = with_fast_gradients(build_network(Network()), "CPU")
     optimizer = keras.optimizers.Adam(1e-4)
     optimizer.build(model.trainable_variables)
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Faster forms of convolutions, with the same weights and results: by stride phases, and with faster gradients on CPUs.
+"""Faster forms of convolutions, with the same weights and results: by stride phases, and with faster gradients.
 
 The stride-phase form of a transposed convolution is the same sum as stride-1 convolutions, interleaved.
 For stride `s` the output splits into phases: along one axis, `out[n*s + p] = sum over t of x[n'] * w[t]` for the taps
@@ -12,6 +12,7 @@ output before the volume reads two inputs and no zero.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import keras
 import numpy as np
@@ -20,7 +21,9 @@ from keras import ops
 
 Gradient = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
-MAX_FILTERS = 1  # for which the phase form was faster: with eight and more it was not
+DeviceKind = Literal["CPU", "GPU"]
+
+MAX_FILTERS_ON_CPU = 1  # for which the phase form was faster: with eight and more it was not
 # Channels that one instruction computes: fewer take as long. Free ones are filled with the taps along an axis without
 # a stride, summed afterwards.
 LANES = 16
@@ -182,19 +185,16 @@ class PhasedForwardConv3DTranspose(PhasedConv3DTranspose):
         return transposed(inputs, tf.convert_to_tensor(kernel))
 
 
-def with_phases(model: keras.Model) -> keras.Model:
-    """Return the network with its transposed convolutions computed by phases where that is faster; weights are copied.
-
-    It is faster for one filter, as in the last stage of an upsampler, and slower for eight and more.
-    """
-    return with_layers(model, lambda layer: PhasedConv3DTranspose if faster_by_phases(layer) else type(layer))
+def with_phases(model: keras.Model, device: DeviceKind) -> keras.Model:
+    """Return the network with transposed convolutions by phases where a device is faster so; weights are copied."""
+    return with_layers(model, lambda layer: PhasedConv3DTranspose if faster_by_phases(layer, device) else type(layer))
 
 
-def with_fast_gradients(model: keras.Model) -> keras.Model:
-    """Return the network with gradients by faster operations where there are any; weights are copied."""
+def with_fast_gradients(model: keras.Model, device: DeviceKind) -> keras.Model:
+    """Return the network with gradients by the operations that are faster on a device; weights are copied."""
 
     def kind(layer: keras.layers.Layer) -> type[keras.layers.Layer]:
-        if faster_by_phases(layer):
+        if faster_by_phases(layer, device):
             return PhasedForwardConv3DTranspose
         if (
             type(layer) is keras.layers.Conv3D
@@ -208,11 +208,16 @@ def with_fast_gradients(model: keras.Model) -> keras.Model:
     return with_layers(model, kind)
 
 
-def faster_by_phases(layer: keras.layers.Layer) -> bool:
-    """True if a layer is a transposed convolution that phases compute faster."""
+def faster_by_phases(layer: keras.layers.Layer, device: DeviceKind) -> bool:
+    """True if a layer is a transposed convolution that phases compute faster on a device.
+
+    On CPUs that is so for one filter, as in the last stage of an upsampler. On GPUs it is so for every stage: with
+    deterministic operations, cuDNN's backward-input convolution, which a Conv3DTranspose is, takes ten times as long,
+    and a forward convolution does not (`benchmarks/results/gpu.md`).
+    """
     return (
         type(layer) is keras.layers.Conv3DTranspose
-        and layer.filters <= MAX_FILTERS
+        and (device == "GPU" or layer.filters <= MAX_FILTERS_ON_CPU)
         and (layer.padding, layer.output_padding, layer.data_format) == ("same", None, "channels_last")
         and set(layer.dilation_rate) == {1}
     )

@@ -5,6 +5,7 @@ from typing import Any
 import tensorflow as tf
 
 from configs.errors import InputError
+from models.network.phases import DeviceKind
 
 # Whether XLA compiles networks, which is not left to Keras. On the CPU it makes transposed convolutions two orders of
 # magnitude slower. On a single GPU, where Keras' "auto" would compile, it compiles again for every shape of shard, and
@@ -12,7 +13,7 @@ from configs.errors import InputError
 XLA: bool = False
 
 
-def device_kind() -> str:
+def device_kind() -> DeviceKind:
     """Device of this process: "GPU" if it sees one, else "CPU"."""
     return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
 

@@ -16,7 +16,7 @@ from models.network.receptive_field import receptive_field
 from models.network.streamed import StreamedNetwork
 from models.network.streaming import Step
 from tasks.artifacts.saved_models import load_model
-from tasks.machine.devices import XLA, claim_devices
+from tasks.machine.devices import XLA, claim_devices, device_kind
 from tasks.volume.intensity import CLIP
 
 VOXELS = tf.TensorSpec([1, None, None, None, 1], tf.float32)
@@ -44,7 +44,7 @@ class CompiledNetwork:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_bytes(content)
-            model = with_phases(load_model(path))
+            model = with_phases(load_model(path), device_kind())
         self._graph = read_graph(model.get_config())
         self.field = receptive_field(self._graph)
         self._streamed = StreamedNetwork(model, self._graph)

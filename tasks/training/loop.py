@@ -154,8 +154,7 @@ class Trainer:
         training = config.training
         self._training, self._strategy = training, strategy
         network = build_network(config.network, layer_precision(training.mixed_precision))
-        # Measured on CPUs; cuDNN has its own way back.
-        self.model = with_fast_gradients(network) if device_kind() == "CPU" else network
+        self.model = with_fast_gradients(network, device_kind())
         self._schedule = learning_rate_schedule(training)
         self.optimizer = optimizer(training, self._schedule)
         self.optimizer.build(self.model.trainable_variables)

@@ -32,7 +32,7 @@ class Walk:
         self.volume = np.random.default_rng(8).random((1, *padded, 1), np.float32)
         along = self.field.axes[axis]
         self.stream = Stream(along, padded[axis], along.stride * slabs)
-        self.network = StreamedNetwork(with_phases(model) if phases else model, graph)
+        self.network = StreamedNetwork(with_phases(model, "GPU") if phases else model, graph)
 
     def outputs(self, begin=None):
         """The output of each step from `begin` on, by its number."""

@@ -201,7 +201,7 @@ def test_a_small_object_store_anywhere_is_reported():
 def test_the_identity_returns_its_input_exactly():
     volume = np.random.default_rng(0).normal(size=(2, 6, 8, 10, 1)).astype(np.float32)
     network = build_identity()
-    for form in (network, models.network.phases.with_phases(network)):
+    for form in (network, models.network.phases.with_phases(network, "CPU")):
         np.testing.assert_array_equal(form(volume), volume)
 
 
