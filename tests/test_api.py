@@ -79,6 +79,14 @@ def test_an_ensemble_averages_the_mirror_images(restore):
     assert np.abs(ensemble - found).mean() < 0.1 * np.abs(single - found).mean()
 
 
+def test_bfloat16_gives_nearly_the_same(restore):
+    given = image((12, 14, 16))
+    exact, coarser = (
+        np.asarray(one(given, dtype="float32").dataobj) for one in (restore, Restorer(precision="bfloat16"))
+    )
+    assert 0 < np.sqrt(np.mean(np.square(exact - coarser))) < 0.01 * np.ptp(exact)
+
+
 def test_a_model_of_ones_own_is_used(tmp_path):
     small_restorer().save(tmp_path / "model.keras")
     restore = Restorer(tmp_path)

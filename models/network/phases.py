@@ -12,7 +12,7 @@ output before the volume reads two inputs and no zero.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -223,10 +223,22 @@ def faster_by_phases(layer: keras.layers.Layer, device: DeviceKind) -> bool:
     )
 
 
-def with_layers(model: keras.Model, kind: Callable[[keras.layers.Layer], type[keras.layers.Layer]]) -> keras.Model:
-    """Return the network with each layer recreated as the class that `kind` returns, weights copied."""
+def with_layers(
+    model: keras.Model,
+    kind: Callable[[keras.layers.Layer], type[keras.layers.Layer]],
+    options: Callable[[keras.layers.Layer], dict[str, Any]] = lambda _: {},
+) -> keras.Model:
+    """Return the network with each layer recreated as the class that `kind` returns, weights copied.
+
+    Args:
+        model: The network.
+        kind: The class of a layer's successor.
+        options: Of the successor, in place of the layer's own.
+    """
     changed = keras.models.clone_model(
-        model, clone_function=lambda layer: kind(layer).from_config(layer.get_config()), recursive=True
+        model,
+        clone_function=lambda layer: kind(layer).from_config(layer.get_config() | options(layer)),
+        recursive=True,
     )
     changed.set_weights(model.get_weights())
     return changed

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from configs.errors import ReadError, VoxliftError
+from configs.precision import Precision
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
@@ -34,12 +35,14 @@ class NetworkFile:
         content: Its bytes.
         cost: Of the network, with its receptive field.
         card: None where the file carries none.
+        precision: In which its layers compute.
     """
 
     name: str
     content: bytes = field(repr=False)
     cost: Cost = field(repr=False)
     card: ModelCard | None = field(default=None, repr=False)
+    precision: Precision = "float32"
 
     @property
     def needs_acquisition(self) -> bool:
@@ -50,6 +53,11 @@ class NetworkFile:
     def flips(self) -> int:
         """Mirror images that are restored and averaged: 8, or 1 for the volume alone."""
         return self.cost.passes
+
+    @property
+    def arithmetic(self) -> tuple[int, Precision]:
+        """How a restorer applies it: mirror images and precision."""
+        return self.flips, self.precision
 
     def flipped(self) -> "NetworkFile":
         """The same network, to restore and average the eight mirror images of a volume."""

@@ -1,16 +1,20 @@
 """The devices of this process: chosen once, before TensorFlow touches one."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tensorflow as tf
 
 from configs.errors import InputError
+from configs.precision import Precision
 from models.network.phases import DeviceKind
 
 # Whether XLA compiles networks, which is not left to Keras. On the CPU it makes transposed convolutions two orders of
 # magnitude slower. On a single GPU, where Keras' "auto" would compile, it compiles again for every shape of shard, and
 # may choose another algorithm by timing, with other bits.
 XLA: bool = False
+TENSOR_CORES = (8, 0)  # compute capability from which GPUs have units for TF32 and bfloat16
 
 
 def device_kind() -> DeviceKind:
@@ -61,16 +65,57 @@ def claim_devices(threads: int) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     if grow_memory():
-        # An algorithm that cuDNN chooses by timing gives other bits on another worker, and the 10 bits of TF32 other
-        # numbers in a shard than in the whole volume.
+        # An algorithm that cuDNN chooses by timing gives other bits on another worker.
         tf.config.experimental.enable_op_determinism()
-        tf.config.experimental.enable_tensor_float_32_execution(False)  # noqa: FBT003 - its only argument
+
+
+def device_name() -> str:
+    """The device of this process for a report, such as "CPU" or "GPU (NVIDIA H200)"."""
+    names = [details.get("device_name", "") for details in _gpu_details()]
+    return device_kind() + (f" ({names[0]})" if names and names[0] else "")
+
+
+def require_precision(precision: Precision) -> None:
+    """Check that the device of this process computes in a precision.
+
+    Raises:
+        InputError: It has no TF32.
+    """
+    if precision == "tf32" and not has_tensor_cores():
+        raise no_tf32(device_name())
+
+
+def no_tf32(device: str) -> InputError:
+    """The error of a device without TF32, which would compute in float32 what is recorded as TF32."""
+    return InputError(
+        f"Cannot restore in tf32 on this device, the {device}: GPUs of compute capability 8.0 and newer have it.",
+        "Restore in float32 or bfloat16, or on such a GPU.",
+    )
+
+
+@contextmanager
+def precision_of_convolutions(precision: Precision) -> Iterator[None]:
+    """Let convolutions of float32 values in the block compute in TF32, TensorFlow's default, or in full."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(precision == "tf32")
+    try:
+        yield
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+def _gpu_details() -> list[dict[str, Any]]:
+    return [tf.config.experimental.get_device_details(gpu) for gpu in tf.config.list_physical_devices("GPU")]
+
+
+def has_tensor_cores() -> bool:
+    """True if there are GPUs, and all have units for TF32 and bfloat16."""
+    capable = [details.get("compute_capability", (0, 0)) for details in _gpu_details()]
+    return bool(capable) and min(capable) >= TENSOR_CORES
 
 
 def layer_precision(wanted: str) -> str:
     """The Keras dtype policy of layers: "auto" is bfloat16 where every GPU has units for it, else float32."""
     if wanted == "auto":
-        gpus = tf.config.list_physical_devices("GPU")
-        capable = [tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus]
-        wanted = "bfloat16" if capable and min(capable) >= (8, 0) else "off"
+        wanted = "bfloat16" if has_tensor_cores() else "off"
     return "float32" if wanted == "off" else f"mixed_{wanted}"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.precision import Precision
 from tasks.machine.check import Attempt, Check, Checklist
 
 CHECKS, IDENTITY = "checks.jsonl", "identity.keras"
@@ -23,6 +24,12 @@ GPU_DRIVERS = Path("/proc/driver/nvidia/gpus")
 TOLERANCE = 1e-5
 SETUP = "Run make setup, with EXTRA=gpu on a machine with an NVIDIA GPU."
 DEVICE_REMEDY = "Update the driver of the device, or hide it with CUDA_VISIBLE_DEVICES=-1."
+PRECISION_REMEDY = "Restore only in the precisions that pass; update the driver of the device and cuDNN."
+# Of the largest value: the sum of a thousand products, of values with 24, 11 and 8 bits.
+TOLERANCES: dict[Precision, float] = {"float32": TOLERANCE, "tf32": 2e-3, "bfloat16": 1e-2}
+# Depth, height, width and channels. cuDNN has computed wrongly on large shapes alone, as of a whole volume.
+LARGE = {"CPU": (48, 64, 64, 16), "GPU": (192, 224, 192, 32)}
+COMPARED = 256  # voxels
 MAX_SLOWDOWN = 10  # times the other choice
 
 Triple = tuple[int, int, int]
@@ -47,6 +54,10 @@ def tensorflow_checks(folder: Path) -> Iterator[Check]:
     rest: list[tuple[str, str, Callable[[Attempt], None], str]] = [
         *(
             (f"convolution on {device}", "against NumPy", partial(_convolve, device), DEVICE_REMEDY)
+            for device in _devices()
+        ),
+        *(
+            (f"precisions on {device}", "against float64", partial(_compare_precisions, device), PRECISION_REMEDY)
             for device in _devices()
         ),
         (
@@ -124,6 +135,31 @@ def _convolve(device: str, attempt: Attempt) -> None:
         attempt.failure(f"it ran on {ran_on}")
     difference = np.abs(made.numpy() - expected).max() / np.abs(expected).max()
     _compare(attempt, difference, f"{seconds * 1e3:.0f} ms")
+
+
+def _compare_precisions(device: str, attempt: Attempt) -> None:
+    """Compare convolutions of a large volume with sums in float64, at voxels all over it; wrong ones are failures."""
+    import tensorflow as tf
+
+    from tasks.machine.devices import has_tensor_cores, precision_of_convolutions
+
+    shape, random = LARGE[device.partition(":")[0]], np.random.default_rng(0)
+    precisions: list[Precision] = ["float32", "tf32", "bfloat16"] if has_tensor_cores() else ["float32", "bfloat16"]
+    at = np.stack([random.integers(1, size - 1, COMPARED) for size in shape[:3]], axis=1)
+    at[0], at[1] = 1, np.array(shape[:3]) - 2
+    for precision in precisions:
+        values = tf.bfloat16 if precision == "bfloat16" else tf.float32
+        with tf.device(f"/{device}"), precision_of_convolutions(precision):
+            volume = tf.cast(tf.random.stateless_normal((1, *shape), (1, 2)), values)
+            weights = tf.cast(tf.random.stateless_normal((3, 3, 3, shape[3], shape[3]), (3, 4)), values)
+            made = tf.gather_nd(tf.nn.conv3d(volume, weights, (1, 1, 1, 1, 1), "SAME")[0], at)
+            windows = tf.stack([volume[0, d - 1 : d + 2, h - 1 : h + 2, w - 1 : w + 2] for d, h, w in at])
+        taps = tf.cast(weights, tf.float64).numpy()
+        expected = np.einsum("ndhwi,dhwio->no", tf.cast(windows, tf.float64).numpy(), taps, optimize=True)
+        difference = np.abs(tf.cast(made, tf.float64).numpy() - expected).max() / np.abs(expected).max()
+        # Not `difference > limit`, which is false of NaN.
+        note = attempt.ok if difference <= TOLERANCES[precision] else attempt.failure
+        note(f"{precision} {difference:.0e} of the largest value")
 
 
 def _compare_xla(attempt: Attempt) -> None:

@@ -10,13 +10,22 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from configs.axes import NetworkShape
+from configs.precision import Precision
 from models.network.graph import read_graph
 from models.network.phases import with_phases
+from models.network.precision import in_bfloat16
 from models.network.receptive_field import receptive_field
 from models.network.streamed import StreamedNetwork
 from models.network.streaming import Step
 from tasks.artifacts.saved_models import load_model
-from tasks.machine.devices import XLA, claim_devices, device_kind
+from tasks.machine.devices import (
+    XLA,
+    claim_devices,
+    device_kind,
+    device_name,
+    precision_of_convolutions,
+    require_precision,
+)
 from tasks.volume.intensity import CLIP
 
 VOXELS = tf.TensorSpec([1, None, None, None, 1], tf.float32)
@@ -33,26 +42,30 @@ class CompiledNetwork:
         name: The model's file name.
         content: The bytes of the `.keras` file.
         threads: CPU threads that TensorFlow may use; None leaves TensorFlow as this process has configured it.
+        precision: Of the layers.
 
     Raises:
-        InputError: The bytes are no model that safe mode admits.
+        InputError: The bytes are no model that safe mode admits, or the device does not compute in the precision.
     """
 
-    def __init__(self, name: str, content: bytes, threads: int | None) -> None:
+    def __init__(self, name: str, content: bytes, threads: int | None, precision: Precision = "float32") -> None:
         if threads is not None:
             claim_devices(threads)
+        require_precision(precision)
+        self._precision = precision
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name
             path.write_bytes(content)
-            model = with_phases(load_model(path), device_kind())
+            model = load_model(path)
+        model = with_phases(in_bfloat16(model) if precision == "bfloat16" else model, device_kind())
         self._graph = read_graph(model.get_config())
-        self.field = receptive_field(self._graph)
+        self.field, self.device = receptive_field(self._graph), device_name()
         self._streamed = StreamedNetwork(model, self._graph)
         self._steps: dict[tuple[Step, int], Callable[..., Any]] = {}
 
         def restored(resampled: tf.Tensor, low: tf.Tensor, span: tf.Tensor) -> tf.Tensor:
             seen, clipped = _seen(resampled, low, span)
-            return (model(seen, training=False) + clipped) * span + low
+            return (tf.cast(model(seen, training=False), tf.float32) + clipped) * span + low
 
         # One trace for every shape: a plan has one shape of read, but every volume has a plan of its own.
         self._whole: Callable[..., Any] = tf.function(
@@ -67,7 +80,8 @@ class CompiledNetwork:
             low: The intensity that is 0 to the network.
             span: From there to the one that is 1.
         """
-        found: NDArray[np.float32] = self._whole(resampled[None, ..., None], low, span).numpy()
+        with precision_of_convolutions(self._precision):
+            found: NDArray[np.float32] = self._whole(resampled[None, ..., None], low, span).numpy()
         return found[0, ..., 0]
 
     def step(
@@ -99,9 +113,10 @@ class CompiledNetwork:
             if len(self._steps) == MAX_GRAPHS:
                 self._steps.clear()
             compiled = self._steps[step, axis] = self._compiled(step, axis, pieces)
-        found, kept = compiled(entry[None, ..., None], beneath[None, ..., None], low, span, list(pieces))
+        with precision_of_convolutions(self._precision):
+            found, kept = compiled(entry[None, ..., None], beneath[None, ..., None], low, span, list(pieces))
+            restored = found[0].numpy()[0, ..., 0] if found else None
         after = [*pieces, *kept]
-        restored = found[0].numpy()[0, ..., 0] if found else None
         return restored, [after[place] for place in step.remaining]
 
     def blank(self, step: Step, axis: int, shape: NetworkShape) -> list[tf.Tensor]:
@@ -129,7 +144,7 @@ class CompiledNetwork:
             made, kept = self._streamed(step, axis, _seen(entry, low, span)[0], pieces)
             if made is None:
                 return [], kept
-            return [(made + _seen(beneath, low, span)[1]) * span + low], kept
+            return [(tf.cast(made, tf.float32) + _seen(beneath, low, span)[1]) * span + low], kept
 
         # One graph for all shapes across the axis.
         def spec(planes: int, channels: int, dtype: tf.DType) -> tf.TensorSpec:

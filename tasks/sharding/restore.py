@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from configs.axes import NetworkShape, triple
 from configs.degradation import Degradation
-from configs.errors import NotFiniteError
+from configs.errors import NotFiniteError, RunError
+from configs.precision import Precision
+from models.network.receptive_field import ReceptiveField
 from models.network.streaming import Stream
 from tasks.imaging.acquisition import detail_weight
 from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
@@ -28,7 +30,15 @@ from tasks.volume.padding import Padding
 if TYPE_CHECKING:
     from tasks.sharding.compiled import CompiledNetwork
 
+COMPARED = 64  # voxels along each axis of the window that is computed in float32 too
+# Between a precision and float32, dB of the intensity range: below the first no rounding explains it, above the second
+# the rounding of float32 itself differs.
+MIN_PSNR, MAX_PSNR = 40.0, 150.0
 MIRRORS = tuple(axes for count in (1, 2, 3) for axes in combinations(range(3), count))
+
+
+class PrecisionError(RunError, ValueError):
+    """A precision in which a device computes wrongly, as it would on every try; the problem is a clause about it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +126,8 @@ class RestoredCore:
         resample_seconds: Time spent resampling.
         network_seconds: Time spent in the network, intensities mapped there and back.
         rss_mib: The largest resident memory that the worker has had, MiB.
+        device: That did the work.
+        precision_psnr: Of the precision against float32, measured once for a volume in each worker; None otherwise.
 
     Raises:
         NotFiniteError: A voxel is NaN or infinite.
@@ -125,6 +137,8 @@ class RestoredCore:
     resample_seconds: float
     network_seconds: float
     rss_mib: float
+    device: str = "CPU"
+    precision_psnr: float | None = None
 
     def __post_init__(self) -> None:
         require_finite(self.voxels)
@@ -148,16 +162,21 @@ class Restorer:
         content: The bytes of the `.keras` file.
         threads: CPU threads that TensorFlow may use; None leaves TensorFlow as this process has configured it.
         flips: 8 to restore and average every mirror image, which a network does not restore alike; or 1.
+        precision: Of the network's layers. Another than float32 is compared with it on a window of each volume.
 
     Raises:
-        InputError: The bytes are no model that safe mode admits.
+        InputError: The bytes are no model that safe mode admits, or the device does not compute in the precision.
     """
 
-    def __init__(self, name: str, content: bytes, threads: int | None, flips: int = 1) -> None:
+    def __init__(
+        self, name: str, content: bytes, threads: int | None, flips: int = 1, precision: Precision = "float32"
+    ) -> None:
         # Drivers name this class without loading TensorFlow, whose environment the worker has settled by now.
         from tasks.sharding.compiled import CompiledNetwork  # noqa: PLC0415 - in the worker alone
 
-        self._network = CompiledNetwork(name, content, threads)
+        self._network = CompiledNetwork(name, content, threads, precision)
+        self._exact = None if precision == "float32" else CompiledNetwork(name, content, None)
+        self._precision, self._compared = precision, ""
         self._mirrors = MIRRORS[: flips - 1]
         self._walk: _Walk | None = None
 
@@ -177,6 +196,7 @@ class Restorer:
         """
         if volume.labels:
             return label_core(volume, shard)
+        psnr = self._compare_once(volume)
         clock = _Clock()
         if shard.streamed is None:
             self._walk = None
@@ -193,7 +213,40 @@ class Restorer:
         if volume.detail < 1:
             core = interpolated + np.float32(volume.detail) * (core - interpolated)
         clock.computed()
-        return RestoredCore(core, clock.resample_seconds, clock.network_seconds, peak_rss() / MIB)
+        seconds = clock.resample_seconds, clock.network_seconds
+        return RestoredCore(core, *seconds, peak_rss() / MIB, self._network.device, psnr)
+
+    def _compare_once(self, volume: CoarseVolume) -> float | None:
+        """Compare the precision with float32 in the middle of a volume; returns the PSNR, None if nothing is compared.
+
+        Raises:
+            PrecisionError: They differ by more than rounding.
+        """
+        if self._exact is None or self._compared == volume.token:
+            return None
+        window = _middle(volume.target_shape, self._network.field)
+        resampled, (low, high) = volume.input_window(window), (volume.intensity.low, volume.intensity.high)
+        found, exact = (one.restored(resampled, low, high - low) for one in (self._network, self._exact))
+        error = float(np.mean(np.square((found - exact) / np.float32(high - low), dtype=np.float64)))
+        psnr = min(MAX_PSNR, -10 * np.log10(error)) if error else MAX_PSNR
+        if not psnr >= MIN_PSNR:
+            raise PrecisionError(
+                f"{self._precision} gives another result than float32 on this device: {psnr:.1f} dB PSNR between them,"
+                f" and at least {MIN_PSNR:.0f} dB by rounding.",
+                "Restore in float32; `voxlift doctor` checks each precision of the device.",
+            )
+        self._compared = volume.token
+        return psnr
+
+
+def _middle(shape: NetworkShape, field: ReceptiveField) -> Box:
+    """Return a window in the middle of a grid, aligned to the strides of a network."""
+    sides = []
+    for size, stride in zip(shape, field.strides, strict=True):
+        length = -(-min(size, COMPARED) // stride) * stride
+        start = max(0, size - length) // 2 // stride * stride
+        sides.append((start, start + length))
+    return triple(sides)
 
 
 class _Clock:
@@ -304,10 +357,10 @@ class _Walk:
         return count
 
 
-def worker_restorer(name: str, content: bytes, threads: int, flips: int) -> Restorer:
+def worker_restorer(name: str, content: bytes, threads: int, flips: int, precision: Precision) -> Restorer:
     """Make a restorer in a process that does nothing else; arguments and errors as of `Restorer`."""
     with lean_keras():
-        return Restorer(name, content, threads, flips)
+        return Restorer(name, content, threads, flips, precision)
 
 
 def label_core(volume: CoarseVolume, shard: Shard) -> RestoredCore:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_pascal
 
 from configs.errors import ReadError
+from configs.precision import Precision
 from tasks.files.atomic import replacing
 from tasks.files.outputs import sidecar_name
 from tasks.imaging.acquisition import ScannerRecord
@@ -17,7 +18,7 @@ MAX_REASON = 300  # characters
 
 
 def _bids_key(name: str) -> str:
-    return to_pascal(name).replace("Mlflow", "MLflow")
+    return to_pascal(name).replace("Mlflow", "MLflow").replace("Psnr", "PSNR")
 
 
 class _PascalCased(BaseModel):
@@ -52,6 +53,8 @@ class Sidecar(_PascalCased):
         outside_range: Share of the voxels that are outside the input's range by more than a twentieth of it.
         inferred_share: Energy of the inferred detail over that of all detail beyond cubic interpolation, from 0 to 1,
             if the inferred detail was written.
+        precision: In which the network computed; None for a label map.
+        precision_psnr: Of it against float32 in the middle of the volume, dB of the intensity range.
     """
 
     sources: tuple[str, ...]
@@ -70,6 +73,8 @@ class Sidecar(_PascalCased):
     acquisition: str | None = None
     outside_range: float | None = None
     inferred_share: float | None = None
+    precision: Precision | None = None
+    precision_psnr: float | None = None
 
 
 class _ScannerKeys(BaseModel):

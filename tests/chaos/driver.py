@@ -21,8 +21,10 @@ SECONDS = 0.1
 class LightRestorer:
     """Resamples, as a network that changes nothing."""
 
-    def __init__(self, name: str, content: bytes, threads: int | None, flips: int = 1) -> None:
-        del name, content, threads, flips
+    def __init__(
+        self, name: str, content: bytes, threads: int | None, flips: int = 1, precision: str = "float32"
+    ) -> None:
+        del name, content, threads, flips, precision
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
         time.sleep(SECONDS)

@@ -2,7 +2,9 @@ import keras
 import pytest
 import tensorflow as tf
 
-from tasks.machine.devices import XLA, layer_precision
+from configs.errors import InputError
+from tasks.machine import devices
+from tasks.machine.devices import XLA, layer_precision, precision_of_convolutions, require_precision
 from tests.networks import small_restorer
 
 
@@ -24,3 +26,27 @@ def test_keras_would_choose_the_same_on_the_cpu_alone_and_under_a_strategy():
 def test_half_precision_is_for_devices_that_gain_from_it(wanted, policy):
     # No GPU here: "auto" stays with single precision.
     assert layer_precision(wanted) == policy
+
+
+def test_tf32_is_on_only_while_it_is_wanted():
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    before = enabled()
+    with precision_of_convolutions("float32"):
+        assert not enabled()
+        with precision_of_convolutions("tf32"):
+            assert enabled()
+        assert not enabled()
+    assert enabled() == before
+
+
+@pytest.mark.parametrize(("capability", "admitted"), [((7, 5), False), ((8, 0), True), ((9, 0), True), (None, False)])
+def test_tf32_is_refused_by_a_device_that_has_none(monkeypatch, capability, admitted):
+    gpus = [] if capability is None else [{"compute_capability": capability, "device_name": "A card"}]
+    monkeypatch.setattr(devices, "_gpu_details", lambda: gpus)
+    for other in ("float32", "bfloat16"):
+        require_precision(other)
+    if admitted:
+        require_precision("tf32")
+    else:
+        with pytest.raises(InputError, match="Cannot restore in tf32 on this device, the CPU"):
+            require_precision("tf32")

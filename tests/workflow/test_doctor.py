@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import keras
 import numpy as np
 import psutil
 import pytest
+import tensorflow as tf
 from rich.console import Console
 
 import models.network.phases
 from configs.errors import InputError
 from models.network.identity import build_identity
+from tasks.machine import tensorflow_check
 from tasks.machine.check import Check, Checklist
 from tasks.machine.cpus import cpu_quota
 from tasks.machine.tensorflow_check import TRANSPOSED, scattered, tensorflow_checks
@@ -32,7 +35,9 @@ from workflow.cluster.resources import Node, inventory
 
 ROOT = Path(__file__).parents[2]
 MACHINE = ["Python", "packages", "CPU threads", "working directory", "temporary folder"]
-TENSORFLOW = ["TensorFlow", "convolution on CPU:0", "XLA", "transposed convolution", "saved network"]
+TENSORFLOW = [
+    *("TensorFlow", "convolution on CPU:0", "precisions on CPU:0", "XLA", "transposed convolution", "saved network"),
+]
 RAY = ["Ray", "Ray actor", "object store", "nodes", "partition of unity"]
 
 
@@ -209,6 +214,19 @@ def test_tensorflow_of_this_machine_passes(tmp_path):
     found = list(tensorflow_checks(tmp_path))
     assert statuses(found) == dict.fromkeys(TENSORFLOW, "ok")
     assert keras.saving.load_model(tmp_path / "identity.keras", compile=False).name == "identity"
+
+
+def test_a_precision_that_is_computed_wrongly_is_found(monkeypatch):
+    convolve = tf.nn.conv3d
+
+    def wrong(tensor, *arguments):
+        made = convolve(tensor, *arguments)
+        return made * 1.1 if tensor.dtype == tf.bfloat16 else made
+
+    monkeypatch.setattr(tf.nn, "conv3d", wrong)
+    found = examined(partial(tensorflow_check._compare_precisions, "CPU:0"))
+    assert found.status == "failed"
+    assert found.seen == "bfloat16 1e-01 of the largest value"
 
 
 @pytest.mark.parametrize(("kernel_size", "strides"), TRANSPOSED)

@@ -31,6 +31,7 @@ from tests.tasks.images import packaged_volumes
 from tests.workflow.light_restorer import LightRestorer
 from workflow.cluster import fetch
 from workflow.upscale.plan import UpscaleRequest
+from workflow.upscale.report import summary
 from workflow.upscale.volume_work import VolumeError, VolumeWork
 from workflow.upscale.volumes import plan_volumes, upscale
 
@@ -92,6 +93,22 @@ def test_an_output_is_the_restored_volume_on_the_target_grid(network, scan, tmp_
     assert report.timings.network == pytest.approx(0.2 * volume.shards)
     assert report.plan.overhead > 1
     assert report.plan.least_budget_mib <= BUDGET
+
+
+def test_the_precision_is_recorded_with_its_error_and_never_mixed(network, scan, tmp_path):
+    out = tmp_path / "out"
+    (exact,) = run(request(network, out, scan)).volumes
+    assert (exact.precision, exact.precision_psnr) == ("float32", None)
+    coarser = request(replace(network, precision="bfloat16"), out, scan, resume=True)
+    for status in ("done", "resumed"):
+        report = run(coarser)
+        (volume,) = report.volumes
+        assert (volume.status, volume.precision, volume.precision_psnr) == (status, "bfloat16", 61.5)
+        written = json.loads((out / "scan_sr.json").read_text())
+        assert (written["Precision"], written["PrecisionPSNR"]) == ("bfloat16", 61.5)
+        text = "\n".join(line for line in summary(report) if isinstance(line, str))
+        assert "scan.nii: computed in bfloat16, 61.5 dB PSNR against float32." in text
+        assert ("2 worker(s) on CPU" in text) == (status == "done")
 
 
 def test_any_number_of_workers_gives_the_same_bytes(network, scan, tmp_path):

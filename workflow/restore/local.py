@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
+from configs.precision import Precision
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.sharding.restore import Restorer
@@ -46,9 +47,9 @@ class LocalPool:
 @contextmanager
 def local_restorer(network: NetworkFile, _: Resources, __: int) -> Iterator[LocalPool]:
     """Load a network here, once however often it is used; with the threads that TensorFlow has in this process."""
-    yield LocalPool(_loaded(network.name, network.content, network.flips))
+    yield LocalPool(_loaded(network.name, network.content, *network.arithmetic))
 
 
 @lru_cache(maxsize=2)
-def _loaded(name: str, content: bytes, flips: int) -> Restorer:
-    return Restorer(name, content, None, flips)
+def _loaded(name: str, content: bytes, flips: int, precision: Precision) -> Restorer:
+    return Restorer(name, content, None, flips, precision)

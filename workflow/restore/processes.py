@@ -140,7 +140,7 @@ def process_restorers(network: NetworkFile, resources: Resources, shards: int) -
     room = psutil.virtual_memory().available // ((resources.memory_budget_mib + IDLE_MIB) << 20)
     pool = WorkerPool(
         lambda: ProcessWorker(
-            worker_restorer, (network.name, network.content, resources.cpus_per_worker, network.flips)
+            worker_restorer, (network.name, network.content, resources.cpus_per_worker, *network.arithmetic)
         ),
         max(1, min(resources.workers, shards, room)),
         retries=resources.retries,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +60,7 @@ class Tally:
         resample_seconds: Of all workers, summed.
         network_seconds: Of all workers, summed.
         peak_rss_mib: Of the largest worker.
+        devices: That did the work.
     """
 
     shards: int = 0
@@ -68,6 +69,7 @@ class Tally:
     resample_seconds: float = 0.0
     network_seconds: float = 0.0
     peak_rss_mib: float = 0.0
+    devices: set[str] = field(default_factory=set)
 
     def count(self, outcome: Outcome) -> None:
         """Add a shard that is back."""
@@ -78,6 +80,7 @@ class Tally:
         self.resample_seconds += core.resample_seconds
         self.network_seconds += core.network_seconds
         self.peak_rss_mib = max(self.peak_rss_mib, core.rss_mib)
+        self.devices.add(core.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +200,7 @@ def restorers(
     require_room(1 if elastic else resources.workers, request)
     model = share(network.content)
     pool = WorkerPool(
-        lambda: RemoteWorker(worker_restorer, (network.name, model, request.cpus, network.flips), request),
+        lambda: RemoteWorker(worker_restorer, (network.name, model, request.cpus, *network.arithmetic), request),
         min(MOST_WORKERS if elastic else resources.workers, shards),
         retries=resources.retries,
         patience=resources.patience_seconds,

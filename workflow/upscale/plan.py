@@ -265,6 +265,7 @@ class VolumePlan:
                 "programs": program_versions(),
                 **({"labels": True} if self.labels else {}),
                 **({"flips": self.network.flips} if self.network.flips > 1 else {}),
+                **({"precision": self.network.precision} if self.network.precision != "float32" else {}),
                 **({"acquisition": self.recipe.model_dump()} if self.network.needs_acquisition and self.recipe else {}),
                 **({"certainty": self.acquisition.certainty} if self.acquisition else {}),
             }

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from configs.axes import NetworkShape
+from configs.precision import Precision
 from tasks.files.outputs import page_name
 from tasks.sharding.plan import MIB
 from tasks.volume.grid import Three, axis_codes
@@ -45,6 +46,7 @@ class VolumeReport(Written):
         seconds: For checking the input, and from reading its first time point to the written file.
         warnings: Of inspecting the input, and where it is outside the range that the model was trained for.
         acquisition: What the input is taken to be, and why; None where it is the model's own degradation.
+        precision: In which the network computed; None for a label map and where nothing was planned.
     """
 
     input: Path
@@ -62,6 +64,7 @@ class VolumeReport(Written):
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     acquisition: str | None = None
+    precision: Precision | None = None
 
     def row(self, separator: str = "x") -> tuple[str, ...]:
         """Return the cells under `COLUMNS`, with a separator between the numbers of the axes."""
@@ -120,6 +123,7 @@ class UpscaleReport:
         timings: By kind of work.
         mlflow: Where it is recorded.
         adapted_model: The network that was trained on the volumes themselves first; None without `--adapt`.
+        devices: That did the work.
     """
 
     volumes: tuple[VolumeReport, ...]
@@ -131,6 +135,7 @@ class UpscaleReport:
     timings: Timings
     mlflow: RunAddress | None = None
     adapted_model: Path | None = None
+    devices: tuple[str, ...] = ()
 
     @property
     def failed(self) -> tuple[VolumeReport, ...]:
@@ -157,6 +162,7 @@ def volume_report(work: VolumeWork) -> VolumeReport:
         seconds=work.seconds,
         warnings=work.warnings,
         acquisition=_acquisition(plan),
+        precision=_precision(plan),
         **vars(written or Written()),
     )
 
@@ -196,7 +202,13 @@ def sidecar(work: VolumeWork, output: Output, request: UpscaleRequest) -> Sideca
         acquisition=_acquisition(plan),
         outside_range=output.written.outside,
         inferred_share=output.written.inferred_share,
+        precision=_precision(plan),
+        precision_psnr=output.written.precision_psnr,
     )
+
+
+def _precision(plan: VolumePlan) -> Precision | None:
+    return None if plan.labels else plan.network.precision
 
 
 def _acquisition(plan: VolumePlan) -> str | None:
@@ -223,9 +235,14 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
     spent = report.timings
     lines: list[RenderableType] = [
         table,
-        f"{report.voxels_per_second / 1e6:.2f} million voxels per second on {report.workers} worker(s), the largest of"
-        f" {report.peak_rss_mib:.0f} MiB. Seconds: reading {spent.reading:.1f}, resampling {spent.resampling:.1f},"
-        f" network {spent.network:.1f}, writing {spent.writing:.1f}.",
+        f"{report.voxels_per_second / 1e6:.2f} million voxels per second on {report.workers} worker(s)"
+        f"{_on(report.devices)}, the largest of {report.peak_rss_mib:.0f} MiB. Seconds: reading {spent.reading:.1f},"
+        f" resampling {spent.resampling:.1f}, network {spent.network:.1f}, writing {spent.writing:.1f}.",
+    ]
+    lines += [
+        f"{volume.input.name}: computed in {volume.precision}, {volume.precision_psnr:.1f} dB PSNR against float32."
+        for volume in report.volumes
+        if volume.precision_psnr is not None
     ]
     lines += [f"{volume.input.name}: {volume.range_warning}." for volume in report.volumes if volume.range_warning]
     lines += [
@@ -237,6 +254,10 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
     if report.adapted_model is not None:
         lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")
     return lines
+
+
+def _on(devices: Sequence[str]) -> str:
+    return f" on {' and '.join(devices)}" if devices else ""
 
 
 def _places(report: UpscaleReport) -> list[RenderableType]:

@@ -247,6 +247,7 @@ def _address_file(request: UpscaleRequest) -> Path:
             "outputs": [path.name for path in outputs],
             "models": [one.digest for one in (request.network, request.thick_network) if one],
             **_options(request),
+            **({} if request.network.precision == "float32" else {"precision": request.network.precision}),
         }
     )
     return outputs[0].parent / ".voxlift" / f"{key}.run.json"
@@ -267,6 +268,7 @@ def _record_request(recorder: Recorder, request: UpscaleRequest, works: Sequence
     recorder.inputs([described_volume(one.scan, one.digests, "input", record_paths=False) for one in found])
     recorder.parameters({f"upscale.{name}": value for name, value in _options(request).items()})
     recorder.parameters({"upscale.kind": request.kind} if request.kind else {})
+    recorder.parameters({"upscale.precision": request.network.precision})
     elastic = {"resources.workers": "auto"} if request.elastic else {}
     recorder.parameters({**flatten(request.resources, "resources"), **elastic, "volumes": str(len(request.sources))})
     # Where volumes have different networks, the first of them stands for the run.
@@ -393,6 +395,7 @@ def _facts(request: UpscaleRequest, plan: VolumePlan, written: Written, run_id: 
     chosen = {"as": request.kind, "acquisition": request.profile, "dtype": request.dtype}
     options += [f"--{name} {value}" for name, value in chosen.items() if value]
     options += [] if request.correct else ["--no-correct"]
+    options += [] if plan.network.precision == "float32" else [f"--precision {plan.network.precision}"]
     options += ["--inferred"] if request.inferred else []
     shards, resources = plan.shard_plan, request.resources
     return {
@@ -402,6 +405,11 @@ def _facts(request: UpscaleRequest, plan: VolumePlan, written: Written, run_id: 
         "acquisition": str(plan.acquisition or "the model's degradation"),
         "noise found": "not measured" if written.noise is None else f"{written.noise:.4f} of the intensity range",
         "corrected": "yes" if plan.corrects else "no",
+        **(
+            {}
+            if written.precision_psnr is None
+            else {"precision": f"{plan.network.precision}, {written.precision_psnr:.1f} dB PSNR against float32"}
+        ),
         "shards": f"{plan.shards}, cores of up to {'x'.join(map(str, shards.core_shape))} voxels",
         "workers": f"{resources.workers}, memory budget {resources.memory_budget_mib} MiB",
         **({"time point": f"1 of {plan.n_timepoints}"} if plan.n_timepoints > 1 else {}),

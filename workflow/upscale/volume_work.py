@@ -75,6 +75,8 @@ class Written:
         outside: Share of the voxels that are outside the input's range by more than `LEEWAY` of it.
         inferred_share: Energy of the inferred detail over that of all detail beyond cubic interpolation, from 0 to 1
             (`tasks/sharding/detail.py`); None unless the inferred detail was written.
+        precision_psnr: Of the precision against float32 in the middle of the volume, dB of the intensity range; None in
+            float32.
     """
 
     sha256: str | None = None
@@ -83,6 +85,7 @@ class Written:
     noise: float | None = None
     outside: float | None = None
     inferred_share: float | None = None
+    precision_psnr: float | None = None
 
     @property
     def range_warning(self) -> str:
@@ -208,6 +211,7 @@ class VolumeWork:
         self._began = 0.0
         # Of the thread that collects.
         self.keeping, self.tally = Clock(), Tally()
+        self.precision_psnr: float | None = None
         # Of the thread that writes behind.
         self.writing, self.seconds = Clock(), 0.0
 
@@ -291,6 +295,8 @@ class VolumeWork:
         """Store a core of a time point that a worker has restored."""
         with self.keeping.running():
             self._assembly(number).save(shard, core.voxels)
+        if core.precision_psnr is not None:  # before the writer learns of the core, which may be the last
+            self.precision_psnr = min(core.precision_psnr, self.precision_psnr or core.precision_psnr)
         self._arrivals.add(number, [shard])
 
     def write(self) -> Output:
@@ -306,6 +312,7 @@ class VolumeWork:
             extent, count = (found.lowest, found.highest), plan.n_timepoints
             sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, count)
         output = writer.output(sha256)
+        output = replace(output, written=replace(output.written, precision_psnr=self.precision_psnr))
         self.written, self.seconds = output.written, time.perf_counter() - self._began
         return output
 

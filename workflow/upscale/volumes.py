@@ -191,6 +191,7 @@ def upscale(
         peak_rss_mib=total.peak_rss_mib,
         seconds=seconds,
         voxels_per_second=total.voxels / seconds if seconds else 0.0,
+        devices=tuple(sorted(total.devices)),
         timings=Timings(
             reading=sum(work.reading.seconds for work in works),
             resampling=total.resample_seconds,
