@@ -59,8 +59,10 @@ class RehearsedShard:
         first_seconds: Of the first restoration, with warm-up.
         seconds: Of a later one.
         shard_bytes: Memory that it took beyond the idle worker.
+        device: That did the work.
     """
 
     first_seconds: float
     seconds: float
     shard_bytes: int
+    device: str = "CPU"

@@ -121,8 +121,8 @@ class ShardRehearsal:
     def __call__(self, volume: CoarseVolume, shard: Shard, later: Shard) -> RehearsedShard:
         """Restore a shard, and another or the same once it is warm."""
         growth = MemoryGrowth()
-        (_, first), (_, second) = (timed(partial(self._restorer, volume, one)) for one in (shard, later))
-        return RehearsedShard(first, second, growth.bytes)
+        (core, first), (_, second) = (timed(partial(self._restorer, volume, one)) for one in (shard, later))
+        return RehearsedShard(first, second, growth.bytes, core.device)
 
 
 class MemoryGrowth:

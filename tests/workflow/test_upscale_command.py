@@ -180,6 +180,8 @@ def test_what_cannot_be_done_is_refused(place, model):
         upscale(place / "text.nii", *aim, "--scale", "2,2,2")
     with pytest.raises(InputError, match=r"holds 0 \.keras files"):
         upscale(place / "other.nii", "--out", place / "out", "--model", place, "--scale", "2,2,2")
+    with pytest.raises(InputError, match=r"Cannot restore in tf32 on CPUs: .* Use --precision float32"):
+        upscale(place / "other.nii", *aim, "--scale", "2,2,2", "--precision", "tf32")
     inputs = keras.Input((None, None, None, 1))
     keras.Model(inputs, keras.layers.GroupNormalization(1, name="over_all")(inputs)).save(place / "group.keras")
     with pytest.raises(ShapeError, match=r"layer over_all \(GroupNormalization\) would see the shard, not the volume"):

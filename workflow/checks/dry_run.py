@@ -274,7 +274,8 @@ class _Rehearsal:
             memory = replace(self.estimates.shard_mib, measured=shard.shard_bytes / MIB)
             restoring = estimates.restoring_seconds(planned, shard, largest, resources.workers)
             self._estimate(shard_mib=memory, restoring_seconds=restoring)
-            attempt.ok(f"{shard.seconds:.2f} s on {counted(resources.cpus_per_worker, 'CPU thread')}")
+            threads = counted(resources.cpus_per_worker, "CPU thread")
+            attempt.ok(f"{shard.seconds:.2f} s on {threads if shard.device == 'CPU' else shard.device}")
             attempt.ok(f"{memory.estimated:.0f} MiB estimated, {memory.measured:.0f} MiB taken")
         if self._checks.failures:
             return

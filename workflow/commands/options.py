@@ -50,9 +50,30 @@ def workers_or_auto(text: str) -> str:
     >>> workers_or_auto("4"), workers_or_auto("auto")
     ('4', 'auto')
     """
-    if text != AUTO and not (text.isdecimal() and int(text)):
-        raise typer.BadParameter(f"{text} is neither a number from 1 nor {AUTO}.")
+    return _number_or_auto(text, 1)
+
+
+def gpus_or_auto(text: str) -> str:
+    """Check a number of GPUs, or `auto`; arguments and errors as of `workers_or_auto`.
+
+    >>> gpus_or_auto("0"), gpus_or_auto("auto")
+    ('0', 'auto')
+    """
+    return _number_or_auto(text, 0)
+
+
+def _number_or_auto(text: str, least: int) -> str:
+    if text != AUTO and not (text.isdecimal() and int(text) >= least):
+        raise typer.BadParameter(f"{text} is neither a number from {least} nor {AUTO}.")
     return text
+
+
+GpusPerWorker = Annotated[
+    str,
+    typer.Option(
+        parser=gpus_or_auto, metavar="N|auto", help="GPUs of each worker, 0 for none; auto: one of this machine's."
+    ),
+]
 
 
 def resources_of(workers: int, memory_budget: int, **others: float) -> "Resources":

@@ -10,7 +10,7 @@ import typer
 from configs.errors import InputError
 from workflow.commands.options import (
     AUTO,
-    MemoryBudget,
+    GpusPerWorker,
     Overwrite,
     Spacing,
     require_one_of,
@@ -107,8 +107,11 @@ def upscale(
     cpus_per_worker: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of each worker: 1 of a Ray worker, else up to 4.")
     ] = None,
-    gpus_per_worker: Annotated[int, typer.Option(min=0, help="GPUs of each worker.")] = 0,
-    memory_budget: MemoryBudget = 2000,
+    gpus_per_worker: GpusPerWorker = "auto",
+    memory_budget: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="MIB", help="Memory of a shard, in MiB: 2000, or half of a GPU's free memory."),
+    ] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a shard is tried again.")] = 2,
     patience: Annotated[float, typer.Option(min=1, help="Seconds until a silent worker is replaced.")] = 600.0,
     resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
@@ -123,7 +126,7 @@ def upscale(
         with waiting(opened.console, "Loading voxlift"):
             from tasks.artifacts.shipped import shipped_network
             from tasks.files.outputs import names_output
-            from workflow.restore.processes import spread
+            from workflow.restore.placement import Given, placed
             from workflow.upscale.adaptation import FOLDER, run_adaptation
             from workflow.upscale.plan import UpscaleRequest
             from workflow.upscale.report import summary
@@ -144,14 +147,27 @@ def upscale(
                 "Leave one of the two out.",
             )
         elastic = workers == AUTO
-        resources = resources_of(
-            2 if workers is None or elastic else int(workers),
-            memory_budget,
+        number = 2 if workers is None or elastic else int(workers)
+        asked = resources_of(
+            number,
+            memory_budget or 2000,
             cpus_per_worker=cpus_per_worker or 1,
-            gpus_per_worker=gpus_per_worker,
-            retries=retries,
             patience_seconds=patience,
+            retries=retries,
         )
+        given = Given(
+            # Of as many as there is room for, one GPU suffices for the first.
+            1 if elastic else number if workers else None,
+            cpus_per_worker,
+            None if gpus_per_worker == AUTO else int(gpus_per_worker),
+            memory_budget,
+        )
+        place, resources = placed(asked, given, joins=bool(os.environ.get("RAY_ADDRESS")))
+        if precision == "tf32" and not resources.gpus_per_worker:
+            raise InputError(
+                "Cannot restore in tf32 on CPUs: GPUs of compute capability 8.0 and newer have it.",
+                "Use --precision float32 or bfloat16, or such a GPU (--gpus-per-worker).",
+            )
         by_scale, by_spacing = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
         found = find_sources(
             volumes,
@@ -172,7 +188,7 @@ def upscale(
                     model=model,
                     scale=by_scale,
                     spacing=by_spacing,
-                    resources=resources,
+                    resources=asked,
                     settings=settings or [],
                     resume=resume,
                     overwrite=overwrite,
@@ -183,7 +199,6 @@ def upscale(
         network, thick = saved_network(str(adapted) if adapted else model), shipped_network(thick=True)
         if ensemble == "8":
             network, thick = network.flipped(), thick.flipped()
-        cluster = workers or gpus_per_worker or os.environ.get("RAY_ADDRESS")
         network, thick = replace(network, precision=precision), replace(thick, precision=precision)
         request = UpscaleRequest(
             sources=sources,
@@ -191,7 +206,7 @@ def upscale(
             output=output,
             network=network,
             thick_network=None if adapted or model else thick,
-            resources=resources if cluster else spread(resources, cpus_per_worker),
+            resources=resources,
             scale=by_scale,
             spacing=by_spacing,
             slice_axis="ijk".index(slice_axis) if slice_axis else None,
@@ -208,7 +223,7 @@ def upscale(
             inferred=inferred,
             pages=pages,
             elastic=elastic,
-            place="cluster" if cluster else "processes",
+            place=place,
         )
         report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
         opened.show(report, *summary(report))

@@ -19,6 +19,7 @@ import psutil
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.machine.cpus import usable_cpus
+from tasks.machine.gpus import cards
 from tasks.machine.worker import WorkerDiedError, plain_errors, prepare
 from tasks.sharding.restore import worker_restorer
 from workflow.restore.worker_pool import WorkerPool
@@ -45,16 +46,22 @@ class ProcessWorker:
     Args:
         make: Makes the tool inside the worker. A module-level name.
         arguments: Of `make`.
+        gpus: Free ones, as `CUDA_VISIBLE_DEVICES` names them: the worker takes one while it lives. Without any, it
+            sees none.
     """
 
-    def __init__(self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
+    def __init__(
+        self, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...], gpus: deque[str] | None = None
+    ) -> None:
+        self._gpus, self._gpu = gpus, gpus.popleft() if gpus else None
         self.placing = None  # a process of this machine is there at once
         self.loading = Answer(self)
         self._awaited = deque([self.loading])
         self._sent: object = None
         self.connection, theirs = Pipe()
         # The search path is that of this process; `-P` keeps the current folder out, a session of its own Ctrl-C.
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({theirs.fileno()})"
+        serving = f"serve({theirs.fileno()}, {self._gpu!r})"
+        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; {serving}"
         # By a file, which the worker reads when it is up: writing to the connection would wait for that.
         with theirs, tempfile.TemporaryFile() as tool:
             pickle.dump((make, *arguments), tool)
@@ -96,6 +103,9 @@ class ProcessWorker:
         self._process.kill()
         self._process.wait()
         self.connection.close()
+        if self._gpus is not None and self._gpu is not None:
+            self._gpus.append(self._gpu)
+            self._gpu = None
 
 
 def first_answers(answers: Iterable[Answer], seconds: float) -> list[Answer]:
@@ -122,25 +132,30 @@ def fetch(answer: Answer) -> Any:  # noqa: ANN401 - what the tool returns
     return value
 
 
-def spread(resources: Resources, threads: int | None) -> Resources:
-    """Divide the CPUs of this machine among processes.
+def spread(resources: Resources, threads: int | None, gpus: int = 0) -> Resources:
+    """Divide the CPUs of this machine among processes: one for each GPU or, without any, by the CPUs.
 
     Args:
-        resources: Of which the number of workers and their threads are replaced.
+        resources: Of which the number of workers, their threads and GPUs are replaced.
         threads: Of each process; None for few processes of several threads.
+        gpus: To use.
     """
     cpus = usable_cpus()
-    processes = max(1, cpus // (threads or THREADS))
-    return resources.model_copy(update={"workers": processes, "cpus_per_worker": threads or cpus // processes})
+    processes = gpus or max(1, cpus // (threads or THREADS))
+    each = {"cpus_per_worker": threads or max(1, cpus // processes), "gpus_per_worker": min(1, gpus)}
+    return resources.model_copy(update={"workers": processes, **each})
 
 
 @contextmanager
 def process_restorers(network: NetworkFile, resources: Resources, shards: int) -> Iterator[WorkerPool]:
     """Start processes that hold a network, at most one per shard and no more than memory holds; end them at the end."""
-    room = psutil.virtual_memory().available // ((resources.memory_budget_mib + IDLE_MIB) << 20)
+    gpus = deque(card.token for card in cards()) if resources.gpus_per_worker else None
+    # The budget of a worker with a GPU is that of the card.
+    budget = 0 if gpus else resources.memory_budget_mib
+    room = psutil.virtual_memory().available // ((budget + IDLE_MIB) << 20)
     pool = WorkerPool(
         lambda: ProcessWorker(
-            worker_restorer, (network.name, network.content, resources.cpus_per_worker, *network.arithmetic)
+            worker_restorer, (network.name, network.content, resources.cpus_per_worker, *network.arithmetic), gpus
         ),
         max(1, min(resources.workers, shards, room)),
         retries=resources.retries,
@@ -154,9 +169,11 @@ def process_restorers(network: NetworkFile, resources: Resources, shards: int) -
         pool.shut_down()
 
 
-def serve(handle: int) -> None:
+def serve(handle: int, gpu: str | None) -> None:
     """Make the tool that standard input describes and answer the calls of a connection, in a process of its own."""
-    prepare(gpus=0)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    prepare(gpus=int(gpu is not None))
     calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
     parent = Connection(handle)
 
