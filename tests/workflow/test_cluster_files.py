@@ -239,10 +239,11 @@ def test_the_pods_of_the_ray_job_hold_its_command(ray_job):
 
     comments = (FILES / "rayjob.yaml").read_text().replace("\n  #", "\n")
     upscale = voxlift(re.findall(r"^ *(voxlift upscale .*)$", comments, re.MULTILINE)[0]).params
-    workers, pods = upscale["workers"], config["max_workers"]
+    workers, pods = int(upscale["workers"]), config["max_workers"]
     assert workers * upscale["cpus_per_worker"] <= pods * pod["CPU"]
     # A worker has its budget beyond an idle one, which takes less than 1 GiB; a third goes to Ray and the object store.
-    assert workers * (upscale["memory_budget"] * 2**20 + GIB) <= pods * pod["memory"] * 2 / 3
+    budget = upscale["memory_budget"] or 2000  # without GPUs
+    assert workers * (budget * 2**20 + GIB) <= pods * pod["memory"] * 2 / 3
     for path in (*upscale["volumes"], upscale["out"], upscale["model"]):
         assert Path(path).is_relative_to("/shared")
 
@@ -298,7 +299,7 @@ def test_the_slurm_script_is_bash_and_its_examples_are_commands():
         nodes = int(dict(option.split("=") for option in given.split())["--nodes"])
         assert command.params["resume"]
         if command.info_name == "upscale":
-            asked = command.params["workers"] * command.params["cpus_per_worker"]
+            asked = int(command.params["workers"]) * command.params["cpus_per_worker"]
             assert asked <= nodes * int(options["cpus-per-task"])
 
 
