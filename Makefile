@@ -38,7 +38,8 @@ test: develop
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: develop
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not alone" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and alone"
 
 # The image of the Containerfile, built by buildah, and its test. BUILD_OPTIONS are those of buildah, as for another image
 # to build on (--build-arg BASE=IMAGE).

@@ -281,6 +281,7 @@ RULES = (
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(1500)
 def test_estimates_are_within_half_of_what_the_run_then_takes(tmp_path):
     brain = write(tmp_path / "brain.nii.gz", (44, 46, 48))

@@ -11,7 +11,7 @@ import pytest
 from tests.growing_cluster import growing_cluster
 from tests.workflow.small_upscaling import ROOT, SmallUpscaling, digests
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 MOST = 2
 
 SCRIPT = """

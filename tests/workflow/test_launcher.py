@@ -16,7 +16,7 @@ from tests.processes import until
 from tests.workflow.small_upscaling import ROOT, SmallUpscaling, digests, report_in
 from tests.workflow.ssh_machines import Machine, ssh_machines
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 BIN = Path(sys.executable).parent
 # Nodes share the ports and the memory of one machine.
 SMALL = "--node-manager-port=0 --object-manager-port=0 --dashboard-agent-listen-port=0 --min-worker-port=0"

@@ -15,7 +15,7 @@ from tests.workflow.slurm_nodes import slurm_nodes
 from tests.workflow.small_training_run import SmallTraining, require_same_weights
 from tests.workflow.small_upscaling import SmallUpscaling, digests
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(900)]
 SMALL_NODES = "--nodes=2 --cpus-per-task=1 --mem=5G"
 
 

@@ -192,7 +192,7 @@ def test_a_worker_that_still_loads_finds_work(pool):
 
 
 def test_a_worker_without_a_place_delays_nobody(pool):
-    one_of_two = pool(2, request=Request(cpus=3), at_once=1, patience=2.0)  # of 4 CPUs
+    one_of_two = pool(2, request=Request(cpus=3), at_once=1, patience=60.0)  # of 4 CPUs
     one_of_two.wait_for_place()
     done = outcomes(one_of_two, *(Job(number, (number,)) for number in range(6)))
     assert {key: outcome.value for key, outcome in done.items()} == {number: 2 * number for number in range(6)}
