@@ -56,7 +56,7 @@ class NetworkFile:
 
     @property
     def arithmetic(self) -> tuple[int, Precision]:
-        """How a restorer applies it: mirror images and precision."""
+        """Mirror images and precision, as arguments of a restorer."""
         return self.flips, self.precision
 
     def flipped(self) -> "NetworkFile":
