@@ -111,6 +111,11 @@ def _present_names(losses: object) -> object:
     return {"null_space" if name == "unseen" else name: weight for name, weight in losses.items()}
 
 
+def _off(value: object) -> object:
+    """Read what YAML makes of the word off."""
+    return "off" if value is False else value
+
+
 Losses = Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1), BeforeValidator(_present_names)]
 
 
@@ -134,7 +139,8 @@ class Training(Frozen):
         clip_norm: The gradient is scaled down to this norm over all weights. With the default losses it is about 0.003;
             without a limit close above that, a few hard patches in a row can drive the weights off for good.
         average: Momentum of the moving average of the weights, which is what is saved; 0 saves the last weights.
-        mixed_precision: Whether layers compute in half precision: "auto" on GPUs that have units for it.
+        mixed_precision: Whether layers compute in half precision: "auto" on GPUs that have units for it. What a
+            training loses by it has not been measured.
         seed: Of the weights, the patches and their augmentation.
         replicas: Model replicas under MirroredStrategy: GPUs where there are any, else logical CPU devices.
             None means every GPU, or one CPU.
@@ -155,7 +161,7 @@ class Training(Frozen):
     regularisation: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(0.005, gt=0)
     average: float = Field(0.99, ge=0, lt=1)
-    mixed_precision: Literal["auto", "off", "bfloat16"] = "auto"
+    mixed_precision: Annotated[Literal["auto", "off", "bfloat16"], BeforeValidator(_off)] = "off"
     seed: int = Field(0, ge=0, lt=1 << 32)  # as NumPy takes it
     replicas: int | None = Field(None, gt=0)
     checkpoints: Checkpoints = Checkpoints()

@@ -24,6 +24,11 @@ def test_an_override_changes_its_key_alone():
     assert changed.model_copy(update={"training": preset.training}) == preset
 
 
+def test_off_is_a_word_though_yaml_reads_it_as_false():
+    config = load_config("demo", ["training.mixed_precision=off"])
+    assert config.training.mixed_precision == "off"
+
+
 def test_flatten_names_every_leaf():
     leaves = flatten(load_config("demo"))
     assert leaves["training.steps"] == str(load_config("demo").training.steps)
