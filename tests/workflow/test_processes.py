@@ -159,7 +159,7 @@ def test_the_command_does_without_ray_and_gives_the_same_bytes(tmp_path):
     assert "raylet" not in met["processes"]
 
     process = start("killed")
-    until(lambda: len(below(process)) > 1, process)
+    until(lambda: below(process), process)
     family = below(process)
     process.send_signal(signal.SIGTERM)
     said, errors = process.communicate(timeout=60)
