@@ -19,7 +19,7 @@ from configs.frozen import Frozen
 from tasks.artifacts.network_file import read_network
 from tasks.files.trees import stored_size
 from tasks.volume.grid import Grid
-from tasks.volume.inspection import find_extent
+from tasks.volume.inspection import all_finite
 from tasks.volume.nifti import open_volume, read_forward
 from tasks.volume.scan import Header, Scan
 
@@ -130,7 +130,7 @@ class VolumeContract(Frozen):
             violations = [*self._size_violations(scan), *self._geometry_violations(scan.grid, scan.header)]
             with read_forward(scan) as (forward, reader):
                 try:
-                    if not violations and find_extent(forward, first).not_finite:
+                    if not violations and not all_finite(forward, first):
                         violations = ["it has voxels that are NaN or infinite"]
                 except ReadError as error:
                     violations = [error.reason]

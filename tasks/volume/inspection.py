@@ -58,12 +58,29 @@ class Extent:
     through: "ThroughPlane | None" = None
 
 
-def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
-    """Read every voxel in order and find the range.
+def all_finite(scan: Scan, first: NDArray[np.float32] | None = None) -> bool:
+    """Read every voxel in order; returns whether none is NaN or infinite.
 
     Args:
         scan: Best from `read_forward`.
         first: Filled with the voxels of the first time point, `[i, j, k]`.
+    """
+    finite = True
+    for time in range(scan.header.n_timepoints):
+        start = 0
+        for slab in scan.slabs(time):
+            if time == 0 and first is not None:
+                first[:, :, start : start + slab.shape[2]] = slab
+            start += slab.shape[2]
+            finite = finite and bool(np.isfinite(slab).all())
+    return finite
+
+
+def find_extent(scan: Scan) -> Extent:
+    """Read every voxel in order and find the range.
+
+    Args:
+        scan: Best from `read_forward`.
     """
     lowest, highest, not_finite = np.inf, -np.inf, 0
     constant, values = [], ValueCounts()
@@ -80,8 +97,6 @@ def find_extent(scan: Scan, first: NDArray[np.float32] | None = None) -> Extent:
                 for (i, j, k), found in zip(windows, pieces, strict=True):
                     planes = slice(max(k.start - start, 0), max(min(k.stop, stop) - start, 0))
                     found.append(np.nan_to_num(slab[i, j, planes], posinf=0, neginf=0))
-                if first is not None:
-                    first[:, :, start:stop] = slab
             start = stop
             finite = np.isfinite(slab)
             not_finite += slab.size - int(np.count_nonzero(finite))
