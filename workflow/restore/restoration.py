@@ -129,7 +129,7 @@ def restore_volume(
     acquisition: Degradation | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Restored:
-    """Restore a volume through Ray; the same bytes whatever the number of workers.
+    """Restore a volume through Ray; the same bytes from any number of workers.
 
     Call it within `cluster()`.
 
@@ -191,7 +191,7 @@ def restorers(
         network: The restorer.
         resources: Workers, and what each requests.
         shards: To be restored.
-        elastic: Start as many workers as the cluster has room for, now and later, whatever `resources.workers` says.
+        elastic: Start as many workers as the cluster has room for, now and later, instead of `resources.workers`.
 
     Raises:
         ConfigError: The cluster has no room for the workers and cannot make it.
