@@ -154,13 +154,23 @@ class Stream:
         return tuple(int(self.size / size.step) - size.loss for size in self.field.sizes)
 
     def _made_before(self, number: int) -> tuple[int, ...]:
-        """Planes of each node that the steps before make, from the start of the volume on."""
+        """Planes of each node that the steps before make, from the start of the volume on.
+
+        Those that later outputs of these steps depend on; and of a layer that makes the grid finer all that its source
+        determines, so that it reads as few planes twice as its kernel permits.
+        """
         # The outputs before a step end with those of one total stride.
         last = number * self.height - self.field.stride
-        return tuple(
-            0 if needs is None else min(max(needs[1] + int(last / size.step), 0), planes)
-            for needs, size, planes in zip(self._needs, self.field.sizes, self._sizes, strict=True)
-        )
+        made: list[int] = []
+        for needs, size, planes, reach, sources in zip(
+            self._needs, self.field.sizes, self._sizes, self.field.reaches, self.field.sources, strict=True
+        ):
+            needed = 0 if needs is None else min(max(needs[1] + int(last / size.step), 0), planes)
+            if reach.up and needed:
+                there = made[sources[0]]
+                needed = planes if there == self._sizes[sources[0]] else max(needed, there * reach.stride + reach.first)
+            made.append(needed)
+        return tuple(made)
 
     def _depends(self, number: int) -> tuple[int, ...]:
         """The first plane of each node that the output of a step, and those after it, depend on."""

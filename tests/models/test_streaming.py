@@ -91,6 +91,20 @@ def test_no_plane_is_made_twice_and_steps_in_the_middle_are_alike(axis):
     assert len(stream.kinds) < 20
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_transposed_stage_reads_as_few_planes_twice_as_its_kernel_permits(axis):
+    walk = Walk(small_restorer(), (240, 480, 496), axis, 1)
+    (steady, _), *_ = walk.stream.kinds.most_common()
+    stages = [
+        (node.config["kernel_size"][axis], node.config["strides"][axis], work)
+        for node, work in zip(walk.graph.nodes, steady.layers, strict=True)
+        if node.kind == "Conv3DTranspose"
+    ]
+    assert len(stages) == 4
+    for kernel, stride, work in stages:
+        assert work.read_planes[0] == work.planes // stride + -(-kernel // stride) - 1
+
+
 def test_a_warm_up_does_only_the_work_that_counts():
     stream = Walk(small_restorer(convolutions=1), (16, 240, 16), 1, 1).stream
     warm_up = [stream.step(number, 12) for number in range(stream.warm_up(12), 12)]
