@@ -124,6 +124,13 @@ def note_entries(folder: Path, entries: Mapping[Path, ManifestEntry], run_id: st
         partial.write_text(Contracts(run_id=run_id, seals=names).text())
 
 
+def is_under_contract(path: Path) -> bool:
+    """Check if a file is there and is noted in its folder, as the last step of making it."""
+    with suppress(ContractsError):
+        return path.is_file() and path.name in read_contracts(path.parent).seals
+    return False
+
+
 def collect_entries(folder: Path, run_id: str) -> None:
     """Write the `contracts.json` of a folder from all noted entries, those of other runs included, of files that exist.
 

@@ -132,10 +132,14 @@ class Story(RuleBasedStateMachine):
         for path in [*self.folder.rglob("out/**/*")]:
             os.utime(path, (time.time() + jump, time.time() + jump))
 
-    @precondition(lambda self: self.complete)
     @rule()
     def verify(self) -> None:
-        """Check the finished folder against its contracts."""
+        """Check the folder against its contracts, if it is finished.
+
+        No precondition: the operation that meets a fault varies with the threads, and rules are not to depend on it.
+        """
+        if not self.complete:
+            return
         contracts = read_contracts(self.folder / "out")
         assert len(contracts.seals) == 2 * len(self.known.outputs)
         assert contracts.problems(self.folder / "out", alone=False) == {}

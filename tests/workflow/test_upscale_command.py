@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from configs.axes import FileShape
 from configs.errors import InputError, ShapeError
 from configs.schema import Resources
+from tasks.artifacts.manifest import CONTRACTS_FILE, PARTS, is_under_contract
 from tasks.artifacts.network_file import read_network
 from tasks.files.lock import locked
 from tasks.volume.grid import Grid
@@ -421,3 +422,11 @@ def test_a_page_that_was_left_out_is_made_by_a_resumed_run(place, model):
     assert not upscale(*command, "--resume")
     assert page.exists()
     assert (place / "out" / "other_sr.nii").stat().st_mtime_ns == written
+    # As after a kill between the page and its entry, which is noted next.
+    (place / "out" / CONTRACTS_FILE).unlink()
+    noted = [path for path in (place / "out").glob(PARTS) if page.name in path.read_text()]
+    for path in noted:
+        path.unlink()
+    assert not is_under_contract(page)
+    assert not upscale(*command, "--resume")
+    assert is_under_contract(page)

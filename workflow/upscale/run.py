@@ -19,7 +19,7 @@ from rich.console import Console
 from configs.errors import ContractError, InputError
 from configs.load import flatten
 from tasks.artifacts.contracts import volume_contract
-from tasks.artifacts.manifest import collect_entries, manifest_entry, note_entries
+from tasks.artifacts.manifest import collect_entries, is_under_contract, manifest_entry, note_entries
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
 from tasks.files.bids import describe_derivatives
@@ -308,9 +308,9 @@ def _record_output(recorder: Recorder, request: UpscaleRequest, number: int, wor
 
 
 def _add_page_if_absent(recorder: Recorder, request: UpscaleRequest, number: int, work: VolumeWork) -> None:
-    """Make the QC page of an output whose run was stopped before it had made one."""
+    """Make the QC page of an output whose run was stopped before it had made and noted one."""
     plan = work.plan
-    if request.pages and _has_page(plan) and not _page(plan).exists():
+    if request.pages and _has_page(plan) and not is_under_contract(_page(plan)):
         coarse = plan.coarse_volume(plan.scan.read(0, finite=False).voxels, Intensity(0.0, 1.0))
         _add_page(recorder, request, number, work, coarse, open_volume(plan.output).read(0, finite=False).voxels)
 
