@@ -62,7 +62,7 @@ def restore(folder: Path, out: str, *options: str, kill_at: float = 0.0) -> dict
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}", "PYTHONPATH": str(ROOT)}
     began, peak = time.monotonic(), 0.0
-    wanted = kill_at * 4 * 4 * np.prod(zarr_shape(folder / "volume.zarr"))  # bytes of its float32 cores
+    wanted = kill_at * 4 * np.prod(zarr_shape(folder / "volume.zarr"))  # bytes of its uint8 cores
     with (
         (folder / "report.json").open("w") as report,
         subprocess.Popen(command, env=environment, stdout=report) as process,

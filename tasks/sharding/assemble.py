@@ -66,16 +66,20 @@ class Assembly:
         """Sort the shards as they are computed: slabs along their strips, boxes as in the file."""
         return self.in_file_order() if self.plan.streamed is None else list(self.plan.shards)
 
-    def save(self, shard: Shard, core: NDArray[np.float32]) -> None:
-        """Store a core, `(depth, height, width)`."""
-        self.store.save(shard, self.axes.to_file(core))
+    def save(self, shard: Shard, core: NDArray[Any], outside: int = 0) -> None:
+        """Store a core, `(depth, height, width)`; other arguments as of `ShardStore.save`."""
+        self.store.save(shard, self.axes.to_file(core), outside)
 
-    def load(self, shard: Shard) -> NDArray[np.float32]:
+    def load(self, shard: Shard) -> NDArray[Any]:
         """Map a stored core into memory, `(i, j, k)`."""
         return self.store.load(shard, FileShape(*(stop - start for start, stop in self.box(shard))))
 
-    def slabs(self, arrived: Callable[[Shard], None], slab_voxels: int = SLAB_VOXELS) -> Iterator[NDArray[np.float32]]:
-        """Yield the volume from its first plane to its last, float32 `[i, j, planes]` each, in Fortran order.
+    def outside(self) -> int:
+        """Return how many voxels of all cores were outside the range of the input, as they were stored with them."""
+        return sum(self.store.outside(shard) for shard in self.plan.shards)
+
+    def slabs(self, arrived: Callable[[Shard], None], slab_voxels: int = SLAB_VOXELS) -> Iterator[NDArray[Any]]:
+        """Yield the volume from its first plane to its last, as it is stored, `[i, j, planes]` in Fortran order.
 
         Args:
             arrived: Returns when a core is in the store.
@@ -86,7 +90,7 @@ class Assembly:
         boxes = {shard: self.box(shard) for shard in self.in_file_order()}
         for start in range(0, planes, step):
             stop = min(start + step, planes)
-            slab = np.empty((i, j, stop - start), np.float32, order="F")
+            slab = np.empty((i, j, stop - start), self.store.dtype, order="F")
             for shard, ((i0, i1), (j0, j1), (k0, k1)) in boxes.items():
                 low, high = max(start, k0), min(stop, k1)
                 if low < high:
@@ -96,7 +100,11 @@ class Assembly:
             yield slab
 
     def residual(
-        self, coarse: NDArray[Any], recipe: Degradation, arrived: Callable[[Shard], None] = lambda _: None
+        self,
+        coarse: NDArray[Any],
+        recipe: Degradation,
+        arrived: Callable[[Shard], None] = lambda _: None,
+        compared: Callable[[NDArray[Any]], NDArray[np.float32]] = lambda core: core,
     ) -> NDArray[np.float32]:
         """Subtract the restored volume, degraded again, from the input.
 
@@ -106,6 +114,7 @@ class Assembly:
             coarse: The input, `(depth, height, width)`.
             recipe: The degradation from the restored volume to the input.
             arrived: Returns when a core is in the store; by default they all are.
+            compared: Turns a stored core into what is compared with the input, in its unit.
 
         Returns:
             float32 of the input's shape, in the unit of the input.
@@ -114,7 +123,7 @@ class Assembly:
         again = np.zeros(coarse.shape, np.float32)
         for shard in self.plan.shards:
             arrived(shard)
-            part = self.axes.to_network(self.load(shard))
+            part = self.axes.to_network(compared(self.load(shard)))
             window = [slice(*side) for side in shard.core]
             parts = {}
             for axis, (matrix, side) in enumerate(zip(matrices, window, strict=True)):
@@ -134,8 +143,7 @@ class Assembly:
         intensity: Intensity,
         recipe: Degradation,
         arrived: Callable[[Shard], None] = lambda _: None,
-        *,
-        corrects: bool,
+        compared: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
     ) -> tuple[Correction | None, Consistency]:
         """Find what makes the volume consistent with its input.
 
@@ -144,16 +152,16 @@ class Assembly:
             intensity: Of the input.
             recipe: The degradation from the restored volume to the input.
             arrived: Returns when a core is in the store; by default they all are.
-            corrects: Whether to correct; otherwise the volume is only compared with its input.
+            compared: As in `residual`, of a volume that is only compared with its input; None corrects it.
 
         Returns:
             The correction, in the unit of the file, None where there is none; and the consistency of the volume.
         """
         unit, shape = np.float32(intensity.high - intensity.low), self.plan.target_shape
-        residual = self.residual(coarse, recipe, arrived) / unit
+        residual = self.residual(coarse, recipe, arrived, compared or (lambda core: core)) / unit
         before = float(np.sqrt(np.mean(np.square(residual, dtype=np.float64))))
-        noise = noise_level(coarse / unit, shape, recipe) if corrects else 0.0
-        found = solve_correction(residual, shape, recipe, noise=noise) if corrects else None
+        noise = noise_level(coarse / unit, shape, recipe) if compared is None else 0.0
+        found = solve_correction(residual, shape, recipe, noise=noise) if compared is None else None
         if found is None:
             return None, Consistency(before, before, noise)
         return replace(found, coefficients=found.coefficients * unit), Consistency(found.unexplained, before, noise)

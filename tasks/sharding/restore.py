@@ -1,4 +1,4 @@
-"""Restoration of one shard by a worker: resample what it reads, restore it, return the core."""
+"""Restoration of one shard by a worker: resample what it reads, restore it, return the core as it is stored."""
 
 import resource
 import sys
@@ -24,6 +24,7 @@ from tasks.imaging.labels import resample_labels
 from tasks.imaging.resample import Window, resample_window
 from tasks.machine.worker import lean_keras
 from tasks.sharding.plan import MIB, Box, Shard
+from tasks.volume.encoding import Encoding
 from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.padding import Padding
 
@@ -34,6 +35,8 @@ COMPARED = 64  # voxels along each axis of the window that is computed in float3
 # Between a precision and float32, dB of the intensity range: below the first no rounding explains it, above the second
 # the rounding of float32 itself differs.
 MIN_PSNR, MAX_PSNR = 40.0, 150.0
+LEEWAY = 0.05  # share of the input's range by which sharper edges may exceed it
+ENCODED_VOXELS = 1 << 20  # at once, of a core
 MIRRORS = tuple(axes for count in (1, 2, 3) for axes in combinations(range(3), count))
 
 
@@ -56,6 +59,8 @@ class CoarseVolume:
         level: Subtracted from all voxels, and added to the output.
         limits: Lowest and highest voxel of the file, padding left out.
         padding: What was filled and stays as it is.
+        encoding: Of the output, in which its cores are returned; None for float32 without the level, of which more than
+            the output is made.
     """
 
     voxels: NDArray[Any]
@@ -67,6 +72,7 @@ class CoarseVolume:
     level: float = 0.0
     limits: tuple[float, float] = (-np.inf, np.inf)
     padding: tuple[Padding, ...] = ()
+    encoding: Encoding | None = None
     token: str = field(init=False, default_factory=lambda: uuid4().hex)  # of this object, also in other processes
 
     def input_window(self, window: Window) -> NDArray[np.float32]:
@@ -88,6 +94,12 @@ class CoarseVolume:
         if self.limits[0] >= 0:
             np.maximum(voxels, 0, out=voxels)
         return voxels
+
+    def outside(self, voxels: NDArray[np.float32]) -> int:
+        """Count finished voxels that are outside the range of the file by more than `LEEWAY` of it."""
+        low, high = self.limits
+        leeway = LEEWAY * (high - low)
+        return int(np.count_nonzero((voxels < low - leeway) | (voxels > high + leeway))) if leeway else 0
 
 
 def coarse_volume(
@@ -122,29 +134,44 @@ class RestoredCore:
     """The core of a shard, restored.
 
     Args:
-        voxels: float32 of the core's shape, in the unit of the file.
+        voxels: Of the core's shape: float32 in the unit of the file or, once `stored`, as the output has them.
         resample_seconds: Time spent resampling.
         network_seconds: Time spent in the network, intensities mapped there and back.
         rss_mib: The largest resident memory that the worker has had, MiB.
         device: That did the work.
         precision_psnr: Of the precision against float32, measured once for a volume in each worker; None otherwise.
+        outside: Voxels outside the range of the input (`CoarseVolume.outside`), counted before they are rounded.
 
     Raises:
         NotFiniteError: A voxel is NaN or infinite.
     """
 
-    voxels: NDArray[np.float32]
+    voxels: NDArray[Any]
     resample_seconds: float
     network_seconds: float
     rss_mib: float
     device: str = "CPU"
     precision_psnr: float | None = None
+    outside: int = 0
 
     def __post_init__(self) -> None:
         require_finite(self.voxels)
 
+    def stored(self, volume: CoarseVolume) -> "RestoredCore":
+        """Return the core as it is stored: in the encoding of the output, or unchanged where the volume has none."""
+        if volume.encoding is None:
+            return self
+        stored, outside = np.empty(self.voxels.shape, volume.encoding.dtype), 0
+        step = max(1, ENCODED_VOXELS // stored[0].size)
+        for start in range(0, len(stored), step):
+            finished = volume.finish(self.voxels[start : start + step].copy())
+            require_finite(finished)
+            outside += volume.outside(finished)
+            stored[start : start + step] = volume.encoding.encode(finished)
+        return replace(self, voxels=stored, outside=outside)
 
-def require_finite(restored: NDArray[np.float32]) -> None:
+
+def require_finite(restored: NDArray[Any]) -> None:
     """Check restored voxels; NotFiniteError if one is NaN or infinite."""
     bad = restored.size - int(np.count_nonzero(np.isfinite(restored)))
     if bad:
@@ -214,7 +241,7 @@ class Restorer:
             core = interpolated + np.float32(volume.detail) * (core - interpolated)
         clock.computed()
         seconds = clock.resample_seconds, clock.network_seconds
-        return RestoredCore(core, *seconds, peak_rss() / MIB, self._network.device, psnr)
+        return RestoredCore(core, *seconds, peak_rss() / MIB, self._network.device, psnr).stored(volume)
 
     def _compare_once(self, volume: CoarseVolume) -> float | None:
         """Compare the precision with float32 in the middle of a volume; returns the PSNR, None if nothing is compared.
@@ -367,7 +394,7 @@ def label_core(volume: CoarseVolume, shard: Shard) -> RestoredCore:
     """Resample the core of a shard of a label map."""
     started = time.perf_counter()
     core = resample_labels(volume.voxels, volume.target_shape, shard.core)
-    return RestoredCore(core, time.perf_counter() - started, 0.0, peak_rss() / MIB)
+    return RestoredCore(core, time.perf_counter() - started, 0.0, peak_rss() / MIB).stored(volume)
 
 
 def peak_rss() -> int:

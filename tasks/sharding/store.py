@@ -15,8 +15,10 @@ from configs.axes import FileShape
 from tasks.files.atomic import replacing
 from tasks.machine.versions import installed_versions
 from tasks.sharding.plan import Shard
+from tasks.volume.encoding import Encoding
 
 CHECKSUM_BYTES = hashlib.sha256().digest_size
+COUNT = np.dtype("<i8")
 
 
 def content_key(made_from: Mapping[str, Any]) -> str:
@@ -32,26 +34,44 @@ def program_versions() -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class ShardStore:
-    """The cores of one volume, a file each: float32 in file order (i fastest), then their SHA-256.
+    """The cores of one volume, a file each: voxels in file order (i fastest), a count, and the SHA-256 of both.
 
     A file appears when it is complete; one that is damaged all the same does not match its checksum.
 
     Args:
         folder: Named by the `content_key` of what the cores are made from.
+        encoding: Of the voxels, that of the output; None for float32 in the unit of the file. Cores of several dtypes
+            may be next to one another.
     """
 
     folder: Path
+    encoding: Encoding | None = None
 
-    def save(self, shard: Shard, voxels: NDArray[np.float32]) -> None:
-        """Store a core, `(i, j, k)`."""
-        in_file_order = np.ascontiguousarray(voxels.T, dtype=np.float32)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the stored voxels."""
+        return np.dtype(np.float32 if self.encoding is None else self.encoding.dtype)
+
+    def save(self, shard: Shard, voxels: NDArray[Any], outside: int = 0) -> None:
+        """Store a core, `(i, j, k)`, and how many of its voxels were outside the range of the input."""
+        if voxels.dtype != self.dtype:
+            raise ValueError(f"a core of {voxels.dtype} is not stored as {self.dtype}")
+        content = np.ascontiguousarray(voxels.T).data, np.array(outside, COUNT).tobytes()
+        digest = hashlib.sha256()
         with replacing(self._path(shard), durable=False) as partial, partial.open("wb") as file:
-            file.write(in_file_order.data)
-            file.write(hashlib.sha256(in_file_order.data).digest())
+            for part in content:
+                file.write(part)
+                digest.update(part)
+            file.write(digest.digest())
 
-    def load(self, shard: Shard, shape: FileShape) -> NDArray[np.float32]:
+    def load(self, shard: Shard, shape: FileShape) -> NDArray[Any]:
         """Map a stored core into memory, `(i, j, k)` of `shape`, without reading it."""
-        return np.memmap(self._path(shard), np.float32, "r", shape=shape, order="F")
+        return np.memmap(self._path(shard), self.dtype, "r", shape=shape, order="F")
+
+    def outside(self, shard: Shard) -> int:
+        """Return how many voxels of a stored core were outside the range of the input."""
+        stored = np.memmap(self._path(shard), np.uint8, "r")
+        return int(stored[-CHECKSUM_BYTES - COUNT.itemsize : -CHECKSUM_BYTES].view(COUNT)[0])
 
     def holds(self, shard: Shard) -> bool:
         """True if the core is stored and undamaged."""
@@ -66,4 +86,5 @@ class ShardStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, shard: Shard) -> Path:
-        return self.folder / ("_".join(f"{start}-{stop}" for start, stop in shard.core) + ".core")
+        name = "_".join(f"{start}-{stop}" for start, stop in shard.core)
+        return self.folder / (f"{name}.core" if self.encoding is None else f"{name}.{self.encoding.dtype}.core")

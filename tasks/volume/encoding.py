@@ -42,6 +42,14 @@ class Encoding:
         np.nan_to_num(stored, copy=False, nan=0)
         return stored.astype(dtype)
 
+    def decode(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Turn stored numbers into voxels."""
+        voxels = stored.astype(np.float32)
+        if (self.slope, self.inter) != (1, 0):
+            voxels *= np.float32(self.slope)
+            voxels += np.float32(self.inter)
+        return voxels
+
 
 def choose_encoding(
     stored: DTypeLike, slope: float, inter: float, wanted: DTypeLike | None, extent: tuple[float, float] | None

@@ -42,6 +42,7 @@ __all__ = [
     "display_copy",
     "open_single_volume",
     "open_volume",
+    "output_encoding",
     "read_forward",
     "read_volume",
     "slab_writer",
@@ -262,9 +263,13 @@ class SlabWriter:
 
     def write(self, slab: NDArray[np.float32]) -> None:
         """Write a slab, `[i, j, planes]`."""
+        self.write_stored(self._encoding.encode(slab))
+
+    def write_stored(self, slab: NDArray[Any]) -> None:
+        """Write a slab that is encoded, `[i, j, planes]`."""
         if slab.shape[:2] != self._grid.shape[:2]:
             raise ValueError(f"a slab of {slab.shape} does not fit a grid of {self._grid.shape}")
-        self._write(self._encoding.encode(slab).tobytes(order="F"))
+        self._write(slab.tobytes(order="F"))
         self.planes += slab.shape[2]
 
     @property
@@ -302,7 +307,7 @@ def slab_writer(
         InputError: Volumes are not written under such a name or in that dtype.
     """
     path = Path(path)
-    encoding = _encoding(like, dtype, extent)
+    encoding = output_encoding(like, dtype, extent)
     check_format(path, like, dtype, extent, n_timepoints)
     if path.suffix == ZARR_SUFFIX:
         with zarr_writer(path, grid, encoding) as write_planes:
@@ -335,14 +340,17 @@ def check_format(
         InputError: It cannot: another ending, or OME-Zarr does not hold it.
     """
     if path.suffix == ZARR_SUFFIX:
-        require_writable(path, _encoding(like, dtype, extent), count)
+        require_writable(path, output_encoding(like, dtype, extent), count)
         require_replaceable(path)
     elif not path.name.endswith((".nii", ".nii.gz")):
         what = "volumes are written as NIfTI, .nii or .nii.gz, or as OME-Zarr, .zarr"
         raise InputError(f"Cannot write {path.name}: {what}.")
 
 
-def _encoding(like: Volume | Scan | None, dtype: DTypeLike | None, extent: tuple[float, float] | None) -> Encoding:
+def output_encoding(
+    like: Volume | Scan | None, dtype: DTypeLike | None, extent: tuple[float, float] | None
+) -> Encoding:
+    """Choose how a volume is stored; arguments and errors as in `slab_writer`."""
     before = like.header if like else None
     stored, slope, inter = (before.dtype, before.slope, before.inter) if before else (np.float32, 1.0, 0.0)
     return choose_encoding(stored, slope, inter, dtype, extent)

@@ -1,5 +1,7 @@
 """Cores on disk, damaged and complete, and the volume put together from them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from tasks.imaging.degrade import degrade
 from tasks.sharding.assemble import Assembly
 from tasks.sharding.plan import Shard, ShardPlan, plan_shards
 from tasks.sharding.store import ShardStore, content_key
+from tasks.volume.encoding import Encoding
 from tasks.volume.grid import NetworkAxes
 from tests.networks import small_restorer
 
@@ -33,12 +36,18 @@ def store(tmp_path):
     return ShardStore(tmp_path / "store")
 
 
-def test_a_core_comes_back_as_it_was_kept(store):
-    voxels = np.random.default_rng(1).normal(size=(3, 4, 2)).astype(np.float32)
+@pytest.mark.parametrize("dtype", ["float32", "int16", "uint8"])
+def test_a_core_comes_back_as_it_was_kept(store, dtype):
+    voxels = np.random.default_rng(1).integers(0, 200, (3, 4, 2)).astype(dtype)
+    store = store if dtype == "float32" else replace(store, encoding=Encoding(dtype))
     assert not store.holds(CORE)
-    store.save(CORE, voxels)
+    store.save(CORE, voxels, outside=5)
     assert store.holds(CORE)
     np.testing.assert_array_equal(store.load(CORE, (3, 4, 2)), voxels)
+    assert store.outside(CORE) == 5
+    assert not replace(store, encoding=Encoding("int8")).holds(CORE)
+    with pytest.raises(ValueError, match=f"a core of float64 is not stored as {dtype}"):
+        store.save(CORE, voxels.astype(float))
     store.clear()
     assert not store.holds(CORE)
     store.clear()

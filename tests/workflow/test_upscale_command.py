@@ -18,7 +18,7 @@ from tasks.artifacts.manifest import CONTRACTS_FILE, PARTS, is_under_contract
 from tasks.artifacts.network_file import read_network
 from tasks.files.lock import locked
 from tasks.volume.grid import Grid
-from tasks.volume.nifti import write_slabs, write_volume
+from tasks.volume.nifti import slab_writer, write_volume
 from tests.networks import small_restorer
 from tests.processes import full_disk
 from tests.tasks.damaged import CATALOGUE
@@ -134,10 +134,10 @@ def test_without_out_each_output_lies_next_to_its_input_and_the_end_says_where(p
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_output_that_violates_its_contract_fails(place, model, monkeypatch, capfd):
-    def shifted(path, slabs, grid, *more):
-        return write_slabs(path, slabs, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
+    def shifted(path, grid, *more):
+        return slab_writer(path, replace(grid, affine=grid.affine + np.eye(4, k=3)), *more)
 
-    monkeypatch.setattr("workflow.upscale.volume_work.write_slabs", shifted)
+    monkeypatch.setattr("workflow.upscale.volume_work.slab_writer", shifted)
     options = ["--out", place / "out", "--model", model, "--scale", "2,2,2", "--workers", "1", "--json"]
     assert upscale(place / "other.nii", *options) == 1
     (volume,) = json.loads(capfd.readouterr().out)["volumes"]

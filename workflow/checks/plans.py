@@ -38,6 +38,7 @@ class PlannedVolume:
         coarse: Reads it for the workers.
         n_timepoints: Time points.
         value_bytes: Of a voxel of the output on disk.
+        core_bytes: Of a restored voxel on disk, until the output is written.
         warnings: Where it leaves the range of the model.
     """
 
@@ -46,6 +47,7 @@ class PlannedVolume:
     coarse: Callable[[], CoarseVolume] = field(repr=False)
     n_timepoints: int = 1
     value_bytes: int = VALUE_BYTES
+    core_bytes: int = VALUE_BYTES
     warnings: tuple[str, ...] = ()
 
     @property
@@ -149,7 +151,7 @@ def overhead(planned: Sequence[PlannedVolume]) -> float:
 
 def output_needs(planned: Sequence[PlannedVolume], out: Path) -> list[Need]:
     """Estimate what restoring writes: outputs, decompressed, and the cores of those that are on their way."""
-    cores = sorted((volume.voxels * VALUE_BYTES for volume in planned), reverse=True)
+    cores = sorted((volume.voxels * volume.core_bytes for volume in planned), reverse=True)
     outputs = sum(volume.voxels * volume.value_bytes for volume in planned)
     return [Need("outputs", out, outputs), Need("restored shards", out, sum(cores[:IN_FLIGHT]))]
 
@@ -163,6 +165,7 @@ def _planned(volume: VolumePlan) -> PlannedVolume:
         coarse=lambda: _coarse(scan.read(0), volume.axes, plan),
         n_timepoints=volume.n_timepoints,
         value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
+        core_bytes=volume.core_dtype.itemsize,
         warnings=volume.warnings,
     )
 

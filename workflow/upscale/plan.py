@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,6 +182,13 @@ class VolumePlan:
     def output_shape(self) -> tuple[int, ...]:
         """The same of the output."""
         return (*self.target.shape, *self.input_shape[3:])
+
+    @property
+    def core_dtype(self) -> np.dtype[Any]:
+        """Of the cores on disk: that of the output, where it is smaller than float32 and all that is made of them."""
+        name = stored_name(self.scan.header.dtype, self.dtype)
+        is_all = not (self.corrects or self.writes_inferred)
+        return np.dtype(name if is_all and np.dtype(name).itemsize < 4 else np.float32)
 
     @property
     def label_note(self) -> str:

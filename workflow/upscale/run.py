@@ -29,7 +29,7 @@ from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.detail import inferred_detail
-from tasks.sharding.restore import CoarseVolume
+from tasks.sharding.restore import LEEWAY, CoarseVolume
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
 from tasks.volume.intensity import Intensity, normalise
@@ -56,7 +56,7 @@ from workflow.tracking.provenance import ENVIRONMENT, record_environment, record
 from workflow.tracking.recorder import exit_on_sigterm
 from workflow.upscale.plan import UpscaleRequest, VolumePlan
 from workflow.upscale.report import COLUMNS, UpscaleReport, geometry, volume_report
-from workflow.upscale.volume_work import LEEWAY, MAX_OUTSIDE_SHARE, Output, VolumeError, VolumeWork, Written
+from workflow.upscale.volume_work import MAX_OUTSIDE_SHARE, Output, VolumeError, VolumeWork, Written
 from workflow.upscale.volumes import only_writer, plan_volumes, require_new, started, upscale
 
 EXPERIMENT = "voxlift"

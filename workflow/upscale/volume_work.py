@@ -12,7 +12,7 @@ They share only `Arrivals`, which has a lock; the plan and the inspected input d
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -32,16 +32,16 @@ from tasks.imaging.consistency import Correction
 from tasks.sharding.assemble import Assembly, Consistency
 from tasks.sharding.detail import Detail, split_detail
 from tasks.sharding.plan import Shard
-from tasks.sharding.restore import CoarseVolume, RestoredCore, require_finite
+from tasks.sharding.restore import LEEWAY, CoarseVolume, RestoredCore, require_finite
 from tasks.sharding.store import ShardStore
+from tasks.volume.encoding import Encoding
 from tasks.volume.inspection import InspectedVolume
 from tasks.volume.intensity import Intensity
-from tasks.volume.nifti import SlabWriter, slab_writer, write_slabs
+from tasks.volume.nifti import SlabWriter, output_encoding, slab_writer
 from workflow.cluster import fetch, share
 from workflow.restore.restoration import Tally
 from workflow.upscale.plan import VolumePlan
 
-LEEWAY = 0.05  # share of the input's range by which sharper edges may exceed it
 MAX_OUTSIDE_SHARE = 0.001  # of the voxels, above which a volume gets a warning
 
 
@@ -67,9 +67,10 @@ class Written:
     """Record of a written output, by which a resumed run recognises it; all None where none was written.
 
     Args:
-        sha256: Of the voxels, float32, i fastest.
+        sha256: Of the voxels as they are stored, i fastest.
         consistency: Root mean square difference between the output, degraded again, and the input, in normalised
-            intensity; None for a label map, and where the input stayed in its file.
+            intensity; of a corrected output before it is clipped and rounded. None for a label map, and where the
+            input stayed in its file.
         consistency_before: The same before the correction.
         noise: Standard deviation of the input's noise that the correction used; None where nothing was corrected.
         outside: Share of the voxels that are outside the input's range by more than `LEEWAY` of it.
@@ -199,6 +200,9 @@ class VolumeWork:
     ) -> None:
         self.plan, self.inspected = plan, inspected
         self._resume, self._shares, self._arrivals = resume, shares, Arrivals()
+        self._extent = inspected.extent.lowest, inspected.extent.highest
+        self._encoding = output_encoding(plan.scan, plan.dtype, self._extent)
+        self._core_encoding = None if plan.core_dtype == np.float32 else self._encoding
         self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
         self.written = self._read_record() if resume else None
         self.shards_resumed = plan.shards if self.written is not None else 0
@@ -279,6 +283,7 @@ class VolumeWork:
                 else:
                     volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
                 intensity = volume.intensity
+                volume = replace(volume, encoding=self._core_encoding)
                 coarse = share(volume) if self._shares else volume
                 assembly = self._assembly(number)
                 if not self._resume:
@@ -294,7 +299,7 @@ class VolumeWork:
     def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
         """Store a core of a time point that a worker has restored."""
         with self.keeping.running():
-            self._assembly(number).save(shard, core.voxels)
+            self._assembly(number).save(shard, core.voxels, core.outside)
         if core.precision_psnr is not None:  # before the writer learns of the core, which may be the last
             self.precision_psnr = min(core.precision_psnr, self.precision_psnr or core.precision_psnr)
         self._arrivals.add(number, [shard])
@@ -305,13 +310,17 @@ class VolumeWork:
         Raises:
             AbandonedError: The volume was abandoned.
         """
-        plan, found = self.plan, self.inspected.extent
+        plan = self.plan
         sweep(plan.output)
         with self._inferred_file() as inferred:
-            writer = _Writer(plan, self.inspected, self._arrivals, self._assembly, self.writing, inferred)
-            extent, count = (found.lowest, found.highest), plan.n_timepoints
-            sha256 = write_slabs(plan.output, writer.slabs(), plan.target, plan.scan, plan.dtype, extent, count)
-        output = writer.output(sha256)
+            writer = _Writer(
+                plan, self.inspected, self._arrivals, self._assembly, self.writing, inferred, self._encoding
+            )
+            given = plan.output, plan.target, plan.scan, plan.dtype, self._extent, plan.n_timepoints
+            with slab_writer(*given) as file:
+                for slab in writer.slabs():
+                    file.write_stored(slab)
+        output = writer.output(file.sha256)
         output = replace(output, written=replace(output.written, precision_psnr=self.precision_psnr))
         self.written, self.seconds = output.written, time.perf_counter() - self._began
         return output
@@ -369,12 +378,13 @@ class VolumeWork:
 
     def _assembly(self, number: int) -> Assembly:
         """The cores of a time point, in a folder named like the record without its suffix."""
-        return Assembly(self.plan.shard_plan, self.plan.axes, ShardStore(self._record.with_suffix("") / str(number)))
+        store = ShardStore(self._record.with_suffix("") / str(number), self._core_encoding)
+        return Assembly(self.plan.shard_plan, self.plan.axes, store)
 
 
 @dataclass
 class _Writer:
-    """Yields the slabs of an output, in order, and collects its record; of the thread that writes."""
+    """Yields the slabs of an output, encoded and in order, and collects its record; of the thread that writes."""
 
     plan: VolumePlan
     inspected: InspectedVolume
@@ -382,6 +392,7 @@ class _Writer:
     assembly: Callable[[int], Assembly]
     clock: Clock
     inferred: SlabWriter | None
+    encoding: Encoding
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     checks: list[Consistency] = field(default_factory=list)
     intensities: list[Intensity] = field(default_factory=list)
@@ -389,7 +400,7 @@ class _Writer:
     outside: int = 0
     detail: Detail = field(default_factory=Detail)
 
-    def slabs(self) -> Iterator[NDArray[np.float32]]:
+    def slabs(self) -> Iterator[NDArray[Any]]:
         for number in range(self.plan.n_timepoints):
             assembly, start = self.assembly(number), 0
             coarse = self.arrivals.take(number)
@@ -398,38 +409,40 @@ class _Writer:
             if number == 0:
                 self.firsts.append(coarse)
             correction = self._solve(number, assembly, coarse) if self.plan.corrects else None
-            padding = self.plan.padding_in_file(coarse)
+            in_file = self.plan.padding_in_file(coarse)
             measured = coarse if self.inferred is None else self.plan.measured(coarse)
             for slab in assembly.slabs(partial(self.arrivals.wait, number)):
                 with self.clock.running():
                     stop = start + slab.shape[2]
-                    if correction is not None:
-                        np.add(slab, assembly.correction_planes(correction, start, stop), out=slab)
-                    self._finish(slab, coarse)
-                    require_finite(slab)  # before the padding, which may itself be NaN
-                    inside = [(value, mask[:, :, start:stop]) for value, mask in padding]
-                    if self.inferred is not None:
-                        masks = [mask for _, mask in inside]
-                        inferred, detail = split_detail(measured, self.plan.axes, slab, start, masks)
-                        self.inferred.write(inferred)
-                        self.detail += detail
-                    for value, mask in inside:
-                        slab[mask] = value
+                    padding = [(value, mask[:, :, start:stop]) for value, mask in in_file]
+                    stored = slab
+                    if coarse.encoding is None:
+                        if correction is not None:
+                            np.add(slab, assembly.correction_planes(correction, start, stop), out=slab)
+                        stored = self._encoded(slab, measured, start, [mask for _, mask in padding])
+                    for value, mask in padding:
+                        stored[mask] = self.encoding.encode(np.array([value], np.float32))
                     start = stop
-                    self.digest.update(slab.T.data)
-                    yield slab
+                    self.digest.update(stored.T.data)
+                    yield stored
+            if coarse.encoding is not None:
+                self.outside += assembly.outside()
             if self.plan.by_windows:
                 self.inspected.require_unchanged()
             elif not self.plan.corrects:
                 self._solve(number, assembly, coarse)
 
-    def _finish(self, slab: NDArray[np.float32], coarse: CoarseVolume) -> None:
-        """Turn a slab into voxels of the file, in place, and count what is outside the input's range."""
-        low, high = coarse.limits
-        coarse.finish(slab)
-        leeway = LEEWAY * (high - low)
-        if leeway:
-            self.outside += int(np.count_nonzero((slab < low - leeway) | (slab > high + leeway)))
+    def _encoded(
+        self, slab: NDArray[np.float32], measured: CoarseVolume, start: int, padding: Sequence[NDArray[np.bool_]]
+    ) -> NDArray[np.generic]:
+        """Finish a slab, in place, write its inferred detail, and encode it."""
+        self.outside += measured.outside(measured.finish(slab))
+        require_finite(slab)  # before the padding, which may itself be NaN
+        if self.inferred is not None:
+            inferred, detail = split_detail(measured, self.plan.axes, slab, start, padding)
+            self.inferred.write(inferred)
+            self.detail += detail
+        return self.encoding.encode(slab)
 
     def _solve(self, number: int, assembly: Assembly, coarse: CoarseVolume) -> Correction | None:
         """Compare a time point with its input and solve its correction, in the unit of the file."""
@@ -440,10 +453,21 @@ class _Writer:
             arrived(shard)
         with self.clock.running():
             correction, check = assembly.correction(
-                coarse.voxels, coarse.intensity, self.plan.recipe, arrived, corrects=self.plan.corrects
+                coarse.voxels,
+                coarse.intensity,
+                self.plan.recipe,
+                arrived,
+                None if self.plan.corrects else partial(self._compared, coarse),
             )
             self.checks.append(check)
             return correction
+
+    def _compared(self, coarse: CoarseVolume, core: NDArray[Any]) -> NDArray[np.float32]:
+        """Return a stored core as the output has it, but without the level, which the input lacks."""
+        stored = self.encoding.encode(coarse.finish(core.copy())) if coarse.encoding is None else core
+        voxels = self.encoding.decode(stored)
+        voxels -= np.float32(coarse.level)
+        return voxels
 
     def output(self, sha256: str) -> Output:
         after = before = noise = None

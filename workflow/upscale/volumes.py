@@ -127,8 +127,8 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     seconds = time.perf_counter() - began
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=request.place == "cluster")
     if work.written is None:
-        # The cores of all time points wait on disk as float32 until the output is written.
-        size = 4 * plan.n_timepoints * prod(plan.target.shape)
+        # The cores of all time points wait on disk until the output is written.
+        size = plan.core_dtype.itemsize * plan.n_timepoints * prod(plan.target.shape)
         for path in (output, plan.inferred_output) if plan.writes_inferred else (output,):
             check_destination(path, size)
     return work
