@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.axes import NetworkShape
+from tasks.imaging.resample import Window
 
 # Lower than air, as scanners and converters write it; NaN and infinities are padding too.
 PADDING_VALUES = (-1024.0, -2000.0, -2048.0, -3024.0, -32768.0)
@@ -27,10 +28,11 @@ class Padding:
     value: float
     mask: NDArray[np.bool_]
 
-    def resampled(self, shape: NetworkShape) -> NDArray[np.bool_]:
-        """Return the mask on a grid of another shape over the same field of view, by nearest neighbour."""
-        sizes = zip(self.mask.shape, shape, strict=True)
-        return self.mask[np.ix_(*(((np.arange(wanted) + 0.5) * size / wanted).astype(int) for size, wanted in sizes))]
+    def resampled(self, shape: NetworkShape, window: Window) -> NDArray[np.bool_]:
+        """Return a window of the mask on a grid of another shape over the same field of view, by nearest neighbour."""
+        sides = zip(self.mask.shape, shape, window, strict=True)
+        nearest = (((np.arange(*side) + 0.5) * size / wanted).astype(int) for size, wanted, side in sides)
+        return self.mask[np.ix_(*nearest)]
 
 
 def find_padding(voxels: NDArray[np.float32]) -> tuple[Padding, ...]:

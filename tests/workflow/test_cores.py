@@ -133,3 +133,14 @@ def test_a_number_that_no_dtype_holds_fails_before_it_is_rounded():
     volume = CoarseVolume(voxels, NetworkShape(2, 3, 4), Intensity(0, 1), level=3e38, encoding=Encoding("int16"))
     with pytest.raises(NotFiniteError, match="24 of 24 voxels"), np.errstate(over="ignore"):
         RestoredCore(voxels, 0.0, 0.0, 0.0).stored(volume)
+
+
+def test_padding_by_planes_is_that_of_the_whole_output(network, tmp_path):
+    nibabel.Nifti1Image(CT.astype(np.int16), affine(axes="SLP")).to_filename(source := tmp_path / "ct.nii")
+    work = planned(network, source, tmp_path / "out")
+    coarse = next(work.frames).coarse
+    ((value, whole),) = work.plan.padding_in_file(coarse)
+    assert (value, whole.shape) == (-1024, work.plan.target.shape)
+    np.testing.assert_array_equal(whole, (CT == -1024).repeat(2, 0).repeat(2, 1).repeat(2, 2))
+    ((_, planes),) = work.plan.padding_in_file(coarse, 7, 30)
+    np.testing.assert_array_equal(planes, whole[:, :, 7:30])

@@ -247,10 +247,13 @@ class VolumePlan:
         consistent = coarse_volume(coarse.voxels, coarse.target_shape, coarse.intensity, self.recipe)
         return replace(coarse, correction=consistent.correction)
 
-    def padding_in_file(self, coarse: CoarseVolume) -> list[tuple[float, NDArray[np.bool_]]]:
-        """Return each padding value of a time point, and where it is on the target grid, `(i, j, k)`."""
+    def padding_in_file(
+        self, coarse: CoarseVolume, start: int = 0, stop: int | None = None
+    ) -> list[tuple[float, NDArray[np.bool_]]]:
+        """Return each padding value of a time point, and where it is in planes of the target grid, `(i, j, planes)`."""
         shape = self.shard_plan.target_shape
-        return [(padding.value, self.axes.to_file(padding.resampled(shape))) for padding in coarse.padding]
+        window = self.axes.planes(self.target.shape, start, self.target.shape[2] if stop is None else stop)
+        return [(padding.value, self.axes.to_file(padding.resampled(shape, window))) for padding in coarse.padding]
 
     def key(self, digests: Sequence[str]) -> str:
         """Identify everything that determines the cores, down to the programs and threads that affect the last bits.

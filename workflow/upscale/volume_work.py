@@ -409,12 +409,11 @@ class _Writer:
             if number == 0:
                 self.firsts.append(coarse)
             correction = self._solve(number, assembly, coarse) if self.plan.corrects else None
-            in_file = self.plan.padding_in_file(coarse)
             measured = coarse if self.inferred is None else self.plan.measured(coarse)
             for slab in assembly.slabs(partial(self.arrivals.wait, number)):
                 with self.clock.running():
                     stop = start + slab.shape[2]
-                    padding = [(value, mask[:, :, start:stop]) for value, mask in in_file]
+                    padding = self.plan.padding_in_file(coarse, start, stop)
                     stored = slab
                     if coarse.encoding is None:
                         if correction is not None:
