@@ -14,7 +14,7 @@ still carries, and σ² its variance, `E[nd] = (1 − t)σ²`, so that the best 
 is `(1 − (1 − t)σ²/E[d²])·d`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -36,6 +36,7 @@ TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
 MIN_SQUARED_SINGULAR = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
 NOISE_COEFFICIENT_SHARE = 0.05  # of the coefficients: those that the degradation erases most show the noise
 MAX_UNERASED_RATIO = 16.0  # of squared singular values: up to it no coefficient is erased, and none shows the noise
+MAX_PLANE_VALUES = 1 << 16  # of a product of factors, about, that are computed at a time
 BANDS, MIN_BAND = 8, 3  # bands of frequencies along each axis, over which power is averaged; frequencies in one
 NETWORK_DETAIL = 0.02  # standard deviation of the detail that a network keeps apart from noise, in normalised intensity
 ANATOMY = 0.002  # what sharp anatomy without noise leaves in those coefficients, in normalised intensity
@@ -182,8 +183,12 @@ def noise_level(coarse: Array, shape: NetworkShape, recipe: Degradation) -> floa
     axes = axis_factors(shape, recipe)
     squared = squared_singular(axes, coarse.shape)
     if squared.max() < MAX_UNERASED_RATIO * squared.min():
+        del squared
         return scan_noise(coarse)
-    faint = _in_bases(axes, coarse)[squared <= np.quantile(squared, NOISE_COEFFICIENT_SHARE)]
+    threshold = np.quantile(squared, NOISE_COEFFICIENT_SHARE, overwrite_input=True)
+    erased = squared_singular(axes, coarse.shape, out=squared) <= threshold
+    del squared
+    faint = _in_bases(axes, coarse)[erased]
     return float(np.sqrt(max(0.0, _mean_square(faint) - ANATOMY**2)))
 
 
@@ -193,9 +198,11 @@ def solve_correction(
     recipe: Degradation,
     tolerance: float = TOLERANCE,
     noise: float = 0.0,
-    passed: NDArray[np.float64] | None = None,
+    passed: Sequence[NDArray[np.float64]] | None = None,
 ) -> Correction | None:
     """Find the smallest correction of a fine volume that its coarse version asks for.
+
+    Its memory is at most six times that of the difference, and none of the fine volume.
 
     Args:
         difference: The input less the restored volume degraded again, float32, coarse.
@@ -203,8 +210,8 @@ def solve_correction(
         recipe: What leads from fine to coarse.
         tolerance: Root mean square that may stay unexplained, in the unit of the voxels.
         noise: Standard deviation of the input's noise, in the unit of the voxels.
-        passed: Share of the noise that the restored volume carries, for each frequency of the input's cosine transform;
-            None for a volume that a network restored.
+        passed: Share of the noise that the restored volume carries, for each frequency of the input's cosine transform
+            along each axis; None for a volume that a network restored.
 
     Returns:
         The correction, or None if the difference is within the tolerance, or no more than noise.
@@ -213,22 +220,25 @@ def solve_correction(
     if before <= tolerance:
         return None
     axes = axis_factors(shape, recipe)
-    squared = squared_singular(axes, difference.shape)
     coefficients = _in_bases(axes, difference)
     beyond = before**2 - _mean_square(coefficients)
-    damping, explained = _damping(coefficients, squared, tolerance**2 - beyond), coefficients
+    damping, explained = _damping(coefficients, axes, tolerance**2 - beyond), coefficients
     if noise:
-        without, power = _without_noise(difference, noise, _passed_by_network(noise) if passed is None else passed)
+        without, power = _without_noise(difference, noise, passed)
         if power <= tolerance**2:
             return None
         explained = _in_bases(axes, without)
-        damping = max(damping, noise**2 * float(squared.mean()) / power)
-    left = coefficients - explained * (squared / (squared + damping))
-    unexplained = float(np.sqrt(_mean_square(left) + max(0.0, beyond)))
-    coefficients = explained * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
-    return Correction(
-        coefficients, tuple(None if factors is None else factors.fine_basis for factors in axes), unexplained
-    )
+        del without
+        damping = max(damping, noise**2 * float(squared_singular(axes, difference.shape).mean()) / power)
+    left = np.empty(coefficients.shape)
+    for part, squared in _squared_by_planes(axes, left.shape):
+        np.subtract(coefficients[part], explained[part] * (squared / (squared + damping)), out=left[part])
+    unexplained = float(np.sqrt(np.mean(np.square(left, out=left)) + max(0.0, beyond)))
+    del left
+    found = np.empty(coefficients.shape, np.float32)
+    for part, squared in _squared_by_planes(axes, found.shape):
+        found[part] = explained[part] * (np.sqrt(squared) / (squared + damping)).astype(np.float32)
+    return Correction(found, tuple(None if factors is None else factors.fine_basis for factors in axes), unexplained)
 
 
 def interpolation_correction(
@@ -245,13 +255,15 @@ def interpolation_correction(
     Returns:
         What to add to `resample(coarse, shape)`; None where that is nothing.
     """
-    again, passed = coarse, np.ones((1, 1, 1))
+    again, passed = coarse, [np.ones(size) for size in coarse.shape]
     for axis, (matrix, size) in enumerate(zip(axis_matrices(shape, recipe), shape, strict=True)):
         if matrix is not None:
             round_trip = matrix @ interpolation(coarse.shape[axis], size, "cubic").dense(0, size)
             again = along(axis, round_trip, again)
-            passed = passed * np.expand_dims(_passed(round_trip), [other for other in range(3) if other != axis])
-    return solve_correction(coarse - again, shape, recipe, noise=noise, passed=passed)
+            passed[axis] = _passed(round_trip)
+    difference = coarse - again
+    del again
+    return solve_correction(difference, shape, recipe, noise=noise, passed=passed)
 
 
 def consistent_interpolation(coarse: Array, shape: NetworkShape, recipe: Degradation, noise: float = 0.0) -> Array:
@@ -269,15 +281,36 @@ def residual(restored: Array, coarse: Array, recipe: Degradation) -> Array:
     return coarse - again
 
 
-def squared_singular(axes: Sequence[AxisFactors | None], sizes: Sequence[int]) -> NDArray[np.float64]:
+def squared_singular(
+    axes: Sequence[AxisFactors | None], sizes: Sequence[int], out: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """The squared singular values of the whole degradation, one per coefficient."""
-    depth, height, width = (
-        np.ones(size) if axis is None else axis.singular**2 for axis, size in zip(axes, sizes, strict=True)
-    )
-    return np.asarray(depth[:, None, None] * height[:, None] * width)
+    squared = np.empty(sizes) if out is None else out
+    for part, planes in _squared_by_planes(axes, sizes):
+        squared[part] = planes
+    return squared
 
 
-def _without_noise(difference: Array, noise: float, passed: NDArray[np.float64] | float) -> tuple[Array, float]:
+def _squared_by_planes(
+    axes: Sequence[AxisFactors | None], sizes: Sequence[int]
+) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yield the squared singular values of some planes after others, with their places along depth."""
+    factors = [np.ones(size) if axis is None else axis.singular**2 for axis, size in zip(axes, sizes, strict=True)]
+    return _outer_by_planes(factors)
+
+
+def _outer_by_planes(factors: Sequence[NDArray[np.float64]]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yield the outer product of a factor for each axis as some planes after others, with their places along depth."""
+    depth, height, width = factors
+    step = max(1, MAX_PLANE_VALUES // (len(height) * len(width)))
+    for start in range(0, len(depth), step):
+        part = slice(start, start + step)
+        yield part, depth[part, None, None] * height[:, None] * width
+
+
+def _without_noise(
+    difference: Array, noise: float, passed: Sequence[NDArray[np.float64]] | None
+) -> tuple[Array, float]:
     """Scale the frequencies of a difference to the share that noise does not explain.
 
     Returns:
@@ -287,8 +320,14 @@ def _without_noise(difference: Array, noise: float, passed: NDArray[np.float64] 
     power = uniform_filter(
         np.square(spectrum), [max(MIN_BAND, size // BANDS) for size in spectrum.shape], mode="nearest"
     )
-    share = np.clip(1 - (1 - passed) * noise**2 / np.maximum(power, np.finfo(np.float32).tiny), 0, 1)
-    return idctn(spectrum * share.astype(np.float32), norm="ortho"), float(np.mean(share * power))
+    error = np.empty(power.shape, np.float32 if passed is None else np.float64)
+    for part, planes in _outer_by_planes([np.ones(size) for size in power.shape] if passed is None else passed):
+        carried = _passed_by_network(noise) if passed is None else planes
+        share = np.clip(1 - (1 - carried) * noise**2 / np.maximum(power[part], np.finfo(np.float32).tiny), 0, 1)
+        spectrum[part] *= share.astype(np.float32)
+        np.multiply(share, power[part], out=error[part])
+    del power
+    return idctn(spectrum, norm="ortho", overwrite_x=True), float(np.mean(error))
 
 
 def _passed(round_trip: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -302,20 +341,33 @@ def _passed_by_network(noise: float) -> float:
     return 1 / (1 + (noise / NETWORK_DETAIL) ** 2)
 
 
-def _damping(coefficients: Array, squared: NDArray[np.float64], unexplained: float) -> float:
+def _damping(coefficients: Array, axes: Sequence[AxisFactors | None], unexplained: float) -> float:
     """Find the damping that leaves a mean square of `unexplained`, or the smallest if that is out of reach."""
-    power = np.square(coefficients, dtype=np.float64).ravel()
-    singular = squared.ravel()
-
-    def beyond(logarithm: float) -> float:
-        damping = np.exp(logarithm)
-        left = damping / (singular + damping)
-        return float(np.einsum("i,i,i", power, left, left)) / power.size - unexplained
-
     low, high = np.log(MIN_SQUARED_SINGULAR), np.log(1e6)
-    if unexplained <= 0 or beyond(low) >= 0:
+    if unexplained <= 0:
         return MIN_SQUARED_SINGULAR
-    return float(np.exp(brentq(beyond, low, high, xtol=1e-4) if beyond(high) > 0 else high))
+    power = np.empty(coefficients.shape)
+    np.square(coefficients, out=power, dtype=np.float64)
+    # As arguments: SciPy leaves a function in a cycle of garbage, and with it all that the function holds.
+    given = power, np.empty(power.shape), axes, unexplained
+    if _beyond(low, *given) >= 0:
+        return MIN_SQUARED_SINGULAR
+    return float(np.exp(brentq(_beyond, low, high, given, xtol=1e-4) if _beyond(high, *given) > 0 else high))
+
+
+def _beyond(
+    logarithm: float,
+    power: NDArray[np.float64],
+    left: NDArray[np.float64],
+    axes: Sequence[AxisFactors | None],
+    unexplained: float,
+) -> float:
+    """By how much the mean square that a damping leaves is beyond `unexplained`; `left` is overwritten."""
+    damping = np.exp(logarithm)
+    for part, squared in _squared_by_planes(axes, power.shape):
+        np.divide(damping, squared + damping, out=left[part])
+    flat = left.ravel()
+    return float(np.einsum("i,i,i", power.ravel(), flat, flat)) / power.size - unexplained
 
 
 @lru_cache(maxsize=32)

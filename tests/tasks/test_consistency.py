@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,9 @@ from configs.axes import NetworkShape
 from configs.degradation import AxisDegradation, Degradation, Noise, named_degradation
 from configs.errors import InputError
 from tasks.imaging.consistency import (
+    MAX_PLANE_VALUES,
     TOLERANCE,
+    axis_factors,
     axis_matrices,
     consistent_interpolation,
     correct,
@@ -87,6 +91,23 @@ def test_a_change_by_windows_is_the_whole_change():
         whole = change.window(slice(None), slice(None), slice(None))
         window = slice(3, 9), slice(0, 5), slice(4, 11)
         np.testing.assert_allclose(change.window(*window), whole[window], atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_a_correction_holds_a_few_arrays_of_the_size_of_the_input(noise):
+    recipe, shape = RECIPES["iso2x"], NetworkShape(192, 192, 160)
+    scan = np.random.default_rng(0).random((96, 96, 80), np.float32)
+    axis_factors(shape, recipe)  # which are kept
+    tracemalloc.start()
+    try:
+        found = interpolation_correction(scan, shape, recipe, noise)
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found is not None
+    planes = 6 * 8 * MAX_PLANE_VALUES
+    assert most < 6 * scan.nbytes + planes
+    assert held < 1.1 * scan.nbytes
 
 
 def test_noise_within_the_tolerance_is_not_explained():
