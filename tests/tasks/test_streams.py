@@ -4,15 +4,20 @@ import numpy as np
 import pytest
 
 from configs.axes import NetworkShape, triple
+from configs.load import load_config
 from configs.schema import Network
 from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from models.network.restorer import build_restorer
 from models.stages.stage import network_stages
+from tasks.artifacts.saved_models import load_model
+from tasks.artifacts.shipped import shipped_network
 from tasks.sharding.plan import Shard, Streamed, plan_boxes, plan_shards, runs
 from tasks.sharding.restore import CoarseVolume, Restorer
+from tasks.training.networks import build_network
 from tasks.volume.intensity import Intensity
+from tests.models.test_streaming import assert_streamed
 from tests.networks import small_restorer
 
 TARGET = NetworkShape(61, 20, 35)
@@ -79,3 +84,26 @@ def test_a_large_volume_computes_little_twice(budget, overhead):
     assert boxes.overhead > 1.5 * plan.overhead
     assert "slabs of" in str(plan)
     assert "slabs of" not in str(boxes)
+
+
+# Longer and shorter along the slice axis than across, and a thin one; streamed along each axis.
+THICK = {0: NetworkShape(130, 30, 40), 1: NetworkShape(17, 170, 35), 2: NetworkShape(5, 33, 190)}
+
+
+@pytest.fixture(scope="module", params=["thick4x", "universalthick"])
+def thick(request, tmp_path_factory):
+    """The network of the preset, whose detail is made to count though it is untrained; or the one that ships."""
+    if request.param == "thick4x":
+        model = build_network(load_config("thick4x").network)
+        for weights in model.weights:
+            if not np.any(weights):
+                weights.assign(np.random.default_rng(2).normal(0, 0.1, weights.shape))
+        return model
+    path = tmp_path_factory.mktemp("model") / "thick.keras"
+    path.write_bytes(shipped_network(thick=True).content)
+    return load_model(path)
+
+
+@pytest.mark.parametrize("axis", THICK)
+def test_networks_for_thick_slices_stream(thick, axis):
+    assert_streamed(thick, THICK[axis], axis, 1)
