@@ -1,5 +1,6 @@
 """Restored cores on disk: as small as the output needs them, and the output the same to the bit."""
 
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -10,6 +11,8 @@ from configs.axes import NetworkShape
 from configs.errors import NotFiniteError
 from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
+from tasks.artifacts.shipped import shipped_network
+from tasks.imaging.consistency import MAX_PLANE_VALUES
 from tasks.sharding.restore import CoarseVolume, RestoredCore, label_core
 from tasks.volume.encoding import Encoding
 from tasks.volume.intensity import Intensity
@@ -17,7 +20,7 @@ from tasks.volume.nifti import output_encoding
 from tests.networks import small_restorer
 from tests.tasks.images import affine
 from workflow.checks import plans
-from workflow.upscale.plan import UpscaleRequest
+from workflow.upscale.plan import WRITING_BYTES, UpscaleRequest
 from workflow.upscale.volume_work import VolumeWork
 from workflow.upscale.volumes import plan_volumes
 
@@ -48,7 +51,7 @@ def network(tmp_path_factory):
 
 
 def planned(network, source, out, **options):
-    resources = Resources(workers=1, memory_budget_mib=42)
+    resources = Resources(workers=1, memory_budget_mib=options.pop("budget", 42))
     request = UpscaleRequest([source], out, network, resources, scale=(2, 2, 2), place="here", **options)
     (work,) = plan_volumes(request)
     assert isinstance(work, VolumeWork)
@@ -144,3 +147,19 @@ def test_padding_by_planes_is_that_of_the_whole_output(network, tmp_path):
     np.testing.assert_array_equal(whole, (CT == -1024).repeat(2, 0).repeat(2, 1).repeat(2, 2))
     ((_, planes),) = work.plan.padding_in_file(coarse, 7, 30)
     np.testing.assert_array_equal(planes, whole[:, :, 7:30])
+
+
+@pytest.mark.parametrize("corrects", [False, True])
+def test_a_scan_is_prepared_in_the_memory_that_is_planned(network, tmp_path, corrects):
+    scan = np.random.default_rng(0).gamma(2.0, 300.0, (96, 100, 104)).astype(np.int16)
+    nibabel.Nifti1Image(scan, affine()).to_filename(source := tmp_path / "scan.nii")
+    work = planned(shipped_network() if corrects else network, source, tmp_path / "out", budget=2000)
+    assert work.plan.corrects == corrects
+    tracemalloc.start()
+    try:
+        next(work.frames)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    expected = work.plan.driver_bytes - WRITING_BYTES
+    assert 0.5 * expected < most < expected + 6 * 8 * MAX_PLANE_VALUES

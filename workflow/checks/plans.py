@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from configs.errors import InputError
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.outputs import check_destination, output_paths
 from tasks.machine.check import Attempt, Checklist, counted
-from tasks.sharding.plan import ShardPlan
+from tasks.sharding.plan import MIB, ShardPlan
 from tasks.sharding.restore import CoarseVolume
 from tasks.volume.grid import NetworkAxes
 from tasks.volume.intensity import find_intensity
@@ -39,6 +39,7 @@ class PlannedVolume:
         n_timepoints: Time points.
         value_bytes: Of a voxel of the output on disk.
         core_bytes: Of a restored voxel on disk, until the output is written.
+        driver_bytes: Memory of the process of the command line, beyond an idle one; 0 where it is not estimated.
         warnings: Where it leaves the range of the model.
     """
 
@@ -48,6 +49,7 @@ class PlannedVolume:
     n_timepoints: int = 1
     value_bytes: int = VALUE_BYTES
     core_bytes: int = VALUE_BYTES
+    driver_bytes: int = 0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -119,7 +121,8 @@ def plan_training_source(
 
 def _note_plans(attempt: Attempt, planned: Sequence[PlannedVolume]) -> None:
     for volume in planned[:MAX_SHOWN]:
-        attempt.ok(f"{volume.name}: {volume.plan}")
+        driver = f"; about {ceil(volume.driver_bytes / MIB)} MiB at most in the process of the command line"
+        attempt.ok(f"{volume.name}: {volume.plan}{driver if volume.driver_bytes else ''}")
     if len(planned) > MAX_SHOWN:
         attempt.ok(f"{counted(sum(volume.shards for volume in planned), 'shard')} of {len(planned)} volumes in all")
 
@@ -166,6 +169,7 @@ def _planned(volume: VolumePlan) -> PlannedVolume:
         n_timepoints=volume.n_timepoints,
         value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
         core_bytes=volume.core_dtype.itemsize,
+        driver_bytes=volume.driver_bytes,
         warnings=volume.warnings,
     )
 

@@ -33,6 +33,9 @@ from tasks.volume.sidecar import read_scanner_record
 from tasks.volume.windows import StoredVoxels, sampled
 
 MAX_HELD_MIB = 1024  # of an input as float32, above which it stays in its file where that is possible
+# Of the size of a time point as float32, in the process that prepares it: where it is corrected, and otherwise.
+CORRECTED_ARRAYS, PREPARED_ARRAYS = 9, 6
+WRITING_BYTES = 128 << 20  # slabs of an output and mapped pages of its cores
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,14 @@ class VolumePlan:
         name = stored_name(self.scan.header.dtype, self.dtype)
         is_all = not (self.corrects or self.writes_inferred)
         return np.dtype(name if is_all and np.dtype(name).itemsize < 4 else np.float32)
+
+    @property
+    def driver_bytes(self) -> int:
+        """Estimate of the memory of the process that prepares, corrects and writes the volume, beyond an idle one."""
+        is_corrected = self.recipe is not None and (self.corrects or self.network.needs_acquisition)
+        arrays = 0 if self.by_windows else CORRECTED_ARRAYS if is_corrected else PREPARED_ARRAYS
+        at_once = min(2, self.n_timepoints)  # the next is prepared while one is corrected
+        return at_once * arrays * prod(self.scan.grid.shape) * 4 + WRITING_BYTES * (1 + self.writes_inferred)
 
     @property
     def label_note(self) -> str:

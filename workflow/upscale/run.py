@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.quality import shard_borders
 from tasks.sharding.detail import inferred_detail
+from tasks.sharding.plan import MIB
 from tasks.sharding.restore import LEEWAY, CoarseVolume
 from tasks.sharding.store import content_key
 from tasks.volume.encoding import stored_name
@@ -96,7 +97,8 @@ def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
         describe_derivatives(request.dataset, request.out)
     for work in numbers:
         leaves = [f"{warning}; check the result before you use it" for warning in work.plan.warnings]
-        lines = [(geometry(work.plan), None), (work.plan.shard_plan, None)]
+        memory = f"about {ceil(work.plan.driver_bytes / MIB)} MiB at most in this process"
+        lines = [(geometry(work.plan), None), (work.plan.shard_plan, None), (memory, None)]
         for line, style in [*lines, *((warning, "yellow") for warning in (*work.inspected.warnings, *leaves))]:
             console.print(f"{work.plan.name}: {line}", style=style, markup=False)
     with exit_on_sigterm(), only_writer(list(numbers)) as killed:
