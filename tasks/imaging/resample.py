@@ -67,6 +67,11 @@ def resample_window(
     return np.ascontiguousarray(out, dtype=np.float32)
 
 
+def window_rows(side: tuple[int, int], size: int) -> NDArray[np.int64]:
+    """Return the voxels along one axis of a grid that a side of a window shows: beyond the grid its edge, repeated."""
+    return np.clip(np.arange(*side), 0, size - 1)
+
+
 def interpolation(size: int, wanted: int, order: Interpolation) -> AxisMap:
     """Return the map that interpolates `wanted` target voxels from `size` voxels over the same length.
 

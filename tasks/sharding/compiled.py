@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -28,6 +28,7 @@ from tasks.machine.devices import (
 )
 from tasks.volume.intensity import CLIP
 
+Voxels: TypeAlias = NDArray[np.float32] | tf.Tensor  # in the memory of the process, or of the device
 VOXELS = tf.TensorSpec([1, None, None, None, 1], tf.float32)
 NUMBER = tf.TensorSpec([], tf.float32)
 MAX_GRAPHS = 64  # of steps; a volume takes about six
@@ -72,50 +73,61 @@ class CompiledNetwork:
             restored, input_signature=[VOXELS, NUMBER, NUMBER], jit_compile=XLA
         )
 
-    def restored(self, resampled: NDArray[np.float32], low: float, span: float) -> NDArray[np.float32]:
+    @property
+    def on_gpu(self) -> bool:
+        """True if a GPU computes it."""
+        return device_kind() == "GPU"
+
+    def restored(self, resampled: Voxels, low: float, span: float) -> Voxels:
         """Restore a volume, `(depth, height, width)`, in multiples of the total stride.
 
         Args:
             resampled: The volume on the target grid.
             low: The intensity that is 0 to the network.
             span: From there to the one that is 1.
+
+        Returns:
+            An array for an array, a tensor for a tensor.
         """
         with precision_of_convolutions(self._precision):
-            found: NDArray[np.float32] = self._whole(resampled[None, ..., None], low, span).numpy()
-        return found[0, ..., 0]
+            return _like(resampled, self._whole(resampled[None, ..., None], low, span))
 
     def step(
         self,
         step: Step,
         axis: int,
-        entry: NDArray[np.float32],
-        beneath: NDArray[np.float32],
+        entry: Voxels,
+        beneath: Voxels | None,
         pieces: Sequence[tf.Tensor],
         low: float,
         span: float,
-    ) -> tuple[NDArray[np.float32] | None, list[tf.Tensor]]:
+    ) -> tuple[Voxels | None, list[tf.Tensor]]:
         """Compute a step of a stream.
 
         Args:
             step: Its layout.
             axis: The streamed one: 0 depth, 1 height, 2 width.
             entry: The planes of the resampled volume that it is given, `(depth, height, width)`.
-            beneath: Those at the planes of the output that it makes.
+            beneath: Those at the planes of the output that it makes; None if nobody wants these.
             pieces: What earlier steps have kept for it.
             low: The intensity that is 0 to the network.
             span: From there to the one that is 1.
 
         Returns:
-            The restored planes, None if it makes none; and what the next step is given.
+            The restored planes, an array or a tensor as `beneath`, None if it makes none or they are not wanted; and
+            what the next step is given.
         """
         compiled = self._steps.get((step, axis))
         if compiled is None:
             if len(self._steps) == MAX_GRAPHS:
                 self._steps.clear()
             compiled = self._steps[step, axis] = self._compiled(step, axis, pieces)
+        sides = list(entry.shape)
+        sides[axis] = step.layers[self._graph.output].planes
+        under = tf.zeros(sides) if beneath is None else beneath
         with precision_of_convolutions(self._precision):
-            found, kept = compiled(entry[None, ..., None], beneath[None, ..., None], low, span, list(pieces))
-            restored = found[0].numpy()[0, ..., 0] if found else None
+            found, kept = compiled(entry[None, ..., None], under[None, ..., None], low, span, list(pieces))
+            restored = _like(beneath, found[0]) if found and beneath is not None else None
         after = [*pieces, *kept]
         return restored, [after[place] for place in step.remaining]
 
@@ -158,6 +170,11 @@ class CompiledNetwork:
         given = [spec(n, piece.shape[-1], piece.dtype) for piece, (_, n) in zip(pieces, step.pieces, strict=True)]
         signature = [entry, beneath, NUMBER, NUMBER, given]
         return tf.function(compute, input_signature=signature, jit_compile=XLA, autograph=False)  # type: ignore[no-any-return]
+
+
+def _like(given: Voxels, made: tf.Tensor) -> Voxels:
+    """Return the voxels of a batch of one, as an array or a tensor as those that were given."""
+    return (made if tf.is_tensor(given) else made.numpy())[0, ..., 0]
 
 
 def _seen(resampled: tf.Tensor, low: tf.Tensor, span: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -21,7 +21,7 @@ from models.network.streaming import Stream
 from tasks.imaging.acquisition import detail_weight
 from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
 from tasks.imaging.labels import resample_labels
-from tasks.imaging.resample import Window, resample_window
+from tasks.imaging.resample import Window, resample_window, window_rows
 from tasks.machine.worker import lean_keras
 from tasks.sharding.plan import MIB, Box, Shard
 from tasks.volume.encoding import Encoding
@@ -29,7 +29,8 @@ from tasks.volume.intensity import Intensity, normalise
 from tasks.volume.padding import Padding
 
 if TYPE_CHECKING:
-    from tasks.sharding.compiled import CompiledNetwork
+    from tasks.sharding.compiled import CompiledNetwork, Voxels
+    from tasks.sharding.on_device import DeviceVolume
 
 COMPARED = 64  # voxels along each axis of the window that is computed in float32 too
 # Between a precision and float32, dB of the intensity range: below the first no rounding explains it, above the second
@@ -79,9 +80,7 @@ class CoarseVolume:
         """Return what the network reads of the target grid; beyond the grid its edge values are repeated."""
         resampled = resample_window(self.voxels, self.target_shape, window, "cubic")
         if self.correction is not None:
-            rows = [
-                np.clip(np.arange(*side), 0, size - 1) for side, size in zip(window, self.target_shape, strict=True)
-            ]
+            rows = [window_rows(side, size) for side, size in zip(window, self.target_shape, strict=True)]
             inside = [slice(row[0], row[-1] + 1) for row in rows]
             added = self.correction.window(*inside)
             resampled += added[np.ix_(*(row - row[0] for row in rows))]
@@ -135,7 +134,7 @@ class RestoredCore:
 
     Args:
         voxels: Of the core's shape: float32 in the unit of the file or, once `stored`, as the output has them.
-        resample_seconds: Time spent resampling.
+        resample_seconds: Time spent resampling; on a GPU, which works behind, it counts as the network's.
         network_seconds: Time spent in the network, intensities mapped there and back.
         rss_mib: The largest resident memory that the worker has had, MiB.
         device: That did the work.
@@ -190,13 +189,22 @@ class Restorer:
         threads: CPU threads that TensorFlow may use; None leaves TensorFlow as this process has configured it.
         flips: 8 to restore and average every mirror image, which a network does not restore alike; or 1.
         precision: Of the network's layers. Another than float32 is compared with it on a window of each volume.
+        on_device: Whether a volume is moved to the device once and only cores come back, instead of what the network
+            reads and makes for each shard; None for GPUs alone.
 
     Raises:
         InputError: The bytes are no model that safe mode admits, or the device does not compute in the precision.
     """
 
     def __init__(
-        self, name: str, content: bytes, threads: int | None, flips: int = 1, precision: Precision = "float32"
+        self,
+        name: str,
+        content: bytes,
+        threads: int | None,
+        flips: int = 1,
+        precision: Precision = "float32",
+        *,
+        on_device: bool | None = None,
     ) -> None:
         # Drivers name this class without loading TensorFlow, whose environment the worker has settled by now.
         from tasks.sharding.compiled import CompiledNetwork  # noqa: PLC0415 - in the worker alone
@@ -206,14 +214,20 @@ class Restorer:
         self._precision, self._compared = precision, ""
         self._mirrors = MIRRORS[: flips - 1]
         self._walk: _Walk | None = None
+        self._on_device = self._network.on_gpu if on_device is None else on_device
+        self._moved: DeviceVolume | None = None
 
-    def restored(self, resampled: NDArray[np.float32], intensity: Intensity) -> NDArray[np.float32]:
-        """Restore a resampled volume in the unit of the file, `(depth, height, width)` in multiples of the stride."""
+    def restored(self, resampled: "Voxels", intensity: Intensity) -> "Voxels":
+        """Restore a resampled volume in the unit of the file, `(depth, height, width)` in multiples of the stride.
+
+        Returns:
+            An array for an array, a tensor for a tensor.
+        """
         scale = intensity.low, intensity.high - intensity.low
         total = self._network.restored(resampled, *scale)
         for axes in self._mirrors:
-            mirrored = np.ascontiguousarray(np.flip(resampled, axes))
-            total = total + np.flip(self._network.restored(mirrored, *scale), axes)
+            mirror = tuple(slice(None, None, -1 if axis in axes else 1) for axis in range(3))
+            total = total + self._network.restored(resampled[mirror], *scale)[mirror]
         return total / np.float32(1 + len(self._mirrors)) if self._mirrors else total
 
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
@@ -227,21 +241,35 @@ class Restorer:
         clock = _Clock()
         if shard.streamed is None:
             self._walk = None
-            resampled = volume.input_window(shard.read)
+            resampled, crop = self._source(volume).input_window(shard.read), shard.crop
             clock.resampled()
-            core, interpolated = self.restored(resampled, volume.intensity)[shard.crop], resampled[shard.crop]
+            made = self.restored(resampled, volume.intensity)
         else:
             if self._walk is None or not self._walk.leads_to(volume, shard):
                 self._walk = None  # and with it what it holds, before another begins
-                self._walk = _Walk(self._network, volume, shard)
-            core, interpolated = self._walk.restored(shard, clock)
+                self._walk = _Walk(self._network, volume, self._source(volume), shard)
+            made, resampled, crop = self._walk.restored(shard, clock)
             if self._walk.done:
                 self._walk = None
+        core = made[crop]
         if volume.detail < 1:
+            interpolated = resampled[crop]
             core = interpolated + np.float32(volume.detail) * (core - interpolated)
+        core = np.asarray(core)
         clock.computed()
         seconds = clock.resample_seconds, clock.network_seconds
         return RestoredCore(core, *seconds, peak_rss() / MIB, self._network.device, psnr).stored(volume)
+
+    def _source(self, volume: CoarseVolume) -> "CoarseVolume | DeviceVolume":
+        """Return what makes the windows of a volume."""
+        if not self._on_device:
+            return volume
+        from tasks.sharding.on_device import DeviceVolume  # noqa: PLC0415 - in the worker alone
+
+        if self._moved is None or self._moved.token != volume.token:
+            self._walk = self._moved = None  # before there is another
+            self._moved = DeviceVolume(volume.voxels, volume.target_shape, volume.correction, volume.token)
+        return self._moved
 
     def _compare_once(self, volume: CoarseVolume) -> float | None:
         """Compare the precision with float32 in the middle of a volume; returns the PSNR, None if nothing is compared.
@@ -252,8 +280,9 @@ class Restorer:
         if self._exact is None or self._compared == volume.token:
             return None
         window = _middle(volume.target_shape, self._network.field)
-        resampled, (low, high) = volume.input_window(window), (volume.intensity.low, volume.intensity.high)
-        found, exact = (one.restored(resampled, low, high - low) for one in (self._network, self._exact))
+        resampled = self._source(volume).input_window(window)
+        low, high = volume.intensity.low, volume.intensity.high
+        found, exact = (np.asarray(one.restored(resampled, low, high - low)) for one in (self._network, self._exact))
         error = float(np.mean(np.square((found - exact) / np.float32(high - low), dtype=np.float64)))
         psnr = min(MAX_PSNR, -10 * np.log10(error)) if error else MAX_PSNR
         if not psnr >= MIN_PSNR:
@@ -302,13 +331,17 @@ class _Walk:
     Args:
         network: The network.
         volume: The volume.
+        source: Makes its windows.
         shard: The first slab that is wanted.
     """
 
-    def __init__(self, network: "CompiledNetwork", volume: CoarseVolume, shard: Shard) -> None:
+    def __init__(
+        self, network: "CompiledNetwork", volume: CoarseVolume, source: "CoarseVolume | DeviceVolume", shard: Shard
+    ) -> None:
         if shard.streamed is None:
             raise ValueError("a box is not part of a strip")
-        self._network, self._volume, self._strip, self._streamed = network, volume, shard.read, shard.streamed
+        self._network, self._volume, self._source = network, volume, source
+        self._strip, self._streamed = shard.read, shard.streamed
         axis = shard.streamed.axis
         self._stream = Stream(network.field.axes[axis], shard.read[axis][1], shard.streamed.height)
         self._next = self._stream.warm_up(self._number(shard))
@@ -326,11 +359,11 @@ class _Walk:
         """True if the strip has no more slabs."""
         return self._next == self._stream.steps
 
-    def restored(self, shard: Shard, clock: _Clock) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Restore a slab; returns its core, and what was resampled there."""
+    def restored(self, shard: Shard, clock: _Clock) -> "tuple[Voxels, Voxels, tuple[slice, slice, slice]]":
+        """Restore a slab; returns its planes, what was resampled there, and where its core is in both."""
         number, intensity = self._number(shard), self._volume.intensity
-        inside = list(shard.crop)
-        inside[self._streamed.axis] = slice(shard.shape[self._streamed.axis])
+        crop = list(shard.crop)
+        crop[self._streamed.axis] = slice(shard.shape[self._streamed.axis])
         while True:
             entry = self._read(*self._stream.entry(self._next))
             beneath = self._beneath(*self._stream.output(self._next), counts=self._next == number)
@@ -346,8 +379,8 @@ class _Walk:
             )
             clock.computed()
             self._next += 1
-            if found is not None and self._next > number:
-                return found[tuple(inside)], beneath[tuple(inside)]
+            if found is not None and beneath is not None:
+                return found, beneath, triple(crop)
 
     def _number(self, shard: Shard) -> int:
         return shard.core[self._streamed.axis][0] // self._streamed.height
@@ -356,21 +389,22 @@ class _Walk:
         axis = self._streamed.axis
         return triple((start, stop) if other == axis else side for other, side in enumerate(self._strip))
 
-    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+    def _read(self, start: int, stop: int) -> "Voxels":
         """Resample the planes that a step is given."""
         if start == stop:
             return np.empty([high - low for low, high in self._window(start, stop)], np.float32)
-        planes = self._volume.input_window(self._window(start, stop))
-        self._resampled.append((start, planes))
+        planes = self._source.input_window(self._window(start, stop))
+        if self._source is self._volume:  # on a GPU, making planes again takes less than keeping them
+            self._resampled.append((start, planes))
         return planes
 
-    def _beneath(self, start: int, stop: int, *, counts: bool) -> NDArray[np.float32]:
-        """Return the resampled planes at those of the output; zeros for an output that does not count."""
+    def _beneath(self, start: int, stop: int, *, counts: bool) -> "Voxels | None":
+        """Return the resampled planes at those of the output; None for an output that does not count."""
         self._resampled = [(first, planes) for first, planes in self._resampled if first + self._count(planes) > start]
         if not counts:
-            return np.zeros([high - low for low, high in self._window(start, stop)], np.float32)
+            return None
         if not self._resampled or self._resampled[0][0] > start:  # for a network that does not read them itself
-            return self._volume.input_window(self._window(start, stop))
+            return self._source.input_window(self._window(start, stop))
         axis = self._streamed.axis
         parts = [
             planes.take(range(max(start - first, 0), min(stop - first, self._count(planes))), axis)
