@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +110,20 @@ def test_processes_share_the_cpus(cpus, threads, processes, of_each, monkeypatch
 def test_calls_larger_than_a_pipe_wait_for_no_answer(doublers):
     text = "voxel" * 1_000_000
     assert {len(one.value) for one in doublers.work(Job(number, (text,)) for number in range(6))} == {2 * len(text)}
+
+
+def test_a_process_with_a_gpu_works_on_while_it_sends_an_answer(tmp_path):
+    worker = ProcessWorker(Doubler, (str(tmp_path),), deque(["0"]))
+    try:
+        text = "voxel" * 1_000_000
+        worker.call((text,))
+        later = worker.call((7, "go on", 1))
+        until((tmp_path / "7-0").exists, seconds=60)  # before anything is received
+        while later.content is None:
+            worker.receive()
+        assert fetch(later) == 14
+    finally:
+        worker.end()
 
 
 def test_a_process_ends_with_its_parent(tmp_path):

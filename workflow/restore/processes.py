@@ -8,9 +8,11 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import Any
 
@@ -189,6 +191,7 @@ def serve(handle: int, gpu: str | None) -> None:
     make, *arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the parent
     tool: Any = None
     first: Any = None
+    answers = _Sender(parent, behind=gpu is not None)  # on CPUs, its memory belongs to the budget
     while True:
         value, failure = None, None
         try:
@@ -201,6 +204,28 @@ def serve(handle: int, gpu: str | None) -> None:
                     value = tool(first, *others)
         except Exception as error:  # noqa: BLE001 - it goes to the parent
             failure = error
-        parent.send((value, failure))
+        answers.send((value, failure))
         if tool is None:
             return
+
+
+class _Sender:
+    """Sends answers to the parent, at most one of them behind the work on the next.
+
+    Args:
+        parent: The connection.
+        behind: Whether `send` returns before the answer has gone, which is kept in memory until then.
+    """
+
+    def __init__(self, parent: Connection, *, behind: bool) -> None:
+        self._parent, self._behind, self._thread = parent, behind, ThreadPoolExecutor(1)
+        self._sent: Future[None] | None = None
+
+    def send(self, answer: Any) -> None:  # noqa: ANN401 - what the tool returns
+        content = ForkingPickler.dumps(answer)
+        if not self._behind:
+            self._parent.send_bytes(content)
+            return
+        if self._sent is not None:
+            self._sent.result()
+        self._sent = self._thread.submit(self._parent.send_bytes, content)
