@@ -1,7 +1,8 @@
 """Restoration and training on a GPU: `python -m benchmarks.gpu [--small]`, at most 8 minutes.
 
 - network: a 192x224x192 grid on the device, by Keras' layers and by the forms that the device computes faster, and
-  through the restorer from host memory to host memory, in each precision; a process each.
+  through the restorer from host memory to host memory, and as a shard from the scan to its core, in each precision; a
+  process each.
 - files: twenty volumes of 181x217x181 refined 2x in float32, two in each other precision, `.nii.gz` both ways, and
   once more: the bytes must agree.
 - training: 2000 steps of `iso2x`, in full precision and in bfloat16, and 300 with eight patches of 32x96x96 a step,
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.volumes import RESULTS, hardware, like_a_scan, seconds
-from configs.axes import FileShape
+from configs.axes import FileShape, NetworkShape, triple
 from configs.precision import Precision
 from tasks.machine.gpus import cards
 from tasks.volume.grid import Grid
@@ -46,7 +47,8 @@ def network(path: Path, precision: Precision, grid: tuple[int, int, int]) -> Row
     from tasks.artifacts.network_file import read_network
     from tasks.artifacts.saved_models import load_model
     from tasks.machine.devices import device_kind, device_name, precision_of_convolutions
-    from tasks.sharding.restore import Restorer
+    from tasks.sharding.plan import Shard
+    from tasks.sharding.restore import CoarseVolume, Restorer
     from tasks.volume.intensity import Intensity
 
     file, threads = read_network(path), os.cpu_count() or 1
@@ -55,6 +57,13 @@ def network(path: Path, precision: Precision, grid: tuple[int, int, int]) -> Row
     restorer.restored(volume, Intensity(0, 1))
     row: Row = {"device": device_name(), "precision": precision, "TensorFlow": tf.__version__}
     row["host to host"] = round(rate / seconds(lambda: restorer.restored(volume, Intensity(0, 1))), 2)
+    coarse, whole = volume[::2, ::2, ::2].copy(), triple((0, size) for size in grid)
+
+    def shard() -> None:
+        restorer(CoarseVolume(coarse, NetworkShape(*grid), Intensity(0, 1)), Shard(whole, whole))
+
+    shard()
+    row["scan to core"] = round(rate / seconds(shard), 2)
 
     plain = load_model(path)
     plain = in_bfloat16(plain) if precision == "bfloat16" else plain

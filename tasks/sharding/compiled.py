@@ -174,7 +174,7 @@ class CompiledNetwork:
 
 def _like(given: Voxels, made: tf.Tensor) -> Voxels:
     """Return the voxels of a batch of one, as an array or a tensor as those that were given."""
-    return (made if tf.is_tensor(given) else made.numpy())[0, ..., 0]
+    return (made if tf.is_tensor(given) else np.asarray(made))[0, ..., 0]  # the array is no copy, and read-only
 
 
 def _seen(resampled: tf.Tensor, low: tf.Tensor, span: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
