@@ -1,7 +1,8 @@
-"""A coarse volume in the memory of a GPU, where the windows that a network reads of the target grid are made.
+"""The work on a shard that a GPU does besides the network: windows before it, the encoding of the core after it.
 
-The volume is moved there once. A window is its product with the matrices of the interpolation along the three axes, and
-what the correction adds another of this kind. The matrices are dense, which a GPU multiplies faster than their bands.
+The coarse volume is moved there once. A window is its product with the matrices of the interpolation along the three
+axes, to which the correction adds another product of this kind. The matrices are dense: a GPU multiplies their zeros in
+less time than it takes to go by blocks along the band.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from configs.axes import NetworkShape, triple
 from tasks.imaging.consistency import Correction
 from tasks.imaging.resample import Window, interpolation, window_rows
 from tasks.machine.devices import device_kind, precision_of_convolutions
+from tasks.volume.encoding import Encoding
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +78,35 @@ class DeviceVolume:
                 basis = _moved(np.eye(size, dtype=np.float32)[rows] if fine is None else fine[rows])
             self._sides[axis, side] = _Side(slice(*mapping.reads(*inside)), _moved(matrix), basis)
         return self._sides[axis, side]
+
+
+def encoded(
+    core: tf.Tensor, encoding: Encoding, *, level: float, negative: bool, bounds: tuple[float, float]
+) -> tuple[NDArray[Any], int] | None:
+    """Encode a core on the device, by the operations of `CoarseVolume.finish` and `Encoding.encode`.
+
+    Args:
+        core: float32, in the unit of the file.
+        encoding: In integers of one or two bytes, whose arithmetic is that of float32.
+        level: Is added first.
+        negative: Whether there may be negative voxels; otherwise they become 0.
+        bounds: Lowest and highest voxel within the range of the input.
+
+    Returns:
+        The voxels as they are stored, and how many were out of bounds; None if one is NaN or infinite.
+    """
+    voxels = core + np.float32(level)
+    if not tf.reduce_all(tf.math.is_finite(voxels)):
+        return None
+    voxels = voxels if negative else tf.maximum(voxels, 0.0)
+    low, high, slope, inter = map(float, (*bounds, encoding.slope, encoding.inter))
+    # Row by row: GPUs may lack sums of whole numbers, and float32 counts a row exactly.
+    outside = np.asarray(tf.reduce_sum(tf.cast((voxels < low) | (voxels > high), tf.float32), axis=2))
+    if (slope, inter) != (1, 0):
+        voxels = (voxels - inter) / slope
+    limits = np.iinfo(encoding.dtype)
+    stored = tf.cast(tf.clip_by_value(tf.round(voxels), limits.min, limits.max), encoding.dtype)
+    return np.asarray(stored), int(outside.sum(dtype=np.float64))
 
 
 def _moved(array: NDArray[np.float32]) -> tf.Tensor:

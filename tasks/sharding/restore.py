@@ -94,11 +94,17 @@ class CoarseVolume:
             np.maximum(voxels, 0, out=voxels)
         return voxels
 
-    def outside(self, voxels: NDArray[np.float32]) -> int:
-        """Count finished voxels that are outside the range of the file by more than `LEEWAY` of it."""
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range of the file with `LEEWAY` of it to spare at either end; infinite for a file of one value."""
         low, high = self.limits
         leeway = LEEWAY * (high - low)
-        return int(np.count_nonzero((voxels < low - leeway) | (voxels > high + leeway))) if leeway else 0
+        return (low - leeway, high + leeway) if leeway else (-np.inf, np.inf)
+
+    def outside(self, voxels: NDArray[np.float32]) -> int:
+        """Count finished voxels that are outside `bounds`."""
+        low, high = self.bounds
+        return int(np.count_nonzero((voxels < low) | (voxels > high)))
 
 
 def coarse_volume(
@@ -134,7 +140,7 @@ class RestoredCore:
 
     Args:
         voxels: Of the core's shape: float32 in the unit of the file or, once `stored`, as the output has them.
-        resample_seconds: Time spent resampling; on a GPU, which works behind, it counts as the network's.
+        resample_seconds: Time spent resampling; on a GPU, which works asynchronously, it counts as the network's.
         network_seconds: Time spent in the network, intensities mapped there and back.
         rss_mib: The largest resident memory that the worker has had, MiB.
         device: That did the work.
@@ -189,8 +195,8 @@ class Restorer:
         threads: CPU threads that TensorFlow may use; None leaves TensorFlow as this process has configured it.
         flips: 8 to restore and average every mirror image, which a network does not restore alike; or 1.
         precision: Of the network's layers. Another than float32 is compared with it on a window of each volume.
-        on_device: Whether a volume is moved to the device once and only cores come back, instead of what the network
-            reads and makes for each shard; None for GPUs alone.
+        on_device: Whether windows are made and cores encoded on the device, to which each volume is moved once; None
+            does so on GPUs alone.
 
     Raises:
         InputError: The bytes are no model that safe mode admits, or the device does not compute in the precision.
@@ -255,10 +261,21 @@ class Restorer:
         if volume.detail < 1:
             interpolated = resampled[crop]
             core = interpolated + np.float32(volume.detail) * (core - interpolated)
-        core = np.asarray(core)
+        stored = self._stored(volume, core)
+        voxels, outside = stored or (np.asarray(core), 0)
         clock.computed()
         seconds = clock.resample_seconds, clock.network_seconds
-        return RestoredCore(core, *seconds, peak_rss() / MIB, self._network.device, psnr).stored(volume)
+        restored = RestoredCore(voxels, *seconds, peak_rss() / MIB, self._network.device, psnr, outside)
+        return restored if stored else restored.stored(volume)
+
+    def _stored(self, volume: CoarseVolume, core: "Voxels") -> tuple[NDArray[Any], int] | None:
+        """Encode a core on the device and count its voxels out of bounds; None where `RestoredCore.stored` has to."""
+        if not self._on_device or volume.encoding is None:
+            return None
+        from tasks.sharding.on_device import encoded  # noqa: PLC0415 - in the worker alone
+
+        level, negative = volume.level, volume.limits[0] < 0
+        return encoded(core, volume.encoding, level=level, negative=negative, bounds=volume.bounds)
 
     def _source(self, volume: CoarseVolume) -> "CoarseVolume | DeviceVolume":
         """Return what makes the windows of a volume."""

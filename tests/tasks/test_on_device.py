@@ -7,9 +7,11 @@ import pytest
 
 from configs.axes import FileShape, NetworkShape, triple
 from configs.degradation import AxisDegradation, Degradation
+from configs.errors import NotFiniteError
 from tasks.sharding import compiled, on_device
 from tasks.sharding.plan import Shard, Streamed
-from tasks.sharding.restore import CoarseVolume, Restorer, coarse_volume
+from tasks.sharding.restore import CoarseVolume, RestoredCore, Restorer, coarse_volume
+from tasks.volume.encoding import Encoding
 from tasks.volume.grid import Grid, network_axes
 from tasks.volume.intensity import Intensity
 from tasks.volume.nifti import write_volume
@@ -132,3 +134,40 @@ def test_the_device_of_the_process_chooses(model, monkeypatch, kind):
     monkeypatch.setattr(CoarseVolume, "input_window", counted)
     Restorer(model.name, model.read_bytes(), None)(volume(), BOX)
     assert len(made) == (kind == "CPU")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "options"),
+    [
+        (Encoding("int16"), {"limits": (0.0, 60.0)}),
+        (Encoding("uint8", 0.3, 11.0), {"limits": (-5.0, 60.0), "level": 7.3}),
+        (Encoding("int8", 0.9, -2.5), {"limits": (3.0, 3.0)}),
+        (Encoding("uint16", 1e-3, 0.0), {"level": -40.0}),
+    ],
+    ids=lambda value: getattr(value, "dtype", None),
+)
+def test_cores_are_encoded_as_by_the_processor(encoding, options):
+    one = replace(volume(), encoding=encoding, **options)
+    core = np.random.default_rng(2).normal(40, 60, (9, 8, 7)).astype(np.float32)
+    core[0] = np.arange(56).reshape(8, 7) + 0.5  # halves round to even
+    expected = RestoredCore(core, 0, 0, 0).stored(one)
+    negative = one.limits[0] < 0
+    found = on_device.encoded(core, encoding, level=one.level, negative=negative, bounds=one.bounds)
+    assert found is not None
+    np.testing.assert_array_equal(found[0], expected.voxels, strict=True)
+    assert found[1] == expected.outside
+
+
+def test_an_encoded_core_leaves_the_device(pair):
+    shard, one = BOX, replace(volume(), encoding=Encoding("int16", 0.01), limits=(-9.0, 9.0))
+    there, here = (restore(one, shard) for restore in pair)
+    assert here.voxels.dtype == np.int16
+    assert np.abs(here.voxels.astype(int) - there.voxels).max() <= 1  # where a last bit decides
+    assert here.outside == pytest.approx(there.outside, abs=2)
+    assert here.outside
+
+
+def test_a_core_with_an_infinite_voxel_is_refused_there_too(pair):
+    one = replace(volume(), encoding=Encoding("int16"), level=np.inf)
+    with pytest.raises(NotFiniteError):
+        pair[1](one, BOX)
