@@ -2,10 +2,7 @@
 
 import os
 import pickle
-import subprocess
 import sys
-import tempfile
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +17,7 @@ import psutil
 
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
+from tasks.machine.child import listen, start_child
 from tasks.machine.cpus import usable_cpus
 from tasks.machine.gpus import cards
 from tasks.machine.worker import WorkerDiedError, plain_errors, prepare
@@ -61,21 +59,9 @@ class ProcessWorker:
         self._awaited = deque([self.loading])
         self._sent: object = None
         self.connection, theirs = Pipe()
-        # The search path is that of this process; `-P` keeps the current folder out, a session of its own Ctrl-C.
-        serving = f"serve({theirs.fileno()}, {self._gpu!r})"
-        code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; {serving}"
-        # By a file, which the worker reads when it is up: writing to the connection would wait for that.
-        with theirs, tempfile.TemporaryFile() as tool:
-            pickle.dump((make, *arguments), tool)
-            tool.seek(0)
-            self._process = subprocess.Popen(  # noqa: S603 - fixed arguments
-                [sys.executable, "-P", "-c", code],
-                pass_fds=[theirs.fileno()],
-                stdin=tool,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        with theirs:
+            code = f"from {__name__} import serve; serve({theirs.fileno()}, {self._gpu!r})"
+            self._process = start_child(code, (make, *arguments), [theirs.fileno()])
 
     def call(self, arguments: tuple[Any, ...]) -> Answer:
         """Call the tool; the answer is what `first_answers` and `fetch` take.
@@ -178,16 +164,7 @@ def serve(handle: int, gpu: str | None) -> None:
     prepare(gpus=int(gpu is not None))
     calls: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
     parent = Connection(handle)
-
-    def receive() -> None:
-        """Take calls while the tool is busy, so that the parent never waits; end this process when it is gone."""
-        try:
-            while True:
-                calls.put(parent.recv())
-        except (EOFError, OSError):
-            os._exit(1)
-
-    threading.Thread(target=receive, daemon=True).start()
+    listen(parent, calls.put)  # while the tool is busy, so that the parent never waits
     make, *arguments = pickle.load(sys.stdin.buffer)  # noqa: S301 - written by the parent
     tool: Any = None
     first: Any = None
