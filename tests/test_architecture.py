@@ -110,6 +110,10 @@ with contextlib.suppress(SystemExit):
     assert not loaded_by(code) & HEAVY
 
 
+def test_processes_that_draw_patches_load_no_tensorflow():
+    assert not loaded_by("import tasks.training.drawing") & {"tensorflow", "keras", "ray", "mlflow", "matplotlib"}
+
+
 def test_comparing_runs_loads_nothing_heavy():
     """Until it opens the store and draws; nothing that reads volumes or models at all."""
     assert not loaded_by("import workflow.evaluate.comparison") & HEAVY

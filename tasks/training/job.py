@@ -45,6 +45,7 @@ class TrainingJob:
         resume: Whether to continue from the last checkpoint in that folder, if there is one.
         start_from: A `.keras` file with the initial weights.
         lock: Of the folder that it writes in; None where no other process knows the folder.
+        drawing_processes: Processes that draw patches; with 0, threads of the one that trains do.
     """
 
     config: RunConfig
@@ -55,6 +56,7 @@ class TrainingJob:
     resume: bool = False
     start_from: Path | None = None
     lock: Lock | None = None
+    drawing_processes: int = 0
 
 
 @dataclass(frozen=True)

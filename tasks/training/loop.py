@@ -1,7 +1,8 @@
 """Train a restorer under MirroredStrategy, in a process of its own, and report on it."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import keras
@@ -20,6 +21,7 @@ from tasks.imaging.consistency import AxisFactors, axis_factors, axis_matrices
 from tasks.machine.devices import XLA, device_kind, layer_precision, mirrored_strategy
 from tasks.training.blocks import PatchSource, TrainingVolume, run_degradations
 from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
+from tasks.training.drawing import PatchProcesses
 from tasks.training.job import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation
 from tasks.training.networks import build_network, learning_rate_schedule, optimizer
 from tasks.training.validation import Validator
@@ -62,33 +64,35 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
 
     source = PatchSource(job.volumes, config)
     started, waited, stepped = time.perf_counter(), 0.0, 0.0
-    batches = iter(strategy.experimental_distribute_dataset(patch_dataset(source, training, taken)))
     stops = validator is not None and validator.exhausted
-    while taken < training.steps and not stops:
-        asked = time.perf_counter()
-        batch = next(batches)
-        given = time.perf_counter()
-        losses[taken] = trainer.step(batch)
-        _require_finite_step(losses[taken], taken, trainer, source, kept)
-        if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
-            waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
-        taken += 1
-        yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
-        if validator is not None and validator.is_due(taken):
-            psnr = validator.validate()
-            _require_finite(np.isfinite(psnr), f"the validation after step {taken}: its score is {psnr}", kept)
-            stops = validator.exhausted
-            yield Validation(taken, psnr, stops)
-        every, leaves = training.checkpoints.every, should_stop()
-        if job.checkpoints is not None and (
-            leaves or (every and (taken % every == 0 or taken == training.steps or stops))
-        ):
-            state = Checkpoint(taken, trainer.variables(), losses[:taken])
-            _require_finite(state.is_finite, f"the checkpoint after step {taken}: its optimizer is not finite", kept)
-            write_checkpoint(job.checkpoints, validator.noted(state) if validator is not None else state, config)
-            kept = taken
-        if leaves:
-            return
+    with closing(_batches(job, source, strategy, taken)) as batches:
+        while taken < training.steps and not stops:
+            asked = time.perf_counter()
+            batch = next(batches)
+            given = time.perf_counter()
+            losses[taken] = trainer.step(batch)
+            _require_finite_step(losses[taken], taken, trainer, source, kept)
+            if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
+                waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
+            taken += 1
+            yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
+            if validator is not None and validator.is_due(taken):
+                psnr = validator.validate()
+                _require_finite(np.isfinite(psnr), f"the validation after step {taken}: its score is {psnr}", kept)
+                stops = validator.exhausted
+                yield Validation(taken, psnr, stops)
+            every, leaves = training.checkpoints.every, should_stop()
+            if job.checkpoints is not None and (
+                leaves or (every and (taken % every == 0 or taken == training.steps or stops))
+            ):
+                state = Checkpoint(taken, trainer.variables(), losses[:taken])
+                _require_finite(
+                    state.is_finite, f"the checkpoint after step {taken}: its optimizer is not finite", kept
+                )
+                write_checkpoint(job.checkpoints, validator.noted(state) if validator is not None else state, config)
+                kept = taken
+            if leaves:
+                return
     seconds = time.perf_counter() - started
 
     final = validator.best if validator is not None and validator.best else trainer.averaged()
@@ -114,6 +118,21 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         resumed_from=resumed_from,
         validation_psnr=validator.best_psnr if validator is not None and validator.best else None,
     )
+
+
+def _batches(
+    job: TrainingJob, source: PatchSource, strategy: tf.distribute.Strategy, steps_taken: int
+) -> Generator[Any, None, None]:
+    """Yield the batches of a training from a step on, drawn by its processes or by threads; closing it ends both."""
+    training = job.config.training
+    if not job.drawing_processes:
+        yield from strategy.experimental_distribute_dataset(patch_dataset(source, training, steps_taken))
+        return
+    with PatchProcesses(job.volumes, job.config, job.drawing_processes, steps_taken) as processes:
+        for batch in strategy.experimental_distribute_dataset(drawn_dataset(processes, training, steps_taken)):
+            if processes.error is not None:
+                raise processes.error
+            yield batch
 
 
 def _require_finite(finite: Any, place: str, kept: int) -> None:  # noqa: ANN401 - a truth value, NumPy's or Python's
@@ -306,23 +325,53 @@ def patch_dataset(source: PatchSource, training: Training, steps_taken: int = 0)
         weight = patch.share if training.weigh_patches else np.float32(1)
         return patch.resampled, patch.fine, weight, np.int32(patch.number), np.float32(patch.damping)
 
-    def patch(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        drawn = tf.numpy_function(
-            draw, [index], (tf.float32, tf.float32, tf.float32, tf.int32, tf.float32), stateful=False
-        )
-        shapes = ((*training.patch, 1), (*training.patch, 1), (), (), ())
+    return (
+        tf.data.Dataset.range(steps_taken * training.batch_size, training.steps * training.batch_size)
+        .map(_tensors_of(draw, training), num_parallel_calls=2, deterministic=True)
+        .batch(training.batch_size, drop_remainder=True)
+        .prefetch(8)
+        .with_options(_untuned())
+    )
+
+
+def drawn_dataset(processes: PatchProcesses, training: Training, steps_taken: int = 0) -> tf.data.Dataset:
+    """The batches of `patch_dataset`, drawn by processes; zeros once they have an error."""
+
+    def draw(_: Any) -> tuple[Any, ...]:  # noqa: ANN401 - as above
+        try:
+            batch = processes.next_batch()
+        except Exception:  # noqa: BLE001 - TensorFlow would let its text alone through
+            batch = processes.no_batch()
+        weight = batch.share if training.weigh_patches else np.ones_like(batch.share)
+        return batch.resampled, batch.fine, weight, batch.number, batch.damping
+
+    return (
+        tf.data.Dataset.range(steps_taken, training.steps)
+        .map(_tensors_of(draw, training, training.batch_size), num_parallel_calls=1, deterministic=True)
+        .prefetch(4)
+        .with_options(_untuned())
+    )
+
+
+def _tensors_of(
+    draw: Callable[[Any], tuple[Any, ...]], training: Training, *batch: int
+) -> Callable[[tf.Tensor], tuple[tf.Tensor, ...]]:
+    """Make a function on tensors of one that draws a patch, or a batch of so many."""
+    shapes = ((*batch, *training.patch, 1), (*batch, *training.patch, 1), batch, batch, batch)
+    types = (tf.float32, tf.float32, tf.float32, tf.int32, tf.float32)
+
+    def tensors(index: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        drawn = tf.numpy_function(draw, [index], types, stateful=False)
         return tuple(tf.ensure_shape(value, shape) for value, shape in zip(drawn, shapes, strict=True))
 
+    return tensors
+
+
+def _untuned() -> tf.data.Options:
     options = tf.data.Options()
     # Nothing is left to tune, and the thread that would sleeps up to a minute at a time, with the end waiting for it.
     options.autotune.enabled = False
-    return (
-        tf.data.Dataset.range(steps_taken * training.batch_size, training.steps * training.batch_size)
-        .map(patch, num_parallel_calls=2, deterministic=True)
-        .batch(training.batch_size, drop_remainder=True)
-        .prefetch(8)
-        .with_options(options)
-    )
+    return options
 
 
 def _sharp_spacing(volume: TrainingVolume, mixture: Mixture) -> Sequence[float]:

@@ -15,13 +15,13 @@ from models.network.losses import LOSSES
 from tasks.artifacts.network_file import read_network
 from tasks.files.lock import locked
 from tasks.imaging.consistency import correct
-from tasks.training.blocks import PatchSource
+from tasks.training.blocks import PatchSource, TrainingVolume
 from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
 from tasks.training.job import TrainingStep
 from tasks.training.loop import train
 from tasks.training.networks import build_network, learning_rate_schedule
 from tasks.training.start import run_training
-from tests.tasks.small_training import outcome, small_job, validation_volume, weights_of
+from tests.tasks.small_training import outcome, small_job, validation_volume, volume, weights_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +57,17 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path, options):
     assert again[0] == whole[0]
     assert again[2].model.read_bytes() == whole[2].model.read_bytes()
     assert [path.name for path in sorted(job.checkpoints.iterdir())] == ["step-00000006.npz", "step-00000009.npz"]
+
+
+def test_processes_and_threads_train_the_same_weights_and_continue_each_other(tmp_path):
+    rules = ("training.steps=7", "training.weigh_patches=true", "training.checkpoints.every=3")
+    whole = outcome(train(small_job(tmp_path / "whole", *rules)))
+    job = small_job(tmp_path / "broken", *rules, checkpoints=tmp_path / "broken" / "checkpoints")
+    list(islice(train(replace(job, drawing_processes=1)), 5))
+    again = outcome(train(replace(job, resume=True, drawing_processes=2)))
+    assert again[2].resumed_from == 3
+    assert again[0] == whole[0]
+    assert again[2].model.read_bytes() == whole[2].model.read_bytes()
 
 
 def test_a_training_that_is_told_to_stop_leaves_a_checkpoint_and_no_model(tmp_path):
@@ -237,7 +248,8 @@ rules = ("training.steps=20", "training.optimizer=sgd", "training.learning_rate=
          "training.regularisation=1e-3", "training.weigh_patches=true", *sys.argv[2:])
 results = {}
 for replicas in (2, 1):
-    job = small_job(Path(sys.argv[1]) / str(replicas), *rules, f"training.replicas={replicas}")
+    options = {"drawing_processes": replicas - 1}  # by a process and by threads
+    job = small_job(Path(sys.argv[1]) / str(replicas), *rules, f"training.replicas={replicas}", **options)
     losses, _, trained = outcome(train(job))
     assert trained.replicas == replicas
     results[replicas] = losses, weights_of(trained)
@@ -319,6 +331,22 @@ def test_training_stops_at_the_first_loss_that_is_not_finite(tmp_path, monkeypat
     monkeypatch.undo()
     again = outcome(train(replace(job, resume=True)))
     assert again[2].resumed_from == 3
+
+
+def test_errors_of_drawing_processes_are_those_of_threads(tmp_path):
+    """Through TensorFlow, which knows only their text."""
+    job = small_job(tmp_path, "training.steps=9")
+    spoiled = [*job.volumes, TrainingVolume(np.full_like(volume(), np.nan), np.arange(48**3))]
+    with pytest.raises(
+        NotFiniteError, match=r"its loss or gradient is NaN or infinite \(patch \d+ from volumes \(vol"
+    ) as one:
+        list(train(replace(job, volumes=spoiled)))
+    with pytest.raises(NotFiniteError) as other:
+        list(train(replace(job, volumes=spoiled, drawing_processes=1)))
+    assert str(one.value) == str(other.value)
+    nowhere = TrainingVolume(volume(), np.array([], np.int64))
+    with pytest.raises(ValueError, match=r"^high <= 0$"):
+        list(train(replace(job, volumes=[nowhere], drawing_processes=1)))
 
 
 def test_a_gradient_that_is_not_finite_stops_the_step_that_it_spoils(tmp_path, monkeypatch):

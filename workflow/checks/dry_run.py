@@ -31,7 +31,7 @@ from workflow.checks.report import ChecksReport
 from workflow.checks.store import check_store
 from workflow.checks.volumes import VolumesSummary, check_volumes
 from workflow.cluster import TimedWorker, share
-from workflow.cluster.resources import restoring_request, training_request
+from workflow.cluster.resources import drawing_processes, restoring_request, training_request
 from workflow.tracking.probe import StoreProbe, try_store
 from workflow.tracking.store import local_folder
 from workflow.train.data import TrainingSource
@@ -143,7 +143,8 @@ class _Rehearsal:
             with ExitStack() as training:
                 if trains:
                     self._console.print("Building the network …")
-                    arguments = (config,), training_request(config), config.resources.patience_seconds
+                    request = training_request(config)
+                    arguments = (config,), request, config.resources.patience_seconds
                     worker = training.enter_context(TimedWorker(training_rehearsal, *arguments))
                     built = self._stages(worker)
                 if built is not None:
@@ -159,7 +160,8 @@ class _Rehearsal:
                 starts = replace(starts, store=probe.seconds if probe else 0.0)
                 self._check_disk(built, planned, local_folder(probe.artifacts) if probe else None)
                 if built is not None and volumes.source is not None and not checks.failures:
-                    step = self._step(worker, built, volumes.source, volumes.validation_voxels)
+                    drawing = drawing_processes(request)
+                    step = self._step(worker, built, volumes.source, volumes.validation_voxels, drawing)
             if step is not None and network is not None and planned and not checks.failures:
                 self._shard(network, planned, starts)
 
@@ -239,16 +241,21 @@ class _Rehearsal:
             self._estimate(output_bytes=sum(need.bytes for need in needs))
 
     def _step(
-        self, worker: TimedWorker, built: BuiltNetwork, source: TrainingSource, validation_voxels: Sequence[int]
+        self,
+        worker: TimedWorker,
+        built: BuiltNetwork,
+        source: TrainingSource,
+        validation_voxels: Sequence[int],
+        processes: int,
     ) -> RehearsedStep | None:
-        """Take a training step and estimate the training from it."""
+        """Take a training step and estimate the training from it, with so many processes that draw patches."""
         self._console.print("Taking a training step …")
         step: RehearsedStep | None = None
         with self._checks.trying("training step", "one step, again to time it", CLUSTER_REMEDY) as attempt:
             step = worker.ask([source.training])
-            each = estimates.seconds_per_step(step, built.device, built.threads)
+            each = estimates.seconds_per_step(step, built.device, built.threads, processes)
             memory = replace(self.estimates.replica_mib, measured=step.replica_bytes / MIB)
-            total = estimates.training_seconds(self._config, step, built, validation_voxels)
+            total = estimates.training_seconds(self._config, step, validation_voxels, each)
             self._estimate(seconds_per_step=each, replica_mib=memory, training_seconds=total)
             if not isfinite(step.loss):
                 attempt.failure(

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 from configs.schema import RunConfig
-from tasks.rehearsal import BuiltNetwork, RehearsedShard, RehearsedStep
+from tasks.rehearsal import RehearsedShard, RehearsedStep
 from workflow.checks.plans import PlannedVolume
 
 BACKWARD = 3  # multiply-adds of a step over those of a forward pass
-DRAWING = 2  # patches drawn at one time
+DRAWING = 2  # threads that draw patches where no processes do
 TRACING_WHILE_DRAWING = 2.0  # times longer than alone, by Python's lock: seen 1.7 on the demo, 2.7 with tissues
 WRITTEN_PER_SECOND = 4e6  # voxels made consistent with their input, compressed and written by one thread
 
@@ -60,22 +60,21 @@ class Starts:
     restoring: float = 0.0
 
 
-def seconds_per_step(step: RehearsedStep, device: str, threads: int) -> float:
+def seconds_per_step(step: RehearsedStep, device: str, threads: int, processes: int = 0) -> float:
     """Estimate a step while patches are drawn in parallel, on a "GPU" or the "CPU" of a node with so many threads.
 
-    On the CPU both share the threads; a GPU waits only where patches come too slowly.
+    On the CPU both share the threads; a GPU waits only where so many processes, or threads, draw too slowly.
     """
     alone = step.step_seconds if device == "GPU" else step.step_seconds + step.patch_seconds / threads
-    return max(alone, step.patch_seconds / DRAWING)
+    return max(alone, step.patch_seconds / (processes or DRAWING))
 
 
 def training_seconds(
-    config: RunConfig, step: RehearsedStep, built: BuiltNetwork, validation_voxels: Sequence[int]
+    config: RunConfig, step: RehearsedStep, validation_voxels: Sequence[int], seconds_per_step: float
 ) -> float:
     """Estimate the time from the first patch to the last step, early stopping on the validation volumes included."""
     training = config.training
-    each = seconds_per_step(step, built.device, built.threads)
-    seconds = step.fill_seconds + TRACING_WHILE_DRAWING * step.first_seconds + (training.steps - 1) * each
+    seconds = step.fill_seconds + TRACING_WHILE_DRAWING * step.first_seconds + (training.steps - 1) * seconds_per_step
     if training.early_stopping is not None:
         patch = training.batch_size * prod(training.patch)
         forward = step.step_seconds / BACKWARD / patch  # a voxel

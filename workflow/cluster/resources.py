@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 
 from configs.errors import ConfigError
 from configs.schema import Resources, RunConfig
@@ -48,7 +49,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive: its host, the resources that Ray hands out, and whether the driver is on it (`here`)."""
+    """A node that is alive: its host, the resources that Ray hands out, and whether the driver is on it (`here`).
+
+    Of its CPUs, `free_cpus` were not in use a moment ago.
+    """
 
     id: str
     name: str
@@ -58,6 +62,7 @@ class Node:
     memory_bytes: int
     object_store_bytes: int
     here: bool
+    free_cpus: int = 0
 
     def room(self, request: Request) -> int:
         """Workers of a request that the node can hold at a time."""
@@ -71,6 +76,7 @@ class Node:
 def inventory() -> tuple[Node, ...]:
     """Return the nodes of the cluster. Call it within `cluster()`."""
     own = ray.get_runtime_context().get_node_id()
+    free = available_resources_per_node()
     return tuple(
         Node(
             id=node["NodeID"],
@@ -81,6 +87,8 @@ def inventory() -> tuple[Node, ...]:
             memory_bytes=int(node["Resources"].get("memory", 0)),
             object_store_bytes=int(node["Resources"].get("object_store_memory", 0)),
             here=node["NodeID"] == own,
+            # Ray leaves out what is in use to the last, and a node that has not reported yet.
+            free_cpus=int(free.get(node["NodeID"], node["Resources"]).get("CPU", 0)),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -115,11 +123,20 @@ def training_request(config: RunConfig, excluded: frozenset[str] = frozenset()) 
     """Request of a training: one GPU per replica where the cluster has GPUs, and the CPUs that the workers would have.
 
     Without `training.replicas`, all GPUs of the node that has most, of those that are not excluded. More replicas than
-    any node has GPUs become logical CPU devices if there is no GPU at all, else the cluster refuses.
+    any node has GPUs become logical CPU devices if there is no GPU at all, else the cluster refuses. With GPUs it is
+    at least the share of a node's CPUs that goes with them, as far as it is free: they draw patches.
     """
-    most = max((node.gpus for node in inventory() if node.id not in excluded), default=0)
+    nodes = [node for node in inventory() if node.id not in excluded]
+    most = max((node.gpus for node in nodes), default=0)
     gpus = (config.training.replicas or most) if most else 0
-    return Request(cpus=config.resources.workers * config.resources.cpus_per_worker, gpus=gpus, excluded=excluded)
+    cpus = config.resources.workers * config.resources.cpus_per_worker
+    shares = [min(node.cpus * gpus // node.gpus, node.free_cpus) for node in nodes if gpus and node.gpus >= gpus]
+    return Request(max(cpus, min(shares, default=0)), gpus, excluded=excluded)
+
+
+def drawing_processes(request: Request) -> int:
+    """Processes that draw the patches of a training; none without GPUs, where the network takes all CPUs."""
+    return max(1, request.cpus - 1) if request.gpus else 0
 
 
 def restoring_request(resources: Resources) -> Request:

@@ -25,7 +25,7 @@ from tasks.training.checkpoints import fingerprint, last_checkpoint
 from tasks.training.job import TrainedModel, TrainingJob, TrainingRecord, TrainingStep, Validation, baseline_psnr
 from tasks.training.start import run_training
 from workflow.cluster import Request, cluster, require_room, room, stream
-from workflow.cluster.resources import training_request
+from workflow.cluster.resources import drawing_processes, training_request
 from workflow.cluster.shared_storage import require_shared
 from workflow.terminal.progress import Advance, entering, progress_bar, waiting
 from workflow.tracking import Recorder, RunAddress, checked_model, recorded_run, tracking_uri
@@ -239,6 +239,7 @@ def _trained(
         curve, moved = _Curve(recorder, console, advance), 0
         while True:
             try:
+                job = replace(job, drawing_processes=drawing_processes(request))
                 records = stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel)
                 return curve.follow(records), curve.loss
             except WorkerDiedError as error:
@@ -256,7 +257,10 @@ def _trained(
                 # Cut off from this node, the process may live on: it finds that it has lost the lock.
                 job = replace(job, resume=True, lock=job.lock and job.lock.renewed())
                 try:
-                    request = _shared_request(job, console)
+                    renewed = _shared_request(job, console)
+                    # The CPUs of the process that has died may not be known as free yet.
+                    same = replace(renewed, cpus=request.cpus)
+                    request = same if room(same) else renewed
                     require_room(1, request)
                 except ConfigError as refusal:
                     raise WorkerDiedError(f"Cannot go on with the training: {problem}", str(refusal)) from error
