@@ -1,8 +1,8 @@
 """Train a restorer under MirroredStrategy, in a process of its own, and report on it."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -43,6 +43,18 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
             from are those of another network or not finite.
         NotFiniteError: A loss, a weight or a validation is NaN or infinite; the checkpoints before it stay.
     """
+    checkpoint = last_checkpoint(job.checkpoints, job.config) if job.resume and job.checkpoints else None
+    taken = checkpoint.step if checkpoint is not None else 0
+    # They start while the network is built.
+    drawing = PatchProcesses(job.volumes, job.config, job.drawing_processes, taken) if job.drawing_processes else None
+    with drawing or nullcontext():
+        yield from _trained(job, should_stop, checkpoint, drawing)
+
+
+def _trained(
+    job: TrainingJob, should_stop: Callable[[], bool], checkpoint: Checkpoint | None, drawing: PatchProcesses | None
+) -> Iterator[TrainingRecord]:
+    """Train from a checkpoint, or from the start, on patches that processes draw, or threads; see `train`."""
     config, training = job.config, job.config.training
     keras.utils.set_random_seed(training.seed)
     strategy = mirrored_strategy(training.replicas, training.batch_size)
@@ -52,7 +64,6 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
         trainer.start_from(job.start_from)
     validator = Validator(job.validation, config, trainer.averaged) if job.validation else None
     taken, losses = 0, np.zeros(training.steps)
-    checkpoint = last_checkpoint(job.checkpoints, config) if job.resume and job.checkpoints else None
     if checkpoint is not None:
         taken = checkpoint.step
         losses[:taken] = checkpoint.losses
@@ -65,34 +76,32 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
     source = PatchSource(job.volumes, config)
     started, waited, stepped = time.perf_counter(), 0.0, 0.0
     stops = validator is not None and validator.exhausted
-    with closing(_batches(job, source, strategy, taken)) as batches:
-        while taken < training.steps and not stops:
-            asked = time.perf_counter()
-            batch = next(batches)
-            given = time.perf_counter()
-            losses[taken] = trainer.step(batch)
-            _require_finite_step(losses[taken], taken, trainer, source, kept)
-            if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
-                waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
-            taken += 1
-            yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
-            if validator is not None and validator.is_due(taken):
-                psnr = validator.validate()
-                _require_finite(np.isfinite(psnr), f"the validation after step {taken}: its score is {psnr}", kept)
-                stops = validator.exhausted
-                yield Validation(taken, psnr, stops)
-            every, leaves = training.checkpoints.every, should_stop()
-            if job.checkpoints is not None and (
-                leaves or (every and (taken % every == 0 or taken == training.steps or stops))
-            ):
-                state = Checkpoint(taken, trainer.variables(), losses[:taken])
-                _require_finite(
-                    state.is_finite, f"the checkpoint after step {taken}: its optimizer is not finite", kept
-                )
-                write_checkpoint(job.checkpoints, validator.noted(state) if validator is not None else state, config)
-                kept = taken
-            if leaves:
-                return
+    batches = _batches(drawing, source, strategy, training, taken)
+    while taken < training.steps and not stops:
+        asked = time.perf_counter()
+        batch = next(batches)
+        given = time.perf_counter()
+        losses[taken] = trainer.step(batch)
+        _require_finite_step(losses[taken], taken, trainer, source, kept)
+        if taken > resumed_from:  # in the first step of a start the pipeline fills and the graph is traced
+            waited, stepped = waited + given - asked, stepped + time.perf_counter() - given
+        taken += 1
+        yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
+        if validator is not None and validator.is_due(taken):
+            psnr = validator.validate()
+            _require_finite(np.isfinite(psnr), f"the validation after step {taken}: its score is {psnr}", kept)
+            stops = validator.exhausted
+            yield Validation(taken, psnr, stops)
+        every, leaves = training.checkpoints.every, should_stop()
+        if job.checkpoints is not None and (
+            leaves or (every and (taken % every == 0 or taken == training.steps or stops))
+        ):
+            state = Checkpoint(taken, trainer.variables(), losses[:taken])
+            _require_finite(state.is_finite, f"the checkpoint after step {taken}: its optimizer is not finite", kept)
+            write_checkpoint(job.checkpoints, validator.noted(state) if validator is not None else state, config)
+            kept = taken
+        if leaves:
+            return
     seconds = time.perf_counter() - started
 
     final = validator.best if validator is not None and validator.best else trainer.averaged()
@@ -121,18 +130,20 @@ def train(job: TrainingJob, should_stop: Callable[[], bool] = lambda: False) -> 
 
 
 def _batches(
-    job: TrainingJob, source: PatchSource, strategy: tf.distribute.Strategy, steps_taken: int
-) -> Generator[Any, None, None]:
-    """Yield the batches of a training from a step on, drawn by its processes or by threads; closing it ends both."""
-    training = job.config.training
-    if not job.drawing_processes:
+    drawing: PatchProcesses | None,
+    source: PatchSource,
+    strategy: tf.distribute.Strategy,
+    training: Training,
+    steps_taken: int,
+) -> Iterator[Any]:
+    """Yield the batches of a training from a step on, drawn by processes or by threads of this one."""
+    if drawing is None:
         yield from strategy.experimental_distribute_dataset(patch_dataset(source, training, steps_taken))
         return
-    with PatchProcesses(job.volumes, job.config, job.drawing_processes, steps_taken) as processes:
-        for batch in strategy.experimental_distribute_dataset(drawn_dataset(processes, training, steps_taken)):
-            if processes.error is not None:
-                raise processes.error
-            yield batch
+    for batch in strategy.experimental_distribute_dataset(drawn_dataset(drawing, training, steps_taken)):
+        if drawing.error is not None:
+            raise drawing.error
+        yield batch
 
 
 def _require_finite(finite: Any, place: str, kept: int) -> None:  # noqa: ANN401 - a truth value, NumPy's or Python's
