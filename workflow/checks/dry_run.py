@@ -160,7 +160,7 @@ class _Rehearsal:
                 starts = replace(starts, store=probe.seconds if probe else 0.0)
                 self._check_disk(built, planned, local_folder(probe.artifacts) if probe else None)
                 if built is not None and volumes.source is not None and not checks.failures:
-                    drawing = drawing_processes(request)
+                    drawing = drawing_processes(request, config.training.steps)
                     step = self._step(worker, built, volumes.source, volumes.validation_voxels, drawing)
             if step is not None and network is not None and planned and not checks.failures:
                 self._shard(network, planned, starts)

@@ -239,7 +239,7 @@ def _trained(
         curve, moved = _Curve(recorder, console, advance), 0
         while True:
             try:
-                job = replace(job, drawing_processes=drawing_processes(request))
+                job = replace(job, drawing_processes=drawing_processes(request, job.config.training.steps))
                 records = stream(run_training, job, request=request, grace=STOP_SECONDS, stop=stop, last=TrainedModel)
                 return curve.follow(records), curve.loss
             except WorkerDiedError as error:
