@@ -71,7 +71,7 @@ def _number_or_auto(text: str, least: int) -> str:
 GpusPerWorker = Annotated[
     str,
     typer.Option(
-        parser=gpus_or_auto, metavar="N|auto", help="GPUs of each worker, 0 for none; auto: one of this machine's."
+        parser=gpus_or_auto, metavar="N|auto", help="GPUs of each worker, 0 for none; auto: one, if there are enough."
     ),
 ]
 

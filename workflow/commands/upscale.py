@@ -1,6 +1,6 @@
 """`voxlift upscale`."""
 
-import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -100,12 +100,12 @@ def upscale(
         typer.Option(
             parser=workers_or_auto,
             metavar="N|auto",
-            help="Ray workers, auto for as many as the cluster has room for, as it grows and shrinks; by default,"
-            " without RAY_ADDRESS, processes of this machine and no Ray.",
+            help="Ray workers, auto for as many as the cluster has room for, as it grows and shrinks; by default one"
+            " for each GPU, or by the CPUs; without RAY_ADDRESS processes of this machine and no Ray.",
         ),
     ] = None,
     cpus_per_worker: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads of each worker: 1 of a Ray worker, else up to 4.")
+        int | None, typer.Option(min=1, help="CPU threads of each worker: 1 with --workers, else up to 4.")
     ] = None,
     gpus_per_worker: GpusPerWorker = "auto",
     memory_budget: Annotated[
@@ -120,13 +120,13 @@ def upscale(
     as_json: JsonOption = False,
 ) -> None:
     """Super-resolve volumes, here or on a cluster; the same bytes from one worker or eight."""
-    with screen(as_json) as opened:
+    with screen(as_json) as opened, ExitStack() as stack:
         from workflow.terminal.progress import resumable, waiting
 
         with waiting(opened.console, "Loading voxlift"):
             from tasks.artifacts.shipped import shipped_network
             from tasks.files.outputs import names_output
-            from workflow.restore.placement import Given, placed
+            from workflow.restore.placement import Given, joined, placed
             from workflow.upscale.adaptation import FOLDER, run_adaptation
             from workflow.upscale.plan import UpscaleRequest
             from workflow.upscale.report import summary
@@ -162,12 +162,6 @@ def upscale(
             None if gpus_per_worker == AUTO else int(gpus_per_worker),
             memory_budget,
         )
-        place, resources = placed(asked, given, joins=bool(os.environ.get("RAY_ADDRESS")))
-        if precision == "tf32" and not resources.gpus_per_worker:
-            raise InputError(
-                "Cannot restore in tf32 on CPUs: GPUs of compute capability 8.0 and newer have it.",
-                "Use --precision float32 or bfloat16, or such a GPU (--gpus-per-worker).",
-            )
         by_scale, by_spacing = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
         found = find_sources(
             volumes,
@@ -178,6 +172,14 @@ def upscale(
             overwrite=overwrite,
         )
         sources = found.paths
+        network = None if adapt else saved_network(model)
+        thick = shipped_network(thick=True)
+        place, resources = placed(asked, given, stack.enter_context(joined(opened.console)))
+        if precision == "tf32" and not resources.gpus_per_worker:
+            raise InputError(
+                "Cannot restore in tf32 on CPUs: GPUs of compute capability 8.0 and newer have it.",
+                "Use --precision float32 or bfloat16, or such a GPU (--gpus-per-worker).",
+            )
         adapted = None
         if adapt:
             folder = out or sources[0].parent
@@ -196,7 +198,7 @@ def upscale(
                     kind=kind,
                     console=opened.console,
                 )
-        network, thick = saved_network(str(adapted) if adapted else model), shipped_network(thick=True)
+        network = network or saved_network(str(adapted))
         if ensemble == "8":
             network, thick = network.flipped(), thick.flipped()
         network, thick = replace(network, precision=precision), replace(thick, precision=precision)
