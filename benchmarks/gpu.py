@@ -3,6 +3,8 @@
 - network: a 192x224x192 grid on the device, by Keras' layers and by the forms that the device computes faster, and
   through the restorer from host memory to host memory, and as a shard from the scan to its core, in each precision; a
   process each.
+- peer: the same through MONAI's sliding window, 1, 4 and 8 windows at a time, with the same weights in PyTorch; left
+  out where neither `.bench` nor this Python nor `python3` has both, which a line then says.
 - files: twenty volumes of 181x217x181 refined 2x in float32, two in each other precision, `.nii.gz` both ways, and
   once more: the bytes must agree.
 - training: 2000 steps of `iso2x`, in full precision and in bfloat16, and 300 with eight patches of 32x96x96 a step,
@@ -14,10 +16,12 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from math import prod
 from pathlib import Path
@@ -25,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.sharding import PEER
 from benchmarks.volumes import RESULTS, hardware, like_a_scan, seconds
 from configs.axes import FileShape, NetworkShape, triple
 from configs.precision import Precision
@@ -80,8 +85,47 @@ def network(path: Path, precision: Precision, grid: tuple[int, int, int]) -> Row
         with precision_of_convolutions(precision):
             answers[name] = once().numpy()
             row[name] = round(rate / seconds(once), 2)
+    row["check"] = float(
+        answers["as restored"][0, ..., 0][tuple(slice(side // 2, side // 2 + 4) for side in grid)].mean()
+    )
     row["difference"] = float(np.abs(answers["as restored"] - answers["Keras' layers"]).max())
     return row
+
+
+def peer(model: Path, grid: tuple[int, ...]) -> list[Row]:
+    """Measure MONAI next to ours, by the first Python that has it; a row that says why where none has."""
+    lacking = []
+    pythons: dict[str, Path | str | None]
+    pythons = {".bench": PEER / "bin" / "python", "this Python": sys.executable, "python3": shutil.which("python3")}
+    for name, python in pythons.items():
+        if python is None or not Path(python).exists():
+            lacking.append(f"{name}: not there")
+            continue
+        tried = subprocess.run([python, "-c", "import torch, monai"], capture_output=True, text=True, check=False)
+        if tried.returncode:
+            lacking.append(f"{name}: {(tried.stderr.strip() or 'no answer').splitlines()[-1]}")
+            continue
+        try:
+            found = json_of([python, ROOT / "benchmarks" / "monai_speed.py", model, *grid])
+        except (SystemExit, subprocess.TimeoutExpired) as failure:
+            return [shown({"left out": str(failure).strip().splitlines()[-1]})]
+        versions = {"PyTorch": found["torch"], "MONAI": found["MONAI"]}
+        return [shown(row | versions) for row in found["rows"]]
+    return [shown({"left out": f"no Python here has PyTorch and MONAI ({'; '.join(lacking)})"})]
+
+
+def ratios(ours: list[Row], peers: list[Row]) -> list[Row]:
+    """Divide the restorer's voxels a second, host to host, by the best of MONAI's in the same precision."""
+    best = {
+        row["precision"]: max(value for key, value in row.items() if key.startswith("MONAI, "))
+        for row in peers
+        if "precision" in row
+    }
+    return [
+        {"precision": row["precision"], "to the best of MONAI": round(row["host to host"] / best[row["precision"]], 2)}
+        for row in ours
+        if row["precision"] in best
+    ]
 
 
 def files(model: Path, folder: Path, precision: Precision, shape: tuple[int, int, int], count: int) -> Row:
@@ -135,8 +179,13 @@ def voxlift(*words: object) -> Row:
 
 def printed(*words: object) -> Row:
     """Run Python; returns the JSON object that it prints last, or why there is none."""
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT)
+    return json_of([sys.executable, *words])
+
+
+def json_of(command: Sequence[object]) -> Row:
+    """Run a command; returns the JSON object that it prints last."""
+    words = list(map(str, command))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=LIMIT)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: Row = json.loads(done.stdout[done.stdout.index("{") :])
@@ -165,10 +214,13 @@ def main(*, small: bool) -> None:
         printed("-m", "benchmarks.keras_speed", "make", model)
         steps, large = (6, "training.patch=[16,32,32]") if small else (STEPS, "training.patch=[32,96,96]")
         length = f"training.steps={steps}"
+        sizes = "x".join(map(str, grid))
+        ours = [shown(printed("-m", "benchmarks.gpu", "--network", model, each, *grid)) for each in precisions]
+        peers = peer(model, grid)
         results = {
-            f"Network, {'x'.join(map(str, grid))} voxels, million voxels a second": [
-                shown(printed("-m", "benchmarks.gpu", "--network", model, each, *grid)) for each in precisions
-            ],
+            f"Network, {sizes} voxels, million voxels a second": ours,
+            f"MONAI, {sizes} voxels, million voxels a second, host to host": peers,
+            "The restorer, host to host, in its precision": ratios(ours, peers),
             f"Volumes of {'x'.join(map(str, shape))} by 2x, file to file": [
                 files(model, folder, each, (shape[0], shape[1], shape[2]), 2 if small or each != "float32" else VOLUMES)
                 for each in precisions
@@ -183,7 +235,8 @@ def main(*, small: bool) -> None:
         }
     made = f"{hardware()}, {datetime.now(UTC):%Y-%m-%d}. Made by `python -m benchmarks.gpu`."
     text = (
-        "\n\n".join([f"# GPU\n\n{made}", *(f"## {title}\n\n{table(rows)}" for title, rows in results.items())]) + "\n"
+        "\n\n".join([f"# GPU\n\n{made}", *(f"## {title}\n\n{table(rows)}" for title, rows in results.items() if rows)])
+        + "\n"
     )
     print(text)
     if not small:
