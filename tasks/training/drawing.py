@@ -27,7 +27,7 @@ from configs.errors import RunError
 from configs.schema import RunConfig
 from tasks.machine.child import listen, start_child
 from tasks.machine.worker import plain_errors
-from tasks.training.blocks import LANES, PATCHES, Patch, PatchSource, TrainingVolume, block_number
+from tasks.training.blocks import PATCHES, Patch, PatchSource, TrainingVolume, block_number
 
 REPLACEMENTS = 3  # of processes that have died, in a training
 ALIGNMENT = 64  # bytes at which arrays begin in shared memory
@@ -100,7 +100,7 @@ class PatchProcesses:
         self._replaced = 0
         self.error: Exception | None = None
         # Each process may be a block ahead.
-        batches = 2 + -(-PATCHES * max(processes, LANES) // self._size)
+        batches = 2 + -(-PATCHES * processes // self._size)
         buffers: list[pickle.PickleBuffer] = []
         pickled = pickle.dumps(tuple(volumes), protocol=5, buffer_callback=buffers.append)
         sizes = [-(-buffer.raw().nbytes // ALIGNMENT) * ALIGNMENT for buffer in buffers]

@@ -138,8 +138,8 @@ def training_request(config: RunConfig, excluded: frozenset[str] = frozenset()) 
 def drawing_processes(request: Request, steps: int) -> int:
     """Processes that draw the patches of a training of so many steps.
 
-    With GPUs one for each CPU but that of the training itself, and one where the network takes the CPUs: on two cores a
-    step of `iso2x` takes a seventh less processor time than with threads, which wait for each other.
+    With GPUs one for each CPU but that of the training itself, else one, which takes less processor time than threads:
+    they wait for each other.
     """
     if request.gpus:
         return max(1, request.cpus - 1)
