@@ -22,8 +22,9 @@ from configs.axes import triple
 from configs.degradation import Profile
 from configs.precision import Precision
 from configs.schema import Resources
-from tasks.artifacts.network_file import read_network
+from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
+from tasks.imaging.acquisition import known_at_2x
 from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.volumes import plan_volumes, upscale
 
@@ -53,16 +54,12 @@ class Restorer:
         precision: Precision = "float32",
     ) -> None:
         self._resources = Resources(workers=1, memory_budget_mib=memory_budget_mib)
-        self._thick = shipped_network(thick=True) if model is None else None
+        self._ensemble, self._precision = ensemble, precision
         if model is None:
-            self._network = shipped_network()
+            self._given = None
         else:
             path = Path(model)
-            self._network = read_network(path / "model.keras" if path.is_dir() else path)
-        if ensemble > 1:
-            self._network, self._thick = self._network.flipped(), self._thick and self._thick.flipped()
-        self._network = replace(self._network, precision=precision)
-        self._thick = self._thick and replace(self._thick, precision=precision)
+            self._given = read_network(path / "model.keras" if path.is_dir() else path)
 
     def __call__(
         self,
@@ -93,13 +90,18 @@ class Restorer:
         Raises:
             configs.errors.InputError: The image cannot be super-resolved.
         """
+        known = None if acquisition is None or slice_thickness else known_at_2x(acquisition, _along_axes(blur))
+        network, thick = (
+            self._given or shipped_network(known=known),
+            None if self._given else shipped_network(thick=True),
+        )
         with tempfile.TemporaryDirectory() as folder:
             source, out = Path(folder, "image.nii"), Path(folder, "restored")
             image.to_filename(source)
             request = UpscaleRequest(
                 [source],
                 out,
-                self._network,
+                self._prepared(network),
                 self._resources,
                 scale=_along_axes(scale),
                 spacing=_along_axes(spacing),
@@ -108,12 +110,16 @@ class Restorer:
                 blur=_along_axes(blur),
                 slice_thickness=slice_thickness,
                 fail_fast=True,
-                thick_network=self._thick,
+                thick_network=thick and self._prepared(thick),
                 place="here",
             )
             (volume,) = upscale(request, plan_volumes(request)).volumes
             restored = nibabel.load(volume.output)
             return nibabel.Nifti1Image(np.asanyarray(restored.dataobj), restored.affine, restored.header)
+
+    def _prepared(self, network: NetworkFile) -> NetworkFile:
+        """Take over the ensemble and the precision."""
+        return replace(network.flipped() if self._ensemble > 1 else network, precision=self._precision)
 
 
 def _along_axes(given: float | Sequence[float] | None) -> tuple[float, float, float] | None:

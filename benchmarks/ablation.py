@@ -1,10 +1,10 @@
 """Parts of the restoration, and other ways to go by the acquisition: `python -m benchmarks.ablation [STEPS]`.
 
-The shipped weights for 2x are scored without the correction of their output, as an ensemble, and applied twice with
-the correction between the two. Then networks are trained for STEPS steps each from the same seed: one that is
-conditioned on the acquisition by its input, as the shipped one, one that takes the interpolated scan as it is, and
-an expert for each acquisition. The acquisition is known throughout. The volumes are MR_Gd and FLAIR of the folder
-VOXLIFT_DATA or ../shared/data, on which nothing is trained. Writes `results/ablation.md`.
+The shipped weights for all acquisitions are scored next to the experts, without the correction of their output, as an
+ensemble, and applied twice with the correction between the two. Then networks are trained for STEPS steps each from the
+same seed: one that is conditioned on the acquisition by its input, as the shipped one, one that takes the interpolated
+scan as it is, and an expert for each acquisition. The acquisition is known throughout. The volumes are MR_Gd and FLAIR
+of the folder VOXLIFT_DATA or ../shared/data, on which nothing is trained. Writes `results/ablation.md`.
 """
 
 import sys
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.robustness import MATRICES, RESULTS, Matrix, Restoration, Voxels, processor, scans
+from benchmarks.robustness import MATRICES, RESULTS, Matrix, Restoration, Voxels, processor, scans, shipped_expert
 from configs.axes import NetworkShape
 from configs.degradation import Degradation, Noise
 from configs.load import load_config
@@ -45,8 +45,12 @@ def shipped_parts() -> Iterator[tuple[str, Estimate]]:
         again = whole.uncorrected(whole(coarse, shape, recipe), shape, Degradation(name="fine"))
         return correct(again, coarse, recipe, noise=noise_level(coarse, shape, recipe)).voxels
 
+    def chosen(coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
+        return shipped_expert(recipe)(coarse, shape, recipe)
+
     yield "cubic with correction, no network", with_correction
-    yield "shipped weights", whole
+    yield "shipped weights: experts", chosen
+    yield "shipped weights: one network for all", whole
     yield "without the correction of the output", whole.uncorrected
     yield "applied twice, corrected between", twice
     yield "ensemble of 8 mirror images", mirrored

@@ -7,65 +7,99 @@ import hashlib
 import io
 import sys
 import zipfile
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
+from configs.degradation import Degradation, Profile
 from configs.errors import InputError
 from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.files.atomic import replacing
 
 ISOTROPIC, THICK = "universal2x.keras", "universalthick.keras"
+# Of 2x along all axes, for scans of which the acquisition is known.
+EXPERTS: Mapping[Profile, str] = {"kspace": "kspace2x.keras", "box": "box2x.keras"}
+BLURRED, BLURS = "iso2x.keras", (0.75, 1.25)  # FWHM of a blur that comes with a box, in voxels of the scan
 DIGESTS, WEIGHTS = "SHA256SUMS", "model.weights.h5"
+BITS = 6  # of a weight, besides its sign and its exponent: fewer than 0.005 dB less
+SMALL = 4096  # weights of an array that the index of compressed data would make larger
 
 
-def shipped_network(*, thick: bool = False) -> NetworkFile:
-    """Read the network that restores 2x along all axes, or thick slices, however a scan was acquired.
+def shipped_network(*, thick: bool = False, known: Degradation | None = None) -> NetworkFile:
+    """Read the network that restores 2x along all axes, or thick slices.
+
+    Args:
+        thick: For thick slices.
+        known: From the wanted grid to the scan, if that is certain: for some acquisitions there are experts.
 
     Raises:
         InputError: The installed file is not the one that was shipped.
     """
-    folder, name = files("models") / "weights", THICK if thick else ISOTROPIC
+    name = THICK if thick else _for_acquisition(known) if known else ISOTROPIC
+    folder = files("models") / "weights"
     network = parse_network(name, (folder / name).read_bytes())
     if f"{network.digest}  {name}" not in (folder / DIGESTS).read_text().splitlines():
         raise InputError(f"Cannot use the shipped weights {name}: the file has changed.", "Install voxlift again.")
     return network
 
 
-def half_precision(content: bytes) -> bytes:
-    """Return a `.keras` file with its weights stored as float16, which takes half the space; Keras loads float32."""
+def _for_acquisition(known: Degradation) -> str:
+    axis = known.depth
+    if known.is_isotropic and (axis.gap, axis.apodisation, axis.zero_filling) == (0, "none", 1):
+        if not axis.blur_fwhm:
+            return EXPERTS.get(axis.profile, ISOTROPIC)
+        if axis.profile == "box" and BLURS[0] <= axis.blur_fwhm / axis.factor <= BLURS[1]:
+            return BLURRED
+    return ISOTROPIC
+
+
+def compact(content: bytes) -> bytes:
+    """Return a `.keras` file with its weights rounded and compressed; Keras loads float32."""
     stored = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(stored, "w") as copy:
         for name in archive.namelist():
             data = archive.read(name)
-            copy.writestr(zipfile.ZipInfo(name), _halved(data) if name == WEIGHTS else data)
+            copy.writestr(zipfile.ZipInfo(name), _rounded_weights(data) if name == WEIGHTS else data)
     return stored.getvalue()
 
 
-def _halved(weights: bytes) -> bytes:
-    halved = io.BytesIO()
-    with h5py.File(io.BytesIO(weights)) as given, h5py.File(halved, "w") as copy:
+def _rounded_weights(weights: bytes) -> bytes:
+    rounded_file = io.BytesIO()
+    with h5py.File(io.BytesIO(weights)) as given, h5py.File(rounded_file, "w") as copy:
 
         def take_over(name: str, item: h5py.Group | h5py.Dataset) -> None:
-            made = (
-                # By NumPy: the conversion of HDF5 rounds some values wrong.
-                copy.create_dataset(name, data=item[()].astype(np.float16))
-                if isinstance(item, h5py.Dataset)
-                else copy.require_group(name)
-            )
+            if isinstance(item, h5py.Dataset):
+                values = rounded(item[()])
+                packed = {"compression": "gzip", "compression_opts": 9, "shuffle": True} if values.size > SMALL else {}
+                made = copy.create_dataset(name, data=values, **packed)
+            else:
+                made = copy.require_group(name)
             made.attrs.update(item.attrs)
 
         given.visititems(take_over)
-    return halved.getvalue()
+    return rounded_file.getvalue()
+
+
+def rounded(weights: NDArray[np.floating]) -> NDArray[np.float16]:
+    """Round weights to six binary digits, in the format of float16.
+
+    >>> rounded(np.array([1.0, 1.01, 1.03])).tolist()
+    [1.0, 1.0, 1.03125]
+    """
+    mantissa, exponent = np.frexp(weights)
+    # By NumPy: the conversion of HDF5 rounds some values wrong.
+    return np.asarray(np.ldexp(np.round(mantissa * 2**BITS) / 2**BITS, exponent), np.float16)
 
 
 def ship(models: list[Path], folder: Path) -> None:
-    """Write models into a folder in half precision, under their names, and the digests of all that are there."""
+    """Write models into a folder in their compact form, under their names, and the digests of all that are there."""
     for model in models:
         with replacing(folder / model.name) as partial:
-            partial.write_bytes(half_precision(model.read_bytes()))
+            partial.write_bytes(compact(model.read_bytes()))
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.keras"))}
     with replacing(folder / DIGESTS) as partial:
         partial.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))

@@ -81,6 +81,16 @@ class Acquisition:
         return Degradation(name="acquisition", **axes)
 
 
+def known_at_2x(profile: Profile, blur: Three | None = None) -> Degradation:
+    """Return the degradation from a grid of 2x along all axes to a scan of which the acquisition is given.
+
+    Args:
+        profile: As in `Acquisition`.
+        blur: Likewise.
+    """
+    return Acquisition(profile, blur or (0.0, 0.0, 0.0)).degradation(NetworkShape(2, 2, 2), NetworkShape(1, 1, 1))
+
+
 @dataclass(frozen=True)
 class ScannerRecord:
     """The part of a BIDS sidecar that concerns an acquisition.

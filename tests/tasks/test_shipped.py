@@ -1,68 +1,117 @@
 """The weights that ship: by digest, and by the numbers that they restore."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from configs.axes import NetworkShape
-from configs.degradation import named_degradation
-from tasks.artifacts.network_file import parse_network
+from configs.degradation import Degradation, named_degradation
+from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.artifacts.saved_models import load_model
-from tasks.artifacts.shipped import DIGESTS, half_precision, ship, shipped_network
+from tasks.artifacts.shipped import DIGESTS, compact, rounded, ship, shipped_network
 from tasks.imaging.degrade import degrade
 from tasks.sharding.restore import coarse_volume
 from tasks.volume.intensity import CLIP, Intensity
 from tests.networks import small_restorer
 
 SHAPE = NetworkShape(32, 48, 48)
-RECIPES = {
-    False: named_degradation("kspace2x"),
-    True: named_degradation("thick4x"),
-}
-STORED = {  # across the shell
-    False: [-0.0272, 0.0759, 0.4483, 0.6818, 0.7417, 0.7783, 0.8103, 0.7405],
-    True: [-0.0033, 0.0509, 0.6906, 0.6531, 0.5941, 0.847, 0.8875, 0.6313],
-}
-REMAINING_ERROR = {False: 0.85, True: 0.98}  # squared error over that of the input, at most
+MAX_MEGABYTES = 5  # of all
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["2x", "thick"])
+@dataclass(frozen=True)
+class Shipped:
+    """A network that ships.
+
+    Args:
+        network: The network.
+        recipe: An acquisition that it is for.
+        stored: Voxels that it restores, across a shell.
+        remaining: Squared error over that of the input, at most.
+    """
+
+    network: NetworkFile
+    recipe: Degradation
+    stored: list[float]
+    remaining: float
+
+
+SHIPPED = (
+    Shipped(
+        shipped_network(),
+        named_degradation("kspace2x"),
+        [-0.0265, 0.0748, 0.4471, 0.6838, 0.7428, 0.7795, 0.8108, 0.741],
+        0.85,
+    ),
+    Shipped(
+        shipped_network(thick=True),
+        named_degradation("thick4x"),
+        [-0.0038, 0.0509, 0.6914, 0.6535, 0.5948, 0.8468, 0.8877, 0.6313],
+        0.98,
+    ),
+    Shipped(
+        shipped_network(known=named_degradation("kspace2x")),
+        named_degradation("kspace2x"),
+        [-0.0267, 0.0862, 0.4506, 0.6435, 0.7252, 0.7792, 0.8126, 0.748],
+        0.85,
+    ),
+    Shipped(
+        shipped_network(known=named_degradation("box2x")),
+        named_degradation("box2x"),
+        [-0.0609, 0.0293, 0.5238, 0.7137, 0.7213, 0.7651, 0.7828, 0.7037],
+        0.85,
+    ),
+    Shipped(
+        shipped_network(known=named_degradation("iso2x")),
+        named_degradation("iso2x"),
+        [-0.0325, 0.0538, 0.4897, 0.7222, 0.7549, 0.7781, 0.7952, 0.716],
+        0.85,
+    ),
+)
+
+
+@pytest.fixture(scope="module", params=SHIPPED, ids=lambda shipped: shipped.network.name)
 def restored(request, tmp_path_factory):
     """A ball with a bright shell, degraded and restored."""
-    thick = request.param
+    shipped = request.param
     path = tmp_path_factory.mktemp("model") / "shipped.keras"
-    path.write_bytes(shipped_network(thick=thick).content)
+    path.write_bytes(shipped.network.content)
     places = np.indices(SHAPE) - np.reshape([15.5, 23.5, 23.5], (3, 1, 1, 1))
     radius = np.sqrt((places**2).sum(axis=0))
     fine = (0.6 * (radius < 14) + 0.3 * ((radius > 9) & (radius < 11))).astype(np.float32)
-    recipe = RECIPES[thick]
-    volume = coarse_volume(degrade(fine, recipe), SHAPE, Intensity(0, 1), recipe)
+    volume = coarse_volume(degrade(fine, shipped.recipe), SHAPE, Intensity(0, 1), shipped.recipe)
     given = volume.input_window(((0, 32), (0, 48), (0, 48)))
     seen = np.clip(given, 0, np.float32(CLIP))
     found = load_model(path)(seen[None, ..., None], training=False).numpy()[0, ..., 0] + given - seen
-    return thick, fine, given, found
+    return shipped, fine, given, found
 
 
 def test_the_shipped_weights_restore_a_known_volume_to_stored_numbers(restored):
-    thick, _, _, found = restored
-    np.testing.assert_allclose(found[16, 24, 8:16], STORED[thick], atol=1e-4)
+    shipped, _, _, found = restored
+    np.testing.assert_allclose(found[16, 24, 8:16], shipped.stored, atol=1e-4)
 
 
 def test_the_shipped_weights_come_nearer_to_the_truth(restored):
-    thick, fine, given, found = restored
-    assert np.mean((found - fine) ** 2) < REMAINING_ERROR[thick] * np.mean((given - fine) ** 2)
+    shipped, fine, given, found = restored
+    assert np.mean((found - fine) ** 2) < shipped.remaining * np.mean((given - fine) ** 2)
 
 
-def test_weights_are_shipped_in_half_the_space(tmp_path):
-    """Keras loads the nearest numbers of half precision; the digest is that of the file."""
+def test_the_shipped_weights_are_small():
+    assert sum(len(shipped.network.content) for shipped in SHIPPED) < MAX_MEGABYTES * 1e6
+
+
+def test_weights_are_shipped_in_less_space(tmp_path):
+    """Keras loads the rounded numbers; the digest is that of the file."""
     model, folder = small_restorer(), tmp_path / "weights"
     folder.mkdir()
     model.save(tmp_path / "small.keras")
     ship([tmp_path / "small.keras"], folder)
     content = (folder / "small.keras").read_bytes()
-    assert half_precision(content) == content
+    assert compact(content) == content
     assert len(content) < (tmp_path / "small.keras").stat().st_size
     for found, given in zip(load_model(folder / "small.keras").get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_array_equal(found, given.astype(np.float16).astype(np.float32))
+        np.testing.assert_array_equal(found, rounded(given).astype(np.float32))
+        np.testing.assert_allclose(found, given, rtol=2**-6, atol=1e-7)
     assert (folder / DIGESTS).read_text() == f"{parse_network('small.keras', content).digest}  small.keras\n"
 
 
@@ -81,3 +130,10 @@ def test_the_weights_for_thick_slices_cover_factors_from_two_to_eight():
     assert card.covers((2, 1, 1))
     assert card.covers((8, 1, 1))
     assert not card.covers((2, 2, 2))
+
+
+@pytest.mark.parametrize("degradation", ["kspace2x", "box2x", "iso2x"])
+def test_the_expert_for_a_known_acquisition_was_trained_for_it(degradation):
+    card = shipped_network(known=named_degradation(degradation)).card
+    assert card is not None
+    assert (card.input, card.degradation.name) == ("consistent", degradation)

@@ -10,8 +10,11 @@ from configs.schema import Resources
 from tasks.artifacts.model_card import make_card
 from tasks.artifacts.shipped import ISOTROPIC, shipped_network
 from tasks.artifacts.shipped import THICK as THICK_SLICES
+from tasks.imaging.acquisition import known_at_2x
 from tasks.volume.grid import Grid, network_axes
+from workflow.evaluate.evaluation import network_and_recipe
 from workflow.upscale.plan import UpscaleRequest, chosen_network, default_scale
+from workflow.upscale.run import saved_network
 
 CARD = make_card(load_config("thick4x"), 1, 1, 1, None)
 THICK = CARD.model_copy(update={"scale_range": ((2, 6), (1, 2), (1, 2))})
@@ -52,3 +55,27 @@ def test_the_geometry_and_the_scale_choose_between_the_shipped_networks(spacing,
     given = {"thick_network": shipped_network(thick=True), **options}
     request = UpscaleRequest([], None, shipped_network(), Resources(), **given)
     assert chosen_network(request, grid, network_axes(grid)).name == name
+
+
+@pytest.mark.parametrize(
+    ("profile", "blur", "name"),
+    [
+        ("kspace", None, "kspace2x.keras"),
+        ("kspace", (1, 1, 1), ISOTROPIC),
+        ("box", None, "box2x.keras"),
+        ("box", (0.8, 0.8, 0.8), "iso2x.keras"),
+        ("box", (2, 2, 2), ISOTROPIC),
+        ("box", (1, 1, 0), ISOTROPIC),
+        ("gaussian", None, ISOTROPIC),
+    ],
+)
+def test_a_known_acquisition_chooses_its_expert(profile, blur, name):
+    assert saved_network(None, known_at_2x(profile, blur)).name == name
+
+
+@pytest.mark.parametrize(
+    ("degradation", "name"),
+    [("kspace2x", "kspace2x.keras"), ("box2x", "box2x.keras"), ("iso2x", "iso2x.keras"), ("thick4x", THICK_SLICES)],
+)
+def test_a_named_degradation_is_scored_with_its_expert(degradation, name):
+    assert network_and_recipe(None, degradation)[0].name == name

@@ -126,6 +126,7 @@ def upscale(
         with waiting(opened.console, "Loading voxlift"):
             from tasks.artifacts.shipped import shipped_network
             from tasks.files.outputs import names_output
+            from tasks.imaging.acquisition import known_at_2x
             from workflow.restore.placement import Given, joined, placed
             from workflow.upscale.adaptation import FOLDER, run_adaptation
             from workflow.upscale.plan import UpscaleRequest
@@ -172,7 +173,10 @@ def upscale(
             overwrite=overwrite,
         )
         sources = found.paths
-        network = None if adapt else saved_network(model)
+        known = None
+        if acquisition and not slice_thickness:
+            known = known_at_2x(acquisition, three_numbers(blur, "--blur"))
+        network = None if adapt else saved_network(model, known)
         thick = shipped_network(thick=True)
         place, resources = placed(asked, given, stack.enter_context(joined(opened.console)))
         if precision == "tf32" and not resources.gpus_per_worker:
