@@ -19,6 +19,7 @@ from models.network.receptive_field import receptive_field
 from tasks.artifacts.model_card import ModelCard, read_card
 
 FLIPS = 8  # mirror images along three axes
+MAX_REASON = 300  # characters of another library's message, which may quote the file
 MAX_COMPRESSION = 4  # of weights: numbers that were trained do not become so small
 MAX_CONFIGURATION = 1 << 26  # bytes, decompressed: a network of a thousand layers takes one hundredth of it
 
@@ -155,5 +156,5 @@ def _require_finite(archive: zipfile.ZipFile, name: str) -> None:
 
 
 def _no_model(name: str, error: Exception) -> ReadError:
-    reason = f"it is not a Keras model ({' '.join(str(error).split())})"
+    reason = f"it is not a Keras model ({' '.join(str(error).split())[:MAX_REASON]})"
     return ReadError(f"the model {name}", reason, "Name a .keras file saved by voxlift.")

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from configs.errors import InputError, VoxliftError
+from configs.errors import InputError, ReadError, VoxliftError
 from tasks.artifacts.network_file import read_network
 from tests.networks import small_restorer
 
@@ -59,3 +59,16 @@ def test_an_architecture_beyond_all_measure_is_not_decompressed(saved, tmp_path)
             copy.writestr(name, bytes(65 << 20) if name == "config.json" else given.read(name))
     with pytest.raises(InputError, match=r"bomb\.keras: its configuration decompresses to 68157440 bytes"):
         read_network(path)
+
+
+def test_a_message_does_not_quote_the_file(tmp_path):
+    """The name in an archive's directory differs from that before the content, which begins with a long one."""
+    path = tmp_path / "damaged.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", "x" * 4000)
+    content = bytearray(path.read_bytes())
+    content[26:28] = (2000).to_bytes(2, "little")  # the length of the name
+    path.write_bytes(content)
+    with pytest.raises(ReadError, match="not a Keras model") as refused:
+        read_network(path)
+    assert len(str(refused.value)) < 500
