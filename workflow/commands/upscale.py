@@ -164,6 +164,7 @@ def upscale(
             memory_budget,
         )
         by_scale, by_spacing = three_numbers(scale, "--scale"), three_numbers(spacing, "--spacing")
+        by_blur = three_numbers(blur, "--blur", zeros=True)
         found = find_sources(
             volumes,
             out,
@@ -175,7 +176,7 @@ def upscale(
         sources = found.paths
         known = None
         if acquisition and not slice_thickness:
-            known = known_at_2x(acquisition, three_numbers(blur, "--blur"))
+            known = known_at_2x(acquisition, by_blur)
         network = None if adapt else saved_network(model, known)
         thick = shipped_network(thick=True)
         place, resources = placed(asked, given, stack.enter_context(joined(opened.console)))
@@ -223,7 +224,7 @@ def upscale(
             overwrite=overwrite,
             fail_fast=fail_fast,
             profile=acquisition,
-            blur=three_numbers(blur, "--blur", zeros=True),
+            blur=by_blur,
             slice_thickness=slice_thickness,
             dataset=found.dataset,
             inferred=inferred,
