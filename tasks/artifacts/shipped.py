@@ -25,7 +25,7 @@ ISOTROPIC, THICK = "universal2x.keras", "universalthick.keras"
 EXPERTS: Mapping[Profile, str] = {"kspace": "kspace2x.keras", "box": "box2x.keras"}
 BLURRED, BLURS = "iso2x.keras", (0.75, 1.25)  # FWHM of a blur that comes with a box, in voxels of the scan
 DIGESTS, WEIGHTS = "SHA256SUMS", "model.weights.h5"
-BITS = 6  # of a weight, besides its sign and its exponent: fewer than 0.005 dB less
+BITS = 6  # of a weight, besides its sign and its exponent; rounding to them costs less than 0.005 dB
 SMALL = 4096  # weights of an array that the index of compressed data would make larger
 
 
