@@ -29,7 +29,7 @@ from workflow.restore.restoration import plan_restoration, restore_volume
 
 ROOT = Path(__file__).parents[2]
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects
-JOIN_SECONDS, ANSWER_SECONDS = 20, 40
+JOIN_SECONDS, ANSWER_SECONDS = 20, 120  # workers load TensorFlow before they answer, on a busy machine slowly
 MIB, GIB = 2**20, 2**30
 SMALL_STORE = GIB // 2
 SENT_BYTES = 8 * MIB
