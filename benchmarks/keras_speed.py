@@ -17,7 +17,7 @@ from configs.axes import NetworkShape
 
 GRID = (192, 224, 192)
 THREADS = 2
-REPEATS = 2
+REPEATS = 5
 
 
 def volume() -> np.ndarray:
