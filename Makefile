@@ -67,11 +67,13 @@ bench: develop
 
 # The weights that ship, from a fixed seed; about two hours on two CPU cores. Their record is models/weights/README.md.
 # Experts go on from the weights for all acquisitions with one alone.
-EXPERT = --start-from .weights/universal2x.keras --set training.steps=6000 --set training.learning_rate=1e-3 --set augmentation.mistaken=0
+EXPERT = --set training.learning_rate=1e-3 --set augmentation.mistaken=0
+THICK_BOX = {name: box2, depth: {factor: 2}}, thick3x, thick3x, thick4x, thick4x, thick6x, thick6x, {name: box8, depth: {factor: 8}}
 weights: setup
 	for name in universal2x universalthick; do $(BIN)/voxlift train $$name --out .weights/$$name --resume && mv .weights/$$name/model.keras .weights/$$name.keras || exit 1; done
-	for name in kspace2x box2x iso2x; do $(BIN)/voxlift train universal2x --out .weights/$$name --resume $(EXPERT) --set degradation=$$name --set "augmentation.acquisitions=[$$name]" --set "augmentation.assumed=[$$name]" && mv .weights/$$name/model.keras .weights/$$name.keras || exit 1; done
-	$(BIN)/python -m tasks.artifacts.shipped .weights/universal2x.keras .weights/universalthick.keras .weights/kspace2x.keras .weights/box2x.keras .weights/iso2x.keras
+	for name in kspace2x box2x iso2x; do $(BIN)/voxlift train universal2x --out .weights/$$name --resume --start-from .weights/universal2x.keras $(EXPERT) --set training.steps=6000 --set degradation=$$name --set "augmentation.acquisitions=[$$name]" --set "augmentation.assumed=[$$name]" && mv .weights/$$name/model.keras .weights/$$name.keras || exit 1; done
+	$(BIN)/voxlift train universalthick --out .weights/boxthick --resume --start-from .weights/universalthick.keras $(EXPERT) --set training.steps=12000 --set degradation=thick4x --set "augmentation.acquisitions=[$(THICK_BOX)]" --set "augmentation.assumed=[thick4x]" && mv .weights/boxthick/model.keras .weights/boxthick.keras
+	$(BIN)/python -m tasks.artifacts.shipped $(patsubst %,.weights/%.keras,universal2x universalthick kspace2x box2x iso2x boxthick)
 
 lint: develop
 	$(BIN)/ruff format --check .

@@ -24,7 +24,6 @@ from configs.precision import Precision
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile, read_network
 from tasks.artifacts.shipped import shipped_network
-from tasks.imaging.acquisition import known_at_2x
 from workflow.upscale.plan import UpscaleRequest
 from workflow.upscale.volumes import plan_volumes, upscale
 
@@ -90,11 +89,7 @@ class Restorer:
         Raises:
             configs.errors.InputError: The image cannot be super-resolved.
         """
-        known = None if acquisition is None or slice_thickness else known_at_2x(acquisition, _along_axes(blur))
-        network, thick = (
-            self._given or shipped_network(known=known),
-            None if self._given else shipped_network(thick=True),
-        )
+        network, thick = self._given or shipped_network(), None if self._given else shipped_network(thick=True)
         with tempfile.TemporaryDirectory() as folder:
             source, out = Path(folder, "image.nii"), Path(folder, "restored")
             image.to_filename(source)
@@ -111,6 +106,7 @@ class Restorer:
                 slice_thickness=slice_thickness,
                 fail_fast=True,
                 thick_network=thick and self._prepared(thick),
+                experts=self._given is None,
                 place="here",
             )
             (volume,) = upscale(request, plan_volumes(request)).volumes

@@ -1,10 +1,11 @@
 """Parts of the restoration, and other ways to go by the acquisition: `python -m benchmarks.ablation [STEPS]`.
 
 The shipped weights for all acquisitions are scored next to the experts, without the correction of their output, as an
-ensemble, and applied twice with the correction between the two. Then networks are trained for STEPS steps each from the
-same seed: one that is conditioned on the acquisition by its input, as the shipped one, one that takes the interpolated
-scan as it is, and an expert for each acquisition. The acquisition is known throughout. The volumes are MR_Gd and FLAIR
-of the folder VOXLIFT_DATA or ../shared/data, on which nothing is trained. Writes `results/ablation.md`.
+ensemble, and applied twice with the correction between the two; those for thick slices too. Then networks are trained
+for STEPS steps each from the same seed: one that is conditioned on the acquisition by its input, as the shipped one,
+one that takes the interpolated scan as it is, and an expert for each acquisition. The acquisition is known throughout.
+The volumes are MR_Gd and FLAIR of the folder VOXLIFT_DATA or ../shared/data, on which nothing is trained. Writes
+`results/ablation.md`. With 0 steps it trains nothing.
 """
 
 import sys
@@ -31,13 +32,16 @@ from workflow.train.data import training_volumes
 STEPS = 1500
 ACQUISITIONS = {"k-space": "kspace2x", "box": "box2x", "FWHM 2": "iso2x"}
 MATRIX = Matrix({name: MATRICES["2x"].recipes[name] for name in ACQUISITIONS}, (0.0, 0.02), (2, 2, 2))
+THICK = Matrix(
+    {name: MATRICES["thick"].recipes[name] for name in ("box, 3x", "box, 4x", "box, 6x")}, (0.0, 0.03), (12, 1, 1)
+)
 
 Estimate = Callable[[Voxels, NetworkShape, Degradation], Voxels]
 
 
-def shipped_parts() -> Iterator[tuple[str, Estimate]]:
+def shipped_parts(*, thick: bool) -> Iterator[tuple[str, Estimate]]:
     """The shipped weights, whole and in part."""
-    network = shipped_network()
+    network = shipped_network(thick=thick)
     whole, mirrored = Restoration(network), Restoration(network.flipped())
 
     def twice(coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
@@ -48,12 +52,16 @@ def shipped_parts() -> Iterator[tuple[str, Estimate]]:
     def chosen(coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
         return shipped_expert(recipe)(coarse, shape, recipe)
 
+    def chosen_mirrored(coarse: Voxels, shape: NetworkShape, recipe: Degradation) -> Voxels:
+        return Restoration(shipped_network(thick=thick, known=recipe).flipped())(coarse, shape, recipe)
+
     yield "cubic with correction, no network", with_correction
     yield "shipped weights: experts", chosen
+    yield "experts, ensemble of 8 mirror images", chosen_mirrored
     yield "shipped weights: one network for all", whole
     yield "without the correction of the output", whole.uncorrected
     yield "applied twice, corrected between", twice
-    yield "ensemble of 8 mirror images", mirrored
+    yield "one network for all, ensemble of 8 mirror images", mirrored
 
 
 def trained(name: str, overrides: list[str], steps: int, folder: Path) -> NetworkFile:
@@ -69,13 +77,13 @@ def with_correction(coarse: Voxels, shape: NetworkShape, recipe: Degradation) ->
     return consistent_interpolation(coarse, shape, recipe, noise_level(coarse, shape, recipe))
 
 
-def gains(estimate: Estimate, only: str | None = None) -> dict[str, str]:
+def gains(estimate: Estimate, matrix: Matrix = MATRIX, only: str | None = None) -> dict[str, str]:
     """Score an estimate: for each acquisition and noise, the mean gain over cubic of the volumes, dB."""
     found: dict[str, list[float]] = {}
-    for _, fine, _ in scans(MATRIX, ("MR_Gd", "FLAIR")):
+    for _, fine, _ in scans(matrix, ("MR_Gd", "FLAIR")):
         shape, mask = NetworkShape(*fine.shape), foreground_mask(fine)
-        for acquisition, recipe in MATRIX.recipes.items():
-            for sigma in MATRIX.noise:
+        for acquisition, recipe in matrix.recipes.items():
+            for sigma in matrix.noise:
                 if only in {None, acquisition}:
                     noise = Noise(kind="rician", sigma=sigma)
                     coarse = degrade(fine, recipe.model_copy(update={"noise": noise}), 1)
@@ -92,24 +100,26 @@ def main(steps: int) -> None:
         rows[name] = rows.get(name, {}) | row
         print(name, row, flush=True)
 
-    for name, estimate in shipped_parts():
+    for name, estimate in shipped_parts(thick=False):
         add(name, gains(estimate))
+    for name, estimate in shipped_parts(thick=True):
+        add(name, gains(estimate, THICK))
     with tempfile.TemporaryDirectory() as folder:
         variants = {"by its input, as shipped": [], "not conditioned": ["network.input=interpolated"]}
-        for name, overrides in variants.items():
+        for name, overrides in variants.items() if steps else ():
             network = trained(name, overrides, steps, Path(folder))
             add(f"{steps} steps: one network, {name}", gains(Restoration(network)))
-        for acquisition, preset in ACQUISITIONS.items():
+        for acquisition, preset in ACQUISITIONS.items() if steps else ():
             chosen = [f"augmentation.{key}=[{preset}]" for key in ("acquisitions", "assumed")]
             expert = [f"degradation={preset}", *chosen, "augmentation.mistaken=0"]
             network = trained(preset, expert, steps, Path(folder))
-            add(f"{steps} steps: experts", gains(Restoration(network), acquisition))
+            add(f"{steps} steps: experts", gains(Restoration(network), only=acquisition))
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [
         "# Parts of the restoration, and other ways to go by the acquisition",
         "",
         f"Made by `python -m benchmarks.ablation {steps}` on {processor()}. Gains over cubic in dB, means of MR_Gd and"
-        " FLAIR, the acquisition known.",
+        " FLAIR, the acquisition known; of 2x along all axes, and of slices 3, 4 and 6 times as thick.",
         "",
         f"| | {' | '.join(columns)} |",
         f"|{' --- |' * (1 + len(columns))}",

@@ -250,17 +250,15 @@ def cells(
 
 @cache
 def shipped_expert(acquisition: Degradation) -> Restoration:
-    """Restore 2x by the network that ships for a known acquisition."""
-    return Restoration(shipped_network(known=acquisition))
+    """Restore by the network that ships for a known acquisition."""
+    return Restoration(shipped_network(thick=not acquisition.is_isotropic, known=acquisition))
 
 
 def score(name: str, network: NetworkFile) -> bool:
     """Score one matrix and write its table; returns whether no cell is much worse than cubic."""
     matrix, restore, found = MATRICES[name], Restoration(network), list[Cell]()
     for volume_name, fine, lowest in scans(matrix):
-        found += cells(
-            volume_name, fine, lowest, matrix, restore, shipped_expert if name == "2x" else lambda _: restore
-        )
+        found += cells(volume_name, fine, lowest, matrix, restore, shipped_expert)
     default = np.array([cell.default for cell in found])
     summary = (
         f"Nothing known, {len(found)} cells: worst {default.min():+.2f} dB, {np.mean(default < 0):.1%} below cubic,"

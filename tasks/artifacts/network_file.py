@@ -65,6 +65,10 @@ class NetworkFile:
         """The same network, to restore and average the eight mirror images of a volume."""
         return replace(self, cost=Cost(self.cost.graph, self.cost.field.mirrored(), FLIPS))
 
+    def replaced(self, other: "NetworkFile") -> "NetworkFile":
+        """Another network, to restore by as many mirror images and in the same precision."""
+        return replace(other.flipped() if self.flips > 1 else other, precision=self.precision)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the content."""

@@ -8,6 +8,7 @@ import io
 import sys
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -21,11 +22,12 @@ from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.files.atomic import replacing
 
 ISOTROPIC, THICK = "universal2x.keras", "universalthick.keras"
-# Of 2x along all axes, for scans of which the acquisition is known.
+# For scans of which the acquisition is known: 2x along all axes, and thick slices.
 EXPERTS: Mapping[Profile, str] = {"kspace": "kspace2x.keras", "box": "box2x.keras"}
+THICK_EXPERTS: Mapping[Profile, str] = {"box": "boxthick.keras"}
 BLURRED, BLURS = "iso2x.keras", (0.75, 1.25)  # FWHM of a blur that comes with a box, in voxels of the scan
 DIGESTS, WEIGHTS = "SHA256SUMS", "model.weights.h5"
-BITS = 6  # of a weight, besides its sign and its exponent; rounding to them costs less than 0.005 dB
+FINENESS = 36  # steps of rounding in the standard deviation of an array
 SMALL = 4096  # weights of an array that the index of compressed data would make larger
 
 
@@ -39,7 +41,11 @@ def shipped_network(*, thick: bool = False, known: Degradation | None = None) ->
     Raises:
         InputError: The installed file is not the one that was shipped.
     """
-    name = THICK if thick else _for_acquisition(known) if known else ISOTROPIC
+    return _installed(_for_acquisition(known, thick=thick))
+
+
+@cache
+def _installed(name: str) -> NetworkFile:
     folder = files("models") / "weights"
     network = parse_network(name, (folder / name).read_bytes())
     if f"{network.digest}  {name}" not in (folder / DIGESTS).read_text().splitlines():
@@ -47,35 +53,40 @@ def shipped_network(*, thick: bool = False, known: Degradation | None = None) ->
     return network
 
 
-def _for_acquisition(known: Degradation) -> str:
+def _for_acquisition(known: Degradation | None, *, thick: bool) -> str:
+    default, experts = (THICK, THICK_EXPERTS) if thick else (ISOTROPIC, EXPERTS)
+    if known is None or not (thick or known.is_isotropic):
+        return default
     axis = known.depth
-    if known.is_isotropic and (axis.gap, axis.apodisation, axis.zero_filling) == (0, "none", 1):
-        if not axis.blur_fwhm:
-            return EXPERTS.get(axis.profile, ISOTROPIC)
-        if axis.profile == "box" and BLURS[0] <= axis.blur_fwhm / axis.factor <= BLURS[1]:
-            return BLURRED
-    return ISOTROPIC
+    if (axis.gap, axis.apodisation, axis.zero_filling) != (0, "none", 1):
+        return default
+    if not any(each.blur_fwhm for each in known.axes):
+        return experts.get(axis.profile, default)
+    if not thick and axis.profile == "box" and BLURS[0] <= axis.blur_fwhm / axis.factor <= BLURS[1]:
+        return BLURRED
+    return default
 
 
 def compact(content: bytes) -> bytes:
     """Return a `.keras` file with its weights rounded and compressed; Keras loads float32."""
     stored = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(stored, "w") as copy:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(stored, "w", zipfile.ZIP_DEFLATED) as copy:
         for name in archive.namelist():
             data = archive.read(name)
-            copy.writestr(zipfile.ZipInfo(name), _rounded_weights(data) if name == WEIGHTS else data)
+            entry = zipfile.ZipInfo(name)  # of no date
+            copy.writestr(entry, _rounded_weights(data) if name == WEIGHTS else data, zipfile.ZIP_DEFLATED)
     return stored.getvalue()
 
 
 def _rounded_weights(weights: bytes) -> bytes:
     rounded_file = io.BytesIO()
-    with h5py.File(io.BytesIO(weights)) as given, h5py.File(rounded_file, "w") as copy:
+    with h5py.File(io.BytesIO(weights)) as given, h5py.File(rounded_file, "w", libver="latest") as copy:
 
         def take_over(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Dataset):
                 values = rounded(item[()])
-                packed = {"compression": "gzip", "compression_opts": 9, "shuffle": True} if values.size > SMALL else {}
-                made = copy.create_dataset(name, data=values, **packed)
+                packed = {"chunks": values.shape, "compression": "gzip", "compression_opts": 9, "shuffle": True}
+                made = copy.create_dataset(name, data=values, **(packed if values.size > SMALL else {}))
             else:
                 made = copy.require_group(name)
             made.attrs.update(item.attrs)
@@ -85,14 +96,19 @@ def _rounded_weights(weights: bytes) -> bytes:
 
 
 def rounded(weights: NDArray[np.floating]) -> NDArray[np.float16]:
-    """Round weights to six binary digits, in the format of float16.
+    """Round weights to multiples of a power of two near a 36th of their standard deviation, in float16.
 
-    >>> rounded(np.array([1.0, 1.01, 1.03])).tolist()
-    [1.0, 1.0, 1.03125]
+    So few numbers compress well, and their error is the same wherever a weight lies.
+
+    >>> rounded(np.array([-1.0, 0.01, 0.03, 1.0])).tolist()
+    [-1.0, 0.0, 0.03125, 1.0]
     """
-    mantissa, exponent = np.frexp(weights)
+    deviation = float(np.std(weights, dtype=np.float64))
+    if not deviation:
+        return np.asarray(weights, np.float16)
+    step = 2.0 ** np.round(np.log2(deviation / FINENESS))
     # By NumPy: the conversion of HDF5 rounds some values wrong.
-    return np.asarray(np.ldexp(np.round(mantissa * 2**BITS) / 2**BITS, exponent), np.float16)
+    return np.asarray(np.round(weights / step) * step, np.float16)
 
 
 def ship(models: list[Path], folder: Path) -> None:

@@ -36,6 +36,7 @@ class Acquisition:
         gap: Share of the slice distance that no slice holds.
         source: Where the knowledge comes from, in words.
         certainty: Weight of what a network adds to the interpolated scan, where that has no noise.
+        known: Whether the user or the scanner states it, rather than what the voxels show.
     """
 
     profile: Profile
@@ -44,6 +45,7 @@ class Acquisition:
     gap: float = 0.0
     source: str = "given"
     certainty: float = 1.0
+    known: bool = True
 
     def __str__(self) -> str:
         """Describe it, as in `k-space truncation (given)`.
@@ -79,16 +81,6 @@ class Acquisition:
                 else AxisDegradation()
             )
         return Degradation(name="acquisition", **axes)
-
-
-def known_at_2x(profile: Profile, blur: Three | None = None) -> Degradation:
-    """Return the degradation from a grid of 2x along all axes to a scan of which the acquisition is given.
-
-    Args:
-        profile: As in `Acquisition`.
-        blur: Likewise.
-    """
-    return Acquisition(profile, blur or (0.0, 0.0, 0.0)).degradation(NetworkShape(2, 2, 2), NetworkShape(1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -133,9 +125,10 @@ def default_acquisition(
     """
     filled = triple(map(zero_filling, spectra)) if spectra else (1.0, 1.0, 1.0)
     if max(filled) > 1:
-        return Acquisition(model.depth.profile, zero_filling=filled, source="by an edge in the scan's spectrum")
+        source = "by an edge in the scan's spectrum"
+        return Acquisition(model.depth.profile, zero_filling=filled, source=source, known=False)
     if lowest < TOMOGRAPHY_THRESHOLD and model.is_isotropic:
-        return Acquisition("box", source="as for computed tomography, by its values")
+        return Acquisition("box", source="as for computed tomography, by its values", known=False)
     thick, record = not model.is_isotropic, record or ScannerRecord()
     if thick and record.encoded_across:
         return Acquisition("kspace", source="by the sidecar: a 3D acquisition")
@@ -145,9 +138,9 @@ def default_acquisition(
         return Acquisition(shown, gap=gap, source=f"by the sidecar: slices of {record.slice_thickness:g} mm")
     if through is not None and thick:
         found = f"across the slices against within them: FWHM {through.fwhm:.2g} ± {through.uncertainty:.2g} slices"
-        return Acquisition(through.profile, source=f"by the detail {found}")
+        return Acquisition(through.profile, source=f"by the detail {found}", known=False)
     nothing = "the model's default: nothing is known of the scan"
-    return Acquisition(model.depth.profile, source=nothing, certainty=GUESS_CERTAINTY)
+    return Acquisition(model.depth.profile, source=nothing, certainty=GUESS_CERTAINTY, known=False)
 
 
 def detail_weight(certainty: float, noise: float) -> float:

@@ -9,7 +9,7 @@ from configs.axes import NetworkShape
 from configs.degradation import Degradation, named_degradation
 from tasks.artifacts.network_file import NetworkFile, parse_network
 from tasks.artifacts.saved_models import load_model
-from tasks.artifacts.shipped import DIGESTS, compact, rounded, ship, shipped_network
+from tasks.artifacts.shipped import DIGESTS, FINENESS, compact, rounded, ship, shipped_network
 from tasks.imaging.degrade import degrade
 from tasks.sharding.restore import coarse_volume
 from tasks.volume.intensity import CLIP, Intensity
@@ -40,32 +40,38 @@ SHIPPED = (
     Shipped(
         shipped_network(),
         named_degradation("kspace2x"),
-        [-0.0265, 0.0748, 0.4471, 0.6838, 0.7428, 0.7795, 0.8108, 0.741],
+        [-0.0265, 0.0734, 0.4461, 0.6842, 0.7435, 0.7795, 0.8074, 0.7406],
         0.85,
     ),
     Shipped(
         shipped_network(thick=True),
         named_degradation("thick4x"),
-        [-0.0038, 0.0509, 0.6914, 0.6535, 0.5948, 0.8468, 0.8877, 0.6313],
+        [-0.0036, 0.0504, 0.6898, 0.6523, 0.5948, 0.8482, 0.8884, 0.6303],
         0.98,
     ),
     Shipped(
         shipped_network(known=named_degradation("kspace2x")),
         named_degradation("kspace2x"),
-        [-0.0267, 0.0862, 0.4506, 0.6435, 0.7252, 0.7792, 0.8126, 0.748],
+        [-0.0263, 0.085, 0.4524, 0.6438, 0.7255, 0.7796, 0.8128, 0.7477],
         0.85,
     ),
     Shipped(
         shipped_network(known=named_degradation("box2x")),
         named_degradation("box2x"),
-        [-0.0609, 0.0293, 0.5238, 0.7137, 0.7213, 0.7651, 0.7828, 0.7037],
+        [-0.0601, 0.0303, 0.5253, 0.7138, 0.7222, 0.7648, 0.7814, 0.7043],
         0.85,
     ),
     Shipped(
         shipped_network(known=named_degradation("iso2x")),
         named_degradation("iso2x"),
-        [-0.0325, 0.0538, 0.4897, 0.7222, 0.7549, 0.7781, 0.7952, 0.716],
+        [-0.032, 0.0519, 0.4896, 0.7237, 0.7569, 0.7776, 0.7953, 0.7166],
         0.85,
+    ),
+    Shipped(
+        shipped_network(thick=True, known=named_degradation("thick4x")),
+        named_degradation("thick4x"),
+        [-0.0068, 0.0828, 0.6815, 0.6493, 0.6009, 0.8432, 0.8975, 0.6283],
+        0.98,
     ),
 )
 
@@ -111,7 +117,8 @@ def test_weights_are_shipped_in_less_space(tmp_path):
     assert len(content) < (tmp_path / "small.keras").stat().st_size
     for found, given in zip(load_model(folder / "small.keras").get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(found, rounded(given).astype(np.float32))
-        np.testing.assert_allclose(found, given, rtol=2**-6, atol=1e-7)
+        step = np.std(given) / FINENESS * 2**0.5
+        np.testing.assert_allclose(found, given, rtol=2**-11, atol=step / 2)
     assert (folder / DIGESTS).read_text() == f"{parse_network('small.keras', content).digest}  small.keras\n"
 
 

@@ -126,7 +126,6 @@ def upscale(
         with waiting(opened.console, "Loading voxlift"):
             from tasks.artifacts.shipped import shipped_network
             from tasks.files.outputs import names_output
-            from tasks.imaging.acquisition import known_at_2x
             from workflow.restore.placement import Given, joined, placed
             from workflow.upscale.adaptation import FOLDER, run_adaptation
             from workflow.upscale.plan import UpscaleRequest
@@ -174,10 +173,7 @@ def upscale(
             overwrite=overwrite,
         )
         sources = found.paths
-        known = None
-        if acquisition and not slice_thickness:
-            known = known_at_2x(acquisition, by_blur)
-        network = None if adapt else saved_network(model, known)
+        network = None if adapt else saved_network(model)
         thick = shipped_network(thick=True)
         place, resources = placed(asked, given, stack.enter_context(joined(opened.console)))
         if precision == "tf32" and not resources.gpus_per_worker:
@@ -213,6 +209,7 @@ def upscale(
             output=output,
             network=network,
             thick_network=None if adapted or model else thick,
+            experts=not (adapted or model),
             resources=resources,
             scale=by_scale,
             spacing=by_spacing,

@@ -167,7 +167,7 @@ def network_and_recipe(model: str | None, degradation: str | None) -> tuple[Netw
     else:
         thick = shipped_network(thick=True)
         covered = recipe is not None and thick.card is not None and thick.card.covers(recipe.scale)
-        network = thick if covered else shipped_network(known=recipe)
+        network = shipped_network(thick=covered, known=recipe)
     if recipe is not None:
         return network, recipe
     if network.card is None:

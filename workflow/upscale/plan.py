@@ -16,6 +16,7 @@ from configs.errors import InputError
 from configs.schema import Resources
 from tasks.artifacts.model_card import ModelCard
 from tasks.artifacts.network_file import NetworkFile
+from tasks.artifacts.shipped import shipped_network
 from tasks.files.bids import bids_uri
 from tasks.files.outputs import inferred_name, output_paths
 from tasks.imaging.acquisition import Acquisition, default_acquisition, slice_gap
@@ -62,6 +63,7 @@ class UpscaleRequest:
         kind: "image" or "labels", of all sources; None goes by header, name and values of each.
         thick_network: Restorer of scans that are to be refined along their thick slices alone, as far as its card
             covers that; None restores them by `network` too.
+        experts: Where the acquisition of a scan is known, the network that ships for it takes the place of both.
         place: Where volumes are restored: by workers of a cluster, by processes of this machine, or in this process.
         elastic: Take as many workers as the cluster has room for, as it grows and shrinks.
         dataset: Root of the BIDS dataset that the sources are from: `out` becomes one of its derivatives.
@@ -88,6 +90,7 @@ class UpscaleRequest:
     slice_thickness: float | None = None
     kind: Literal["image", "labels"] | None = None
     thick_network: NetworkFile | None = None
+    experts: bool = False
     place: Literal["cluster", "processes", "here"] = "cluster"
     elastic: bool = False
     dataset: Path | None = None
@@ -331,16 +334,16 @@ def plan_volume(
     by_windows &= bool(labels) or not (corrects or network.needs_acquisition)
     if not by_windows:
         require_memory(scan)
-    resident = 0 if by_windows else prod(scan.grid.shape) * 4 * (2 if network.needs_acquisition else 1)
-    plan = plan_shards(
-        axes.network_shape(target.shape), network.cost, budget, resident_bytes=resident, name=scan.path.name
-    )
-    fine, coarse = plan.target_shape, axes.network_shape(scan.grid.shape)
+    fine, coarse = axes.network_shape(target.shape), axes.network_shape(scan.grid.shape)
     trained = card.degradation if card else Degradation(name="mean")
     acquisition = None if labels else _acquisition(request, network, axes, scan, extent)
     recipe = None
     if not labels:
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
+    if request.experts and acquisition and acquisition.known:
+        network = network.replaced(shipped_network(thick=not trained.is_isotropic, known=recipe))
+    resident = 0 if by_windows else prod(scan.grid.shape) * 4 * (2 if network.needs_acquisition else 1)
+    plan = plan_shards(fine, network.cost, budget, resident_bytes=resident, name=scan.path.name)
     warnings = () if labels else range_warnings(card, axes, scan.grid, target)
     return VolumePlan(
         scan,

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from configs.degradation import Degradation
 from configs.errors import ContractError, InputError
 from configs.load import flatten
 from tasks.artifacts.contracts import volume_contract
@@ -65,19 +64,18 @@ EXPERIMENT = "voxlift"
 MAX_PAGE_VOXELS = 1 << 27  # of a QC page, which holds the volume several times: 4 GiB at this size
 
 
-def saved_network(model: str | None, known: Degradation | None = None) -> NetworkFile:
+def saved_network(model: str | None) -> NetworkFile:
     """Read the network of a `.keras` file, of the folder that holds one, or of a model in the tracking store.
 
     Without any of them, it is one that ships with the package.
 
     Args:
         model: As it is named on the command line.
-        known: The acquisition of the scans, if it is given.
 
     Raises:
         InputError: There is none, or the folder holds several.
     """
-    return shipped_network(known=known) if model is None else read_network(resolve_model(model))
+    return shipped_network() if model is None else read_network(resolve_model(model))
 
 
 def run_upscaling(request: UpscaleRequest, console: Console) -> UpscaleReport:
