@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from configs.axes import FileShape, triple
-from configs.degradation import Degradation
-from tasks.imaging.consistency import Correction, axis_matrices, noise_level, solve_correction
-from tasks.imaging.separable import along
+from tasks.imaging.consistency import Correction, noise_level, solve_correction
+from tasks.sharding.comparison import Comparison, footprint
 from tasks.sharding.plan import Box, Shard, ShardPlan
 from tasks.sharding.store import ShardStore
 from tasks.volume.grid import NetworkAxes
@@ -66,9 +65,9 @@ class Assembly:
         """Sort the shards as they are computed: slabs along their strips, boxes as in the file."""
         return self.in_file_order() if self.plan.streamed is None else list(self.plan.shards)
 
-    def save(self, shard: Shard, core: NDArray[Any], outside: int = 0) -> None:
+    def save(self, shard: Shard, core: NDArray[Any], outside: int = 0, part: NDArray[np.float32] | None = None) -> None:
         """Store a core, `(depth, height, width)`; other arguments as of `ShardStore.save`."""
-        self.store.save(shard, self.axes.to_file(core), outside)
+        self.store.save(shard, self.axes.to_file(core), outside, part)
 
     def load(self, shard: Shard) -> NDArray[Any]:
         """Map a stored core into memory, `(i, j, k)`."""
@@ -99,69 +98,43 @@ class Assembly:
                     slab[i0:i1, j0:j1, low - start : high - start] = core[:, :, low - k0 : high - k0]
             yield slab
 
-    def residual(
-        self,
-        coarse: NDArray[Any],
-        recipe: Degradation,
-        arrived: Callable[[Shard], None] = lambda _: None,
-        compared: Callable[[NDArray[Any]], NDArray[np.float32]] = lambda core: core,
-    ) -> NDArray[np.float32]:
+    def residual(self, coarse: NDArray[Any], comparison: Comparison) -> NDArray[np.float32]:
         """Subtract the restored volume, degraded again, from the input.
-
-        A degradation is linear, so each core adds its part, and the volume is never held as a whole.
 
         Args:
             coarse: The input, `(depth, height, width)`.
-            recipe: The degradation from the restored volume to the input.
-            arrived: Returns when a core is in the store; by default they all are.
-            compared: Turns a stored core into what is compared with the input, in its unit.
+            comparison: That of the stored parts.
 
         Returns:
             float32 of the input's shape, in the unit of the input.
         """
-        matrices = axis_matrices(self.plan.target_shape, recipe)
         again = np.zeros(coarse.shape, np.float32)
         for shard in self.plan.shards:
-            arrived(shard)
-            part = self.axes.to_network(compared(self.load(shard)))
-            window = [slice(*side) for side in shard.core]
-            parts = {}
-            for axis, (matrix, side) in enumerate(zip(matrices, window, strict=True)):
-                if matrix is not None:
-                    rows = np.flatnonzero(matrix[:, side].any(axis=1))
-                    window[axis] = slice(rows[0], rows[-1] + 1) if rows.size else slice(0)
-                    parts[axis] = matrix[window[axis], side]
-            # First along the axes that become shortest: along a thin one, a part may even grow.
-            for axis in sorted(parts, key=lambda axis: parts[axis].shape[0] / parts[axis].shape[1]):
-                part = along(axis, parts[axis], part)
-            again[tuple(window)] += part
+            found = footprint(shard.core, self.plan.target_shape, comparison.recipe)
+            again[found.window] += found.spread(self.store.part(shard, found.shape))
         return coarse - again
 
     def correction(
-        self,
-        coarse: NDArray[np.float32],
-        intensity: Intensity,
-        recipe: Degradation,
-        arrived: Callable[[Shard], None] = lambda _: None,
-        compared: Callable[[NDArray[Any]], NDArray[np.float32]] | None = None,
+        self, coarse: NDArray[np.float32], intensity: Intensity, comparison: Comparison
     ) -> tuple[Correction | None, Consistency]:
-        """Find what makes the volume consistent with its input.
+        """Find what makes the volume consistent with its input, once all cores are in the store.
 
         Args:
             coarse: The input, `(depth, height, width)`, in the unit of the file.
             intensity: Of the input.
-            recipe: The degradation from the restored volume to the input.
-            arrived: Returns when a core is in the store; by default they all are.
-            compared: As in `residual`, of a volume that is only compared with its input; None corrects it.
+            comparison: That of the stored parts.
 
         Returns:
-            The correction, in the unit of the file, None where there is none; and the consistency of the volume.
+            The correction, in the unit of the file, None where there is none or the volume is only compared; and the
+            consistency of the volume.
         """
-        unit, shape = np.float32(intensity.high - intensity.low), self.plan.target_shape
-        residual = self.residual(coarse, recipe, arrived, compared or (lambda core: core)) / unit
+        unit, shape, recipe = np.float32(intensity.high - intensity.low), self.plan.target_shape, comparison.recipe
+        residual = self.residual(coarse, comparison) / unit
         before = float(np.sqrt(np.mean(np.square(residual, dtype=np.float64))))
-        noise = noise_level(coarse / unit, shape, recipe) if compared is None else 0.0
-        found = solve_correction(residual, shape, recipe, noise=noise) if compared is None else None
+        if comparison.encoding is not None:
+            return None, Consistency(before, before, 0.0)
+        noise = noise_level(coarse / unit, shape, recipe)
+        found = solve_correction(residual, shape, recipe, noise=noise)
         if found is None:
             return None, Consistency(before, before, noise)
         return replace(found, coefficients=found.coefficients * unit), Consistency(found.unexplained, before, noise)

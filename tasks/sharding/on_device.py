@@ -1,8 +1,8 @@
-"""The work on a shard that a GPU does besides the network: windows before it, the encoding of the core after it.
+"""The work on a shard that a GPU does besides the network: windows before it, encoding and comparison after it.
 
 The coarse volume is moved there once. A window is its product with the matrices of the interpolation along the three
-axes, to which the correction adds another product of this kind. The matrices are dense: a GPU multiplies their zeros in
-less time than it takes to go by blocks along the band.
+axes, to which the correction adds another product of this kind; a core that is degraded again is one too. The matrices
+are dense: a GPU multiplies their zeros in less time than it takes to go by blocks along the band.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from configs.axes import NetworkShape, triple
 from tasks.imaging.consistency import Correction
 from tasks.imaging.resample import Window, interpolation, window_rows
 from tasks.machine.devices import device_kind, precision_of_convolutions
+from tasks.sharding.comparison import Comparison, footprint
+from tasks.sharding.plan import Box
 from tasks.volume.encoding import Encoding
 
 
@@ -99,14 +101,45 @@ def encoded(
     if not tf.reduce_all(tf.math.is_finite(voxels)):
         return None
     voxels = voxels if negative else tf.maximum(voxels, 0.0)
-    low, high, slope, inter = map(float, (*bounds, encoding.slope, encoding.inter))
+    low, high = map(float, bounds)
     # Row by row: GPUs may lack sums of whole numbers, and float32 counts a row exactly.
     outside = np.asarray(tf.reduce_sum(tf.cast((voxels < low) | (voxels > high), tf.float32), axis=2))
-    if (slope, inter) != (1, 0):
-        voxels = (voxels - inter) / slope
-    limits = np.iinfo(encoding.dtype)
-    stored = tf.cast(tf.clip_by_value(tf.round(voxels), limits.min, limits.max), encoding.dtype)
-    return np.asarray(stored), int(outside.sum(dtype=np.float64))
+    return np.asarray(tf.cast(_numbers(voxels, encoding), encoding.dtype)), int(outside.sum(dtype=np.float64))
+
+
+def degraded(
+    core: tf.Tensor, box: Box, target_shape: NetworkShape, comparison: Comparison, *, level: float, negative: bool
+) -> NDArray[np.float32]:
+    """Make the part of a core on the device, by the operations of `CoarseVolume.compared` and `Comparison.part`.
+
+    Args:
+        core: float32, in the unit of the file.
+        box: Its place in the target grid.
+        target_shape: Of that grid.
+        comparison: Of the volume with its input.
+        level: As of `encoded`; it is subtracted again.
+        negative: As of `encoded`.
+    """
+    if (encoding := comparison.encoding) is not None:
+        voxels = core + np.float32(level)
+        numbers = _numbers(voxels if negative else tf.maximum(voxels, 0.0), encoding)
+        core = tf.cast(numbers, tf.float32) * float(encoding.slope) + float(encoding.inter) - level
+    found = footprint(box, target_shape, comparison.recipe)
+    with precision_of_convolutions("float32"):
+        for axis, matrix in found.shrinking:
+            core = _product(axis, _moved(matrix), core)
+    return found.stored(np.asarray(core))
+
+
+def _numbers(voxels: tf.Tensor, encoding: Encoding) -> tf.Tensor:
+    """Return the numbers of `Encoding.encode`, still as floats."""
+    dtype = np.dtype(encoding.dtype)
+    if dtype.kind == "f":
+        return voxels
+    voxels = voxels if dtype.itemsize <= 2 else tf.cast(voxels, tf.float64)
+    if (encoding.slope, encoding.inter) != (1, 0):
+        voxels = (voxels - float(encoding.inter)) / float(encoding.slope)
+    return tf.clip_by_value(tf.round(voxels), *encoding.limits)
 
 
 def _moved(array: NDArray[np.float32]) -> tf.Tensor:
@@ -118,12 +151,14 @@ def _moved(array: NDArray[np.float32]) -> tf.Tensor:
 def _products(voxels: tf.Tensor, matrices: list[tf.Tensor]) -> tf.Tensor:
     """Multiply each axis by its matrix, `[outputs, inputs]`; first those that become shortest."""
     for axis in sorted(range(3), key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1]):
-        matrix, sizes = matrices[axis], voxels.shape
-        if axis == 0:
-            product = tf.matmul(matrix, tf.reshape(voxels, (sizes[0], sizes[1] * sizes[2])))
-            voxels = tf.reshape(product, (matrix.shape[0], sizes[1], sizes[2]))
-        elif axis == 1:
-            voxels = tf.matmul(matrix, voxels)
-        else:
-            voxels = tf.matmul(voxels, matrix, transpose_b=True)
+        voxels = _product(axis, matrices[axis], voxels)
     return voxels
+
+
+def _product(axis: int, matrix: tf.Tensor, voxels: tf.Tensor) -> tf.Tensor:
+    """Multiply an axis by a matrix, `[outputs, inputs]`."""
+    if axis == 0:
+        depth, height, width = voxels.shape
+        product = tf.matmul(matrix, tf.reshape(voxels, (depth, height * width)))
+        return tf.reshape(product, (matrix.shape[0], height, width))
+    return tf.matmul(matrix, voxels) if axis == 1 else tf.matmul(voxels, matrix, transpose_b=True)

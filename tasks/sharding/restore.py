@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +24,7 @@ from tasks.imaging.consistency import Correction, interpolation_correction, nois
 from tasks.imaging.labels import resample_labels
 from tasks.imaging.resample import Window, resample_window, window_rows
 from tasks.machine.worker import lean_keras
+from tasks.sharding.comparison import Comparison
 from tasks.sharding.plan import MIB, Box, Shard
 from tasks.volume.encoding import Encoding
 from tasks.volume.intensity import Intensity, normalise
@@ -62,6 +64,7 @@ class CoarseVolume:
         padding: What was filled and stays as it is.
         encoding: Of the output, in which its cores are returned; None for float32 without the level, of which more than
             the output is made.
+        comparison: Of the restored volume with this one, of which each core is returned with its part; None for none.
     """
 
     voxels: NDArray[Any]
@@ -74,6 +77,7 @@ class CoarseVolume:
     limits: tuple[float, float] = (-np.inf, np.inf)
     padding: tuple[Padding, ...] = ()
     encoding: Encoding | None = None
+    comparison: Comparison | None = None
     token: str = field(init=False, default_factory=lambda: uuid4().hex)  # of this object, also in other processes
 
     def input_window(self, window: Window) -> NDArray[np.float32]:
@@ -105,6 +109,15 @@ class CoarseVolume:
         """Count finished voxels that are outside `bounds`."""
         low, high = self.bounds
         return int(np.count_nonzero((voxels < low) | (voxels > high)))
+
+    def compared(self, core: NDArray[Any], encoding: Encoding) -> NDArray[np.float32]:
+        """Return a core, as it is stored, as the output of an encoding has it, but without the level."""
+        voxels = np.empty(core.shape, np.float32)
+        for planes in _some_planes(core):
+            stored = core[planes] if self.encoding is not None else encoding.encode(self.finish(core[planes].copy()))
+            voxels[planes] = encoding.decode(stored)
+        voxels -= np.float32(self.level)
+        return voxels
 
 
 def coarse_volume(
@@ -146,6 +159,7 @@ class RestoredCore:
         device: That did the work.
         precision_psnr: Of the precision against float32, measured once for a volume in each worker; None otherwise.
         outside: Voxels outside the range of the input (`CoarseVolume.outside`), counted before they are rounded.
+        part: Of the comparison of the volume with its input, once `stored`; None where there is none.
 
     Raises:
         NotFiniteError: A voxel is NaN or infinite.
@@ -158,22 +172,32 @@ class RestoredCore:
     device: str = "CPU"
     precision_psnr: float | None = None
     outside: int = 0
+    part: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         require_finite(self.voxels)
 
-    def stored(self, volume: CoarseVolume) -> "RestoredCore":
-        """Return the core as it is stored: in the encoding of the output, or unchanged where the volume has none."""
-        if volume.encoding is None:
-            return self
-        stored, outside = np.empty(self.voxels.shape, volume.encoding.dtype), 0
-        step = max(1, ENCODED_VOXELS // stored[0].size)
-        for start in range(0, len(stored), step):
-            finished = volume.finish(self.voxels[start : start + step].copy())
-            require_finite(finished)
-            outside += volume.outside(finished)
-            stored[start : start + step] = volume.encoding.encode(finished)
-        return replace(self, voxels=stored, outside=outside)
+    def stored(self, volume: CoarseVolume, shard: Shard) -> "RestoredCore":
+        """Return the core as it is stored: in the encoding of the output if the volume has one, and with its part."""
+        voxels, outside, part = self.voxels, 0, None
+        if volume.encoding is not None:
+            voxels = np.empty(self.voxels.shape, volume.encoding.dtype)
+            for planes in _some_planes(voxels):
+                finished = volume.finish(self.voxels[planes].copy())
+                require_finite(finished)
+                outside += volume.outside(finished)
+                voxels[planes] = volume.encoding.encode(finished)
+        if volume.comparison is not None:
+            encoding = volume.comparison.encoding
+            compared = voxels if encoding is None else volume.compared(voxels, encoding)
+            part = volume.comparison.part(compared, shard.core, volume.target_shape)
+        return replace(self, voxels=voxels, outside=outside, part=part)
+
+
+def _some_planes(core: NDArray[Any]) -> Iterator[slice]:
+    """Divide a core into planes that are encoded at a time."""
+    step = max(1, ENCODED_VOXELS // core[0].size)
+    return (slice(start, start + step) for start in range(0, len(core), step))
 
 
 def require_finite(restored: NDArray[Any]) -> None:
@@ -261,21 +285,31 @@ class Restorer:
         if volume.detail < 1:
             interpolated = resampled[crop]
             core = interpolated + np.float32(volume.detail) * (core - interpolated)
-        stored = self._stored(volume, core)
-        voxels, outside = stored or (np.asarray(core), 0)
+        stored = self._stored(volume, shard, core)
+        voxels, outside, part = stored or (np.asarray(core), 0, None)
         clock.computed()
         seconds = clock.resample_seconds, clock.network_seconds
-        restored = RestoredCore(voxels, *seconds, peak_rss() / MIB, self._network.device, psnr, outside)
-        return restored if stored else restored.stored(volume)
+        restored = RestoredCore(voxels, *seconds, peak_rss() / MIB, self._network.device, psnr, outside, part)
+        return restored if stored else restored.stored(volume, shard)
 
-    def _stored(self, volume: CoarseVolume, core: "Voxels") -> tuple[NDArray[Any], int] | None:
-        """Encode a core on the device and count its voxels out of bounds; None where `RestoredCore.stored` has to."""
-        if not self._on_device or volume.encoding is None:
+    def _stored(
+        self, volume: CoarseVolume, shard: Shard, core: "Voxels"
+    ) -> tuple[NDArray[Any], int, NDArray[np.float32] | None] | None:
+        """Return voxels, voxels out of bounds and part of `RestoredCore.stored`; None where that has to make them."""
+        if not self._on_device:
             return None
-        from tasks.sharding.on_device import encoded  # noqa: PLC0415 - in the worker alone
+        from tasks.sharding.on_device import degraded, encoded  # noqa: PLC0415 - in the worker alone
 
-        level, negative = volume.level, volume.limits[0] < 0
-        return encoded(core, volume.encoding, level=level, negative=negative, bounds=volume.bounds)
+        level, negative, made, part = volume.level, volume.limits[0] < 0, None, None
+        if volume.encoding is not None:
+            made = encoded(core, volume.encoding, level=level, negative=negative, bounds=volume.bounds)
+            if made is None:
+                return None
+        if volume.comparison is not None:
+            given = core, shard.core, volume.target_shape, volume.comparison
+            part = degraded(*given, level=level, negative=negative)
+        voxels, outside = made or (np.asarray(core), 0)
+        return voxels, outside, part
 
     def _source(self, volume: CoarseVolume) -> "CoarseVolume | DeviceVolume":
         """Return what makes the windows of a volume."""
@@ -445,7 +479,7 @@ def label_core(volume: CoarseVolume, shard: Shard) -> RestoredCore:
     """Resample the core of a shard of a label map."""
     started = time.perf_counter()
     core = resample_labels(volume.voxels, volume.target_shape, shard.core)
-    return RestoredCore(core, time.perf_counter() - started, 0.0, peak_rss() / MIB).stored(volume)
+    return RestoredCore(core, time.perf_counter() - started, 0.0, peak_rss() / MIB).stored(volume, shard)
 
 
 def peak_rss() -> int:

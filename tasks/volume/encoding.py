@@ -25,6 +25,14 @@ class Encoding:
     slope: float = 1.0
     inter: float = 0.0
 
+    @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest float that an integer dtype holds."""
+        limits = np.iinfo(self.dtype)
+        lowest, highest = float(limits.min), float(limits.max)
+        # The largest int64 is not a float64.
+        return lowest, highest if int(highest) <= limits.max else float(np.nextafter(highest, 0))
+
     def encode(self, voxels: NDArray[np.float32]) -> NDArray[np.generic]:
         """Turn voxels into stored numbers: integers are rounded and clipped at the dtype's ends, NaN becomes 0."""
         dtype = np.dtype(self.dtype)
@@ -35,10 +43,7 @@ class Encoding:
         if (self.slope, self.inter) != (1, 0):
             np.subtract(stored, self.inter, out=stored)
             np.divide(stored, self.slope, out=stored)
-        lowest, highest = float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)
-        if int(highest) > np.iinfo(dtype).max:  # the largest int64 is not a float64
-            highest = float(np.nextafter(highest, 0))
-        np.clip(np.rint(stored, out=stored), lowest, highest, out=stored)
+        np.clip(np.rint(stored, out=stored), *self.limits, out=stored)
         np.nan_to_num(stored, copy=False, nan=0)
         return stored.astype(dtype)
 

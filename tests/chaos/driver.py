@@ -29,7 +29,7 @@ class LightRestorer:
     def __call__(self, volume: CoarseVolume, shard: Shard) -> RestoredCore:
         time.sleep(SECONDS)
         window = resample_window(volume.voxels, volume.target_shape, shard.read)
-        return RestoredCore(np.ascontiguousarray(window[shard.crop]), 0.1, 0.2, 100.0).stored(volume)
+        return RestoredCore(np.ascontiguousarray(window[shard.crop]), 0.1, 0.2, 100.0).stored(volume, shard)
 
 
 def let_jump(after: float, jump: float) -> None:

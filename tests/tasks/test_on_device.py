@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from configs.axes import FileShape, NetworkShape, triple
 from configs.degradation import AxisDegradation, Degradation
 from configs.errors import NotFiniteError
 from tasks.sharding import compiled, on_device
+from tasks.sharding.comparison import Comparison
 from tasks.sharding.plan import Shard, Streamed
 from tasks.sharding.restore import CoarseVolume, RestoredCore, Restorer, coarse_volume
 from tasks.volume.encoding import Encoding
-from tasks.volume.grid import Grid, network_axes
+from tasks.volume.grid import Grid, NetworkAxes, network_axes
 from tasks.volume.intensity import Intensity
 from tasks.volume.nifti import write_volume
 from tasks.volume.windows import StoredVoxels
@@ -150,12 +152,57 @@ def test_cores_are_encoded_as_by_the_processor(encoding, options):
     one = replace(volume(), encoding=encoding, **options)
     core = np.random.default_rng(2).normal(40, 60, (9, 8, 7)).astype(np.float32)
     core[0] = np.arange(56).reshape(8, 7) + 0.5  # halves round to even
-    expected = RestoredCore(core, 0, 0, 0).stored(one)
+    expected = RestoredCore(core, 0, 0, 0).stored(one, BOX)
     negative = one.limits[0] < 0
     found = on_device.encoded(core, encoding, level=one.level, negative=negative, bounds=one.bounds)
     assert found is not None
     np.testing.assert_array_equal(found[0], expected.voxels, strict=True)
     assert found[1] == expected.outside
+
+
+COMPARED = {
+    "before it is corrected": (None, None),
+    "as float32": (None, Encoding("float32")),
+    "as int32": (None, Encoding("int32", 0.5, 3.0)),
+    "as int16 next to float32 cores": (None, Encoding("int16", 0.25)),
+    "as uint8": (Encoding("uint8", 0.3, 11.0), Encoding("uint8", 0.3, 11.0)),
+}
+RECIPES = {
+    "blur": Degradation(
+        name="blur", depth=AxisDegradation(factor=61 / 30, blur_fwhm=1.5), height=AxisDegradation(factor=2)
+    ),
+    "k-space": Degradation(
+        name="kspace",
+        depth=AxisDegradation(factor=61 / 30, profile="kspace"),
+        height=AxisDegradation(factor=2, profile="kspace"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COMPARED)
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("shard", [WHOLE, BOX, next(slabs(16))], ids=["whole", "box", "slab"])
+def test_parts_are_those_of_the_processor(pair, kind, recipe, shard):
+    encoding, compared = COMPARED[kind]
+    comparison = Comparison(recipe, NetworkAxes((2, 0, 1), (True, False, True)), compared)
+    one = replace(volume(), encoding=encoding, comparison=comparison, limits=(0.0, 90.0), level=0.5)
+    core = np.random.default_rng(2).normal(40, 30, shard.shape).astype(np.float32)
+    expected = RestoredCore(core, 0, 0, 0).stored(one, shard)
+    found = on_device.degraded(tf.constant(core), shard.core, TARGET, comparison, level=0.5, negative=False)
+    assert expected.part is not None
+    np.testing.assert_allclose(found, expected.part, rtol=0, atol=1e-5 * RANGE)
+    assert found.flags.c_contiguous
+    assert pair[1](one, shard).part.shape == found.shape
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_the_parts_of_a_restorer_are_those_of_its_cores(pair, kind):
+    one = replace(volume(), comparison=Comparison(RECIPES["blur"], NetworkAxes((2, 0, 1), (True, False, True))))
+    for shard in (WHOLE, BOX, *slabs()):
+        found = pair[kind](one, shard)
+        expected = RestoredCore(found.voxels, 0, 0, 0).stored(one, shard)
+        assert expected.part is not None
+        np.testing.assert_allclose(found.part, expected.part, rtol=0, atol=kind * 1e-5 * RANGE)
 
 
 def test_an_encoded_core_leaves_the_device(pair):

@@ -24,4 +24,4 @@ class LightRestorer:
         window = resample_window(volume.voxels, volume.target_shape, shard.read)
         if volume.voxels.min() < -1e6:  # as a network does that overflows
             window[shard.crop][0, 0, 0] = np.nan
-        return RestoredCore(window[shard.crop], 0.1, 0.2, 100.0, precision_psnr=self.psnr).stored(volume)
+        return RestoredCore(window[shard.crop], 0.1, 0.2, 100.0, precision_psnr=self.psnr).stored(volume, shard)

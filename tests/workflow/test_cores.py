@@ -1,6 +1,7 @@
 """Restored cores on disk: as small as the output needs them, and the output the same to the bit."""
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,7 @@ from configs.schema import Resources
 from tasks.artifacts.network_file import read_network
 from tasks.artifacts.shipped import shipped_network
 from tasks.imaging.consistency import MAX_PLANE_VALUES
+from tasks.sharding.plan import Shard
 from tasks.sharding.restore import CoarseVolume, RestoredCore, label_core
 from tasks.volume.encoding import Encoding
 from tasks.volume.intensity import Intensity
@@ -68,7 +70,7 @@ def restore(work, most=None):
             else:
                 waves = 0.3 * volume.intensity.high * (1 - 2.0 * (np.indices(shard.shape).sum(axis=0) % 2))
                 interpolated = volume.input_window(shard.core)
-                core = RestoredCore(interpolated + waves.astype(np.float32), 0.0, 0.0, 0.0).stored(volume)
+                core = RestoredCore(interpolated + waves.astype(np.float32), 0.0, 0.0, 0.0).stored(volume, shard)
             work.arrive(number, shard, core)
 
 
@@ -94,8 +96,10 @@ def test_cores_are_stored_as_the_output_has_them(network, tmp_path, case):
     )
     shards, count = work.plan.shards, np.prod(work.plan.output_shape)
     assert len(work.plan.shard_plan.shards) > 1
-    assert written(work) == size * count + 40 * shards
-    assert written(exact) == 4 * count + 40 * shards
+    parts = 0 if kind == "labels" else 4 * np.prod(work.plan.input_shape)
+    assert written(work) == size * count + parts + 40 * shards
+    assert written(exact) == 4 * count + parts + 40 * shards
+    assert work.plan.n_timepoints * work.plan.core_bytes == size * count + parts
     found, expected = (nibabel.load(one.plan.output).dataobj for one in (work, exact))
     encoding = output_encoding(work.plan.scan, None, None)
     np.testing.assert_array_equal(found.get_unscaled(), encoding.encode(expected.get_unscaled()))
@@ -116,7 +120,7 @@ def test_cores_stay_float32_where_more_is_made_of_them(network, tmp_path):
     records = [(work.written.sha256, work.written.consistency, work.written.outside) for work in (plain, inferred)]
     assert records[0] == records[1]
     (needed,) = (need.bytes for need in plans.output_needs([plans._planned(plain.plan)], Path())[1:])
-    assert needed == 2 * np.prod(plain.plan.target.shape)
+    assert needed == sizes[0] - 40 * plain.plan.shards
 
 
 def test_stored_cores_are_those_of_the_resumed_output(network, tmp_path):
@@ -131,11 +135,57 @@ def test_stored_cores_are_those_of_the_resumed_output(network, tmp_path):
     assert resumed.plan.output.read_bytes() == whole.plan.output.read_bytes()
 
 
+def damaged_part(path):
+    content = bytearray(path.read_bytes())
+    content[-44] ^= 1  # in the last number of the part
+    path.write_bytes(content)
+
+
+FAULTS = {
+    "deleted": Path.unlink,
+    "damaged part": damaged_part,
+    "part cut off": lambda path: path.write_bytes(path.read_bytes()[:-60]),
+}
+
+
+@pytest.mark.parametrize("corrects", [False, True])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_parts_are_summed_to_the_same_bytes_on_resuming(network, tmp_path, fault, corrects):
+    nibabel.Nifti1Image(GAMMA.astype(np.int16), affine(axes="PIR")).to_filename(source := tmp_path / "scan.nii")
+
+    def work(name, *, resume=False):
+        planned_work = planned(network, source, tmp_path / name, resume=resume)
+        plan = replace(planned_work.plan, corrects=corrects)
+        return VolumeWork(plan, planned_work.inspected, resume=resume, seconds=0, shares=False)
+
+    whole = work("whole")
+    written(whole)
+    assert (whole.written.noise is not None) == corrects
+    restore(work("out"))
+    FAULTS[fault](min((tmp_path / "out").rglob("[!.]*.core")))
+    resumed = work("out", resume=True)
+    written(resumed)
+    assert resumed.shards_resumed == resumed.plan.shards - 1 > 0
+    assert resumed.written == whole.written
+    assert resumed.plan.output.read_bytes() == whole.plan.output.read_bytes()
+
+
+def test_cores_that_were_compared_are_not_those_that_are_corrected(network, tmp_path):
+    nibabel.Nifti1Image(GAMMA, affine()).to_filename(source := tmp_path / "scan.nii")  # float32 cores in both cases
+    compared = planned(network, source, tmp_path / "out", dtype="float32")
+    restore(compared)
+    again = planned(network, source, tmp_path / "out", dtype="float32", resume=True)
+    for corrects, kept in ((False, compared.plan.shards), (True, 0)):
+        work = VolumeWork(replace(again.plan, corrects=corrects), again.inspected, resume=True, seconds=0, shares=False)
+        list(work.frames)
+        assert work.shards_resumed == kept
+
+
 def test_a_number_that_no_dtype_holds_fails_before_it_is_rounded():
-    voxels = np.full((2, 3, 4), 3e38, np.float32)
+    voxels, box = np.full((2, 3, 4), 3e38, np.float32), ((0, 2), (0, 3), (0, 4))
     volume = CoarseVolume(voxels, NetworkShape(2, 3, 4), Intensity(0, 1), level=3e38, encoding=Encoding("int16"))
     with pytest.raises(NotFiniteError, match="24 of 24 voxels"), np.errstate(over="ignore"):
-        RestoredCore(voxels, 0.0, 0.0, 0.0).stored(volume)
+        RestoredCore(voxels, 0.0, 0.0, 0.0).stored(volume, Shard(box, box))
 
 
 def test_padding_by_planes_is_that_of_the_whole_output(network, tmp_path):

@@ -260,7 +260,7 @@ def test_times_add_up():
     network = small_restorer()
     graph = read_graph(network.get_config())
     plan = plan_shards(NetworkShape(96, 128, 128), Cost(graph, receptive_field(graph)), 44)
-    volume = PlannedVolume("scan.nii", plan, coarse=list)  # type: ignore[arg-type] # never read
+    volume = PlannedVolume("scan.nii", plan, coarse=list, core_bytes=0)  # type: ignore[arg-type] # never read
     shard = RehearsedShard(first_seconds=3.0, seconds=2.0, shard_bytes=0)
     one, two = (restoring_seconds([volume], shard, volume, workers) for workers in (1, 2))
     count = len(plan.shards)

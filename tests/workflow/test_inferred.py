@@ -59,7 +59,7 @@ def written(work, added=0.0):
         restored = coarse.input_window(tuple((0, size) for size in shape)) + np.broadcast_to(np.float32(added), shape)
         for shard in frame.to_compute:
             core = restored[tuple(slice(*side) for side in shard.core)]
-            work.arrive(number, shard, RestoredCore(core, 0.0, 0.0, 0.0).stored(coarse))
+            work.arrive(number, shard, RestoredCore(core, 0.0, 0.0, 0.0).stored(coarse, shard))
     output = work.write()
     work.conclude(output)
     return output.written

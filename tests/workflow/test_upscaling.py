@@ -138,7 +138,7 @@ def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, scan
             writing = behind.submit(work.write)
             for shard in shards:
                 window = resample_window(coarse.voxels, coarse.target_shape, shard.read)[shard.crop]
-                work.arrive(0, shard, RestoredCore(window, 0.0, 0.0, 0.0).stored(coarse))
+                work.arrive(0, shard, RestoredCore(window, 0.0, 0.0, 0.0).stored(coarse, shard))
             writing.result()
         written.add((work.written, plan.output.read_bytes()))
     assert len(written) == 1

@@ -36,9 +36,9 @@ class PlannedVolume:
         name: Of its file.
         plan: Its shards.
         coarse: Reads it for the workers.
+        core_bytes: Of the restored shards of a time point on disk, until the output is written.
         n_timepoints: Time points.
         value_bytes: Of a voxel of the output on disk.
-        core_bytes: Of a restored voxel on disk, until the output is written.
         driver_bytes: Memory of the process of the command line, beyond an idle one; 0 where it is not estimated.
         warnings: Where it leaves the range of the model.
     """
@@ -46,9 +46,9 @@ class PlannedVolume:
     name: str
     plan: ShardPlan
     coarse: Callable[[], CoarseVolume] = field(repr=False)
+    core_bytes: int
     n_timepoints: int = 1
     value_bytes: int = VALUE_BYTES
-    core_bytes: int = VALUE_BYTES
     driver_bytes: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -114,7 +114,8 @@ def plan_training_source(
     name = "the first training volume"
     with checks.trying("shard plan", f"{name}, degraded, in shards for {network.name}", REMEDY) as attempt:
         plan = plan_restoration(source.coarse, source.target, network, budget_mib, axes=source.axes, name=name)
-        planned = [PlannedVolume(name, plan, lambda: _coarse(source.coarse, source.axes, plan))]
+        size = VALUE_BYTES * prod(plan.target_shape)
+        planned = [PlannedVolume(name, plan, lambda: _coarse(source.coarse, source.axes, plan), size)]
         _note_plans(attempt, planned)
     return planned
 
@@ -154,7 +155,7 @@ def overhead(planned: Sequence[PlannedVolume]) -> float:
 
 def output_needs(planned: Sequence[PlannedVolume], out: Path) -> list[Need]:
     """Estimate what restoring writes: outputs, decompressed, and the cores of those that are on their way."""
-    cores = sorted((volume.voxels * volume.core_bytes for volume in planned), reverse=True)
+    cores = sorted((volume.n_timepoints * volume.core_bytes for volume in planned), reverse=True)
     outputs = sum(volume.voxels * volume.value_bytes for volume in planned)
     return [Need("outputs", out, outputs), Need("restored shards", out, sum(cores[:IN_FLIGHT]))]
 
@@ -168,7 +169,7 @@ def _planned(volume: VolumePlan) -> PlannedVolume:
         coarse=lambda: _coarse(scan.read(0), volume.axes, plan),
         n_timepoints=volume.n_timepoints,
         value_bytes=on_disk.itemsize if on_disk.kind in "iu" or volume.dtype else VALUE_BYTES,
-        core_bytes=volume.core_dtype.itemsize,
+        core_bytes=volume.core_bytes,
         driver_bytes=volume.driver_bytes,
         warnings=volume.warnings,
     )

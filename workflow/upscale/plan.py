@@ -21,10 +21,11 @@ from tasks.files.bids import bids_uri
 from tasks.files.outputs import inferred_name, output_paths
 from tasks.imaging.acquisition import Acquisition, default_acquisition, slice_gap
 from tasks.imaging.consistency import recipe_at
+from tasks.sharding.comparison import Comparison, footprint
 from tasks.sharding.plan import ShardPlan, plan_shards
 from tasks.sharding.restore import CoarseVolume, coarse_volume
 from tasks.sharding.store import content_key, program_versions
-from tasks.volume.encoding import stored_name
+from tasks.volume.encoding import Encoding, stored_name
 from tasks.volume.grid import THICK, Grid, NetworkAxes, Three, network_axes, slice_ratio, target_grid
 from tasks.volume.inspection import MAX_EXACT_FLOAT32, Extent, require_memory
 from tasks.volume.intensity import Intensity, find_intensity, find_level
@@ -195,6 +196,25 @@ class VolumePlan:
         name = stored_name(self.scan.header.dtype, self.dtype)
         is_all = not (self.corrects or self.writes_inferred)
         return np.dtype(name if is_all and np.dtype(name).itemsize < 4 else np.float32)
+
+    @property
+    def core_bytes(self) -> int:
+        """Of the cores of a time point on disk, each with its part of the comparison."""
+        voxels = self.core_dtype.itemsize * prod(self.target.shape)
+        if self.recipe is None or self.by_windows:
+            return voxels
+        shape, recipe = self.shard_plan.target_shape, self.recipe
+        return voxels + 4 * sum(prod(footprint(shard.core, shape, recipe).shape) for shard in self.shard_plan.shards)
+
+    def comparison(self, encoding: Encoding) -> Comparison | None:
+        """Return how the output is compared with its input; None for a label map and an input that stays in its file.
+
+        Args:
+            encoding: Of the output.
+        """
+        if self.recipe is None or self.by_windows:
+            return None
+        return Comparison(self.recipe, self.axes, None if self.corrects else encoding)
 
     @property
     def driver_bytes(self) -> int:

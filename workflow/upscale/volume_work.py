@@ -203,6 +203,7 @@ class VolumeWork:
         self._extent = inspected.extent.lowest, inspected.extent.highest
         self._encoding = output_encoding(plan.scan, plan.dtype, self._extent)
         self._core_encoding = None if plan.core_dtype == np.float32 else self._encoding
+        self._comparison = plan.comparison(self._encoding)
         self._record = plan.output.parent / ".voxlift" / f"{plan.key(inspected.digests)}.json"
         self.written = self._read_record() if resume else None
         self.shards_resumed = plan.shards if self.written is not None else 0
@@ -283,7 +284,7 @@ class VolumeWork:
                 else:
                     volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
                 intensity = volume.intensity
-                volume = replace(volume, encoding=self._core_encoding)
+                volume = replace(volume, encoding=self._core_encoding, comparison=self._comparison)
                 coarse = share(volume) if self._shares else volume
                 assembly = self._assembly(number)
                 if not self._resume:
@@ -299,7 +300,7 @@ class VolumeWork:
     def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
         """Store a core of a time point that a worker has restored."""
         with self.keeping.running():
-            self._assembly(number).save(shard, core.voxels, core.outside)
+            self._assembly(number).save(shard, core.voxels, core.outside, core.part)
         if core.precision_psnr is not None:  # before the writer learns of the core, which may be the last
             self.precision_psnr = min(core.precision_psnr, self.precision_psnr or core.precision_psnr)
         self._arrivals.add(number, [shard])
@@ -378,7 +379,7 @@ class VolumeWork:
 
     def _assembly(self, number: int) -> Assembly:
         """The cores of a time point, in a folder named like the record without its suffix."""
-        store = ShardStore(self._record.with_suffix("") / str(number), self._core_encoding)
+        store = ShardStore(self._record.with_suffix("") / str(number), self._core_encoding, self._comparison)
         return Assembly(self.plan.shard_plan, self.plan.axes, store)
 
 
@@ -445,28 +446,14 @@ class _Writer:
 
     def _solve(self, number: int, assembly: Assembly, coarse: CoarseVolume) -> Correction | None:
         """Compare a time point with its input and solve its correction, in the unit of the file."""
-        if self.plan.recipe is None:
+        if coarse.comparison is None:
             return None
-        arrived = partial(self.arrivals.wait, number)
-        for shard in assembly.in_file_order():
-            arrived(shard)
+        for shard in assembly.plan.shards:
+            self.arrivals.wait(number, shard)
         with self.clock.running():
-            correction, check = assembly.correction(
-                coarse.voxels,
-                coarse.intensity,
-                self.plan.recipe,
-                arrived,
-                None if self.plan.corrects else partial(self._compared, coarse),
-            )
+            correction, check = assembly.correction(coarse.voxels, coarse.intensity, coarse.comparison)
             self.checks.append(check)
             return correction
-
-    def _compared(self, coarse: CoarseVolume, core: NDArray[Any]) -> NDArray[np.float32]:
-        """Return a stored core as the output has it, but without the level, which the input lacks."""
-        stored = self.encoding.encode(coarse.finish(core.copy())) if coarse.encoding is None else core
-        voxels = self.encoding.decode(stored)
-        voxels -= np.float32(coarse.level)
-        return voxels
 
     def output(self, sha256: str) -> Output:
         after = before = noise = None

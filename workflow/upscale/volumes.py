@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from itertools import zip_longest
-from math import prod
 from pathlib import Path
 from unicodedata import normalize
 
@@ -128,7 +127,7 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=request.place == "cluster")
     if work.written is None:
         # The cores of all time points wait on disk until the output is written.
-        size = plan.core_dtype.itemsize * plan.n_timepoints * prod(plan.target.shape)
+        size = plan.core_bytes * plan.n_timepoints
         for path in (output, plan.inferred_output) if plan.writes_inferred else (output,):
             check_destination(path, size)
     return work
