@@ -39,7 +39,7 @@ from tasks.files.selection import expand_inputs
 from tasks.sharding.plan import Shard
 from tasks.sharding.store import ShardStore
 from tasks.training.checkpoints import Checkpoint, last_checkpoint, write_checkpoint
-from tasks.volume.encoding import stored_name
+from tasks.volume.encoding import Encoding, stored_name
 from tasks.volume.grid import Grid
 from tasks.volume.inspection import inspect_volume
 from tasks.volume.nifti import open_volume, write_slabs, write_volume
@@ -291,8 +291,11 @@ class States(Fuzz):
         self.lock = folder / "lock"
         self.held = Process.this().text(host="here", token="0").encode()  # noqa: S106 - no secret
         self.shard = Shard(((0, 4), (0, 5), (0, 6)), ((0, 4), (0, 5), (0, 6)))
-        self.store = ShardStore(folder / "cores")
-        self.store.save(self.shard, np.random.default_rng(0).random((4, 5, 6), np.float32))
+        comparison = work.plan.comparison(Encoding("float32"))
+        assert comparison is not None
+        self.store = ShardStore(folder / "cores", comparison=comparison)
+        voxels = np.random.default_rng(0).random((4, 5, 6), np.float32)
+        self.store.save(self.shard, voxels, part=voxels[:2, :2, :3])
         (self.core,) = (folder / "cores").iterdir()
         self.stored = self.core.read_bytes()
 
