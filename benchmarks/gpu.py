@@ -1,8 +1,8 @@
 """Restoration and training on a GPU: `python -m benchmarks.gpu [--small]`, at most 8 minutes.
 
 - network: a 192x224x192 grid on the device, by Keras' layers and by the forms that the device computes faster, and
-  through the restorer from host memory to host memory, and as a shard from the scan to its core, in each precision; a
-  process each.
+  through the restorer from host memory to host memory, and as a shard from the scan to its core and the core's
+  part of the comparison with the scan, in each precision; a process each.
 - peer: the same through MONAI's sliding window, 1, 4 and 8 windows at a time, with the same weights in PyTorch; left
   out where neither `.bench` nor this Python nor `python3` has both, which a line then says.
 - files: twenty volumes of 181x217x181 refined 2x in float32, two in each other precision, `.nii.gz` both ways, and
@@ -32,9 +32,10 @@ import numpy as np
 from benchmarks.sharding import PEER
 from benchmarks.volumes import RESULTS, hardware, like_a_scan, seconds
 from configs.axes import FileShape, NetworkShape, triple
+from configs.degradation import AxisDegradation, Degradation
 from configs.precision import Precision
 from tasks.machine.gpus import cards
-from tasks.volume.grid import Grid
+from tasks.volume.grid import Grid, network_axes
 from tasks.volume.nifti import write_volume
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +53,7 @@ def network(path: Path, precision: Precision, grid: tuple[int, int, int]) -> Row
     from tasks.artifacts.network_file import read_network
     from tasks.artifacts.saved_models import load_model
     from tasks.machine.devices import device_kind, device_name, precision_of_convolutions
+    from tasks.sharding.comparison import Comparison
     from tasks.sharding.plan import Shard
     from tasks.sharding.restore import CoarseVolume, Restorer
     from tasks.volume.intensity import Intensity
@@ -64,8 +66,13 @@ def network(path: Path, precision: Precision, grid: tuple[int, int, int]) -> Row
     row["host to host"] = round(rate / seconds(lambda: restorer.restored(volume, Intensity(0, 1))), 2)
     coarse, whole = volume[::2, ::2, ::2].copy(), triple((0, size) for size in grid)
 
+    halved = AxisDegradation(factor=2)
+    recipe = Degradation(name="mean", depth=halved, height=halved, width=halved)
+    comparison = Comparison(recipe, network_axes(Grid(FileShape(*coarse.shape), np.eye(4))))
+
     def shard() -> None:
-        restorer(CoarseVolume(coarse, NetworkShape(*grid), Intensity(0, 1)), Shard(whole, whole))
+        scan = CoarseVolume(coarse, NetworkShape(*grid), Intensity(0, 1), comparison=comparison)
+        restorer(scan, Shard(whole, whole))
 
     shard()
     row["scan to core"] = round(rate / seconds(shard), 2)
