@@ -222,11 +222,11 @@ def cells(
             spectra = find_spectra(coarse, recipe.scale)
             through = None if recipe.is_isotropic else through_plane(coarse, recipe.depth.factor)
             assumed = default_acquisition(restore.trained_for, lowest, spectra, through)
+            taken = assumed.degradation(shape, NetworkShape(*coarse.shape))
+            by_default = expert(taken) if assumed.known else restore
             estimates = {
                 "corrected": consistent_interpolation(coarse, shape, recipe, sigma),
-                "default": restore(
-                    coarse, shape, assumed.degradation(shape, NetworkShape(*coarse.shape)), assumed.certainty
-                ),
+                "default": by_default(coarse, shape, taken, assumed.certainty),
                 "known": expert(recipe)(coarse, shape, recipe),
             }
             base = psnr(fine, cubic, mask)
