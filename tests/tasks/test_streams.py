@@ -1,5 +1,7 @@
 """Slabs of a streamed strip through a restorer: the volume in one pass, in any order and from any place on."""
 
+from math import prod
+
 import numpy as np
 import pytest
 
@@ -10,10 +12,11 @@ from models.network.cost import Cost
 from models.network.graph import read_graph
 from models.network.receptive_field import receptive_field
 from models.network.restorer import build_restorer
+from models.network.streaming import Stream
 from models.stages.stage import network_stages
 from tasks.artifacts.saved_models import load_model
 from tasks.artifacts.shipped import shipped_network
-from tasks.sharding.plan import Shard, Streamed, plan_boxes, plan_shards, runs
+from tasks.sharding.plan import MIB, Shard, Streamed, plan_boxes, plan_shards, runs
 from tasks.sharding.restore import CoarseVolume, Restorer
 from tasks.training.networks import build_network
 from tasks.volume.intensity import Intensity
@@ -70,20 +73,48 @@ def test_runs_are_the_slabs_that_follow_one_another():
     assert runs([box, box, second]) == [[box], [box], [second]]
 
 
-@pytest.mark.parametrize(("budget", "overhead"), [(2000, 1.12), (4000, 1.07)])
-def test_a_large_volume_computes_little_twice(budget, overhead):
+@pytest.fixture(scope="module")
+def cost():
+    """Of the default network."""
     network = Network()
-    model = build_restorer(network_stages(network), latent_filters=network.latent_filters, skip=network.skip)
+    model = build_restorer(
+        network_stages(network),
+        latent_filters=network.latent_filters,
+        convolutions=network.convolutions,
+        skip=network.skip,
+    )
     graph = read_graph(model.get_config())
-    cost, target, resident = Cost(graph, receptive_field(graph)), NetworkShape(632, 740, 600), 300 * 370 * 316 * 4
-    plan = plan_shards(target, cost, budget, resident_bytes=resident)
+    return Cost(graph, receptive_field(graph))
+
+
+LARGE, RESIDENT = NetworkShape(632, 740, 600), 300 * 370 * 316 * 4  # 300x370x316 by 2x
+
+
+@pytest.mark.parametrize(("budget", "overhead", "with_a_start"), [(2000, 1.10, 1.25), (4000, 1.07, 1.25)])
+def test_a_large_volume_computes_little_twice(cost, budget, overhead, with_a_start):
+    plan = plan_shards(LARGE, cost, budget, resident_bytes=RESIDENT)
     assert plan.strips == 1
     assert plan.overhead < overhead
-    assert plan.warm_up < 0.25 * plan.computed
-    boxes = plan_boxes(target, cost, budget, resident_bytes=resident)
+    assert plan.overhead + plan.warm_up / prod(LARGE) < with_a_start
+    boxes = plan_boxes(LARGE, cost, budget, resident_bytes=RESIDENT)
     assert boxes.overhead > 1.5 * plan.overhead
     assert "slabs of" in str(plan)
     assert "slabs of" not in str(boxes)
+
+
+def test_of_plans_of_nearly_the_same_arithmetic_that_of_fewer_steps_is_taken(cost):
+    shape = NetworkShape(192, 224, 192)
+    taller = plan_shards(shape, cost, 300)
+    lower = plan_shards(shape, cost, taller.shard_bytes // MIB)
+    assert taller.streamed == Streamed(0, 24)
+    assert lower.streamed == Streamed(0, 16)
+    assert taller.computed + taller.warm_up > lower.computed + lower.warm_up
+    # The steps count for the choice alone.
+    field = cost.field.axes[0]
+    voxel = cost.multiply_adds(shape) / prod(shape)
+    steps = Stream(field, shape.depth, 24).kinds.items()
+    arithmetic = sum(times * cost.step_multiply_adds(step, 0, shape) for step, times in steps)
+    assert taller.computed == pytest.approx(arithmetic / voxel, rel=1e-3)
 
 
 # Longer and shorter along the slice axis than across, and a thin one; streamed along each axis.
