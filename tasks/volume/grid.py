@@ -251,6 +251,12 @@ class NetworkAxes:
         """Reorder one value per network axis to file axes."""
         return triple(per_axis[self.order.index(axis)] for axis in range(3))
 
+    @property
+    def written_axis(self) -> int | None:
+        """The network axis that runs along k, plane by plane as files are written; None if it runs against it."""
+        axis = self.order.index(2)
+        return None if self.flipped[axis] else axis
+
     def planes(self, shape: FileShape, start: int, stop: int) -> tuple[Side, Side, Side]:
         """Return what the planes `start..stop` along k of a grid are on network axes: (start, stop) of each."""
         sides = zip(self.order, self.flipped, strict=True)

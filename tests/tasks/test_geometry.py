@@ -88,6 +88,20 @@ def test_network_axes_come_back(grid, depth):
     np.testing.assert_array_equal(axes.to_file(there), voxels)
 
 
+@given(grids())
+def test_files_are_written_along_a_network_axis_or_against_it(grid):
+    axes = network_axes(grid)
+    first = axes.planes(grid.shape, 0, 1)
+    if axes.written_axis is None:
+        axis = axes.order.index(2)
+        assert first[axis] == (grid.shape[2] - 1, grid.shape[2])
+        assert axes.flipped[axis]
+    else:
+        assert axes.order[axes.written_axis] == 2
+        assert first[axes.written_axis] == (0, 1)
+        assert not axes.flipped[axes.written_axis]
+
+
 def stored(order, flips, affine=None, shape=(4, 5, 6)):
     """One RAS image stored in another axis order and direction: (voxels, grid)."""
     voxels = np.random.default_rng(0).random(shape).astype(np.float32)

@@ -363,7 +363,15 @@ def plan_volume(
     if request.experts and acquisition and acquisition.known:
         network = network.replaced(shipped_network(thick=not trained.is_isotropic, known=recipe))
     resident = 0 if by_windows else prod(scan.grid.shape) * 4 * (2 if network.needs_acquisition else 1)
-    plan = plan_shards(fine, network.cost, budget, resident_bytes=resident, name=scan.path.name)
+    plan = plan_shards(
+        fine,
+        network.cost,
+        budget,
+        resident_bytes=resident,
+        # A correction takes all cores, before the first plane is written.
+        written_axis=None if corrects else axes.written_axis,
+        name=scan.path.name,
+    )
     warnings = () if labels else range_warnings(card, axes, scan.grid, target)
     return VolumePlan(
         scan,
