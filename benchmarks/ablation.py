@@ -1,16 +1,19 @@
-"""Parts of the restoration, and other ways to go by the acquisition: `python -m benchmarks.ablation [STEPS]`.
+"""Parts of the restoration, and other ways to go by the acquisition: `python -m benchmarks.ablation [PART …]`.
 
-The shipped weights for all acquisitions are scored next to the experts, without the correction of their output, as an
-ensemble, and applied twice with the correction between the two; those for thick slices too. Then networks are trained
-for STEPS steps each from the same seed: one that is conditioned on the acquisition by its input, as the shipped one,
-one that takes the interpolated scan as it is, and an expert for each acquisition. The acquisition is known throughout.
-The volumes are MR_Gd and FLAIR of the folder VOXLIFT_DATA or ../shared/data, on which nothing is trained. Writes
-`results/ablation.md`. With 0 steps it trains nothing.
+- 2x, thick: the shipped weights for all acquisitions next to the experts, without the correction of their output, as an
+  ensemble, and applied twice with the correction between the two.
+- trained: networks trained for 1500 steps each from the same seed: one that is conditioned on the acquisition by its
+  input, as the shipped one, one that takes the interpolated scan as it is, and an expert for each acquisition.
+
+All by default. The acquisition is known throughout. The volumes are MR_Gd and FLAIR of the folder VOXLIFT_DATA or
+../shared/data, on which nothing is trained. Writes `results/ablation.json` and `results/ablation.md`; what was found
+before of other parts stays.
 """
 
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +67,9 @@ def shipped_parts(*, thick: bool) -> Iterator[tuple[str, Estimate]]:
     yield "one network for all, ensemble of 8 mirror images", mirrored
 
 
-def trained(name: str, overrides: list[str], steps: int, folder: Path) -> NetworkFile:
+def trained(name: str, overrides: list[str], folder: Path) -> NetworkFile:
     """Train a variant of the preset universal2x in this process."""
-    config, path = load_config("universal2x", [*overrides, f"training.steps={steps}"]), folder / f"{name}.keras"
+    config, path = load_config("universal2x", [*overrides, f"training.steps={STEPS}"]), folder / f"{name}.keras"
     for _ in run_training(TrainingJob(config, training_volumes(config), path)):
         pass
     return read_network(path)
@@ -93,40 +96,50 @@ def gains(estimate: Estimate, matrix: Matrix = MATRIX, only: str | None = None) 
     return {column: f"{np.mean(values):+.2f}" for column, values in found.items()}
 
 
-def main(steps: int) -> None:
-    rows: dict[str, dict[str, str]] = {}
+def score_trained(add: Callable[[str, dict[str, str]], None]) -> None:
+    """Train the variants and add a row for each."""
+    with tempfile.TemporaryDirectory() as folder:
+        variants = {"by its input, as shipped": [], "not conditioned": ["network.input=interpolated"]}
+        for name, overrides in variants.items():
+            network = trained(name, overrides, Path(folder))
+            add(f"{STEPS} steps: one network, {name}", gains(Restoration(network)))
+        for acquisition, preset in ACQUISITIONS.items():
+            chosen = [f"augmentation.{key}=[{preset}]" for key in ("acquisitions", "assumed")]
+            expert = [f"degradation={preset}", *chosen, "augmentation.mistaken=0"]
+            network = trained(preset, expert, Path(folder))
+            add(f"{STEPS} steps: experts", gains(Restoration(network), only=acquisition))
+
+
+def main(parts: Sequence[str]) -> None:
+    kept = RESULTS / "ablation.json"
+    rows: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
 
     def add(name: str, row: dict[str, str]) -> None:
         rows[name] = rows.get(name, {}) | row
         print(name, row, flush=True)
 
-    for name, estimate in shipped_parts(thick=False):
-        add(name, gains(estimate))
-    for name, estimate in shipped_parts(thick=True):
-        add(name, gains(estimate, THICK))
-    with tempfile.TemporaryDirectory() as folder:
-        variants = {"by its input, as shipped": [], "not conditioned": ["network.input=interpolated"]}
-        for name, overrides in variants.items() if steps else ():
-            network = trained(name, overrides, steps, Path(folder))
-            add(f"{steps} steps: one network, {name}", gains(Restoration(network)))
-        for acquisition, preset in ACQUISITIONS.items() if steps else ():
-            chosen = [f"augmentation.{key}=[{preset}]" for key in ("acquisitions", "assumed")]
-            expert = [f"degradation={preset}", *chosen, "augmentation.mistaken=0"]
-            network = trained(preset, expert, steps, Path(folder))
-            add(f"{steps} steps: experts", gains(Restoration(network), only=acquisition))
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    for part, matrix in {"2x": MATRIX, "thick": THICK}.items():
+        if part in parts:
+            for name, estimate in shipped_parts(thick=part == "thick"):
+                add(name, gains(estimate, matrix))
+    if "trained" in parts:
+        score_trained(add)
+    columns = [
+        f"{name}, noise {sigma:.0%}" for each in (MATRIX, THICK) for name in each.recipes for sigma in each.noise
+    ]
     lines = [
         "# Parts of the restoration, and other ways to go by the acquisition",
         "",
-        f"Made by `python -m benchmarks.ablation {steps}` on {processor()}. Gains over cubic in dB, means of MR_Gd and"
-        " FLAIR, the acquisition known; of 2x along all axes, and of slices 3, 4 and 6 times as thick.",
+        f"Made by `python -m benchmarks.ablation` on {processor()}. Gains over cubic in dB, means of MR_Gd and FLAIR,"
+        " the acquisition known: 2x along all axes, and slices 3, 4 and 6 times as thick.",
         "",
         f"| | {' | '.join(columns)} |",
         f"|{' --- |' * (1 + len(columns))}",
         *(f"| {name} | {' | '.join(row.get(column, '') for column in columns)} |" for name, row in rows.items()),
     ]
+    kept.write_text(json.dumps(rows, indent=2) + "\n")
     (RESULTS / "ablation.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else STEPS)
+    main(sys.argv[1:] or ["2x", "thick", "trained"])
