@@ -65,15 +65,22 @@ bench: develop
 	$(BIN)/python -m benchmarks.dry_run
 	$(BIN)/python -m benchmarks.many_volumes
 
-# The weights that ship, from a fixed seed; about two hours on two CPU cores. Their record is models/weights/README.md.
-# Experts go on from the weights for all acquisitions with one alone.
-EXPERT = --set training.learning_rate=1e-3 --set augmentation.mistaken=0
-THICK_BOX = {name: box2, depth: {factor: 2}}, thick3x, thick3x, thick4x, thick4x, thick6x, thick6x, {name: box8, depth: {factor: 8}}
+# The weights that ship, from a fixed seed; about four hours on two CPU cores. Their record is models/weights/README.md.
+# Experts go on from the weights for all acquisitions with one alone; those for thick slices take turns with them.
+TRAIN = $(BIN)/voxlift train $(1) --out .weights/$(2) --resume $(3) && mv .weights/$(2)/model.keras .weights/$(2).keras
+FROM = --start-from .weights/$(1).keras --set training.steps=$(2) --set training.learning_rate=1e-3 --set augmentation.mistaken=$(3)
+ALONE = --set degradation=$(1) --set "augmentation.acquisitions=[$(2)]" --set "augmentation.assumed=[$(1)]"
+BOXES = {name: box2, depth: {factor: 2}}, thick3x, thick3x, thick4x, thick4x, thick6x, thick6x, {name: box8, depth: {factor: 8}}
 weights: setup
-	for name in universal2x universalthick; do $(BIN)/voxlift train $$name --out .weights/$$name --resume && mv .weights/$$name/model.keras .weights/$$name.keras || exit 1; done
-	for name in kspace2x box2x iso2x; do $(BIN)/voxlift train universal2x --out .weights/$$name --resume --start-from .weights/universal2x.keras $(EXPERT) --set training.steps=6000 --set degradation=$$name --set "augmentation.acquisitions=[$$name]" --set "augmentation.assumed=[$$name]" && mv .weights/$$name/model.keras .weights/$$name.keras || exit 1; done
-	$(BIN)/voxlift train universalthick --out .weights/boxthick --resume --start-from .weights/universalthick.keras $(EXPERT) --set training.steps=12000 --set degradation=thick4x --set "augmentation.acquisitions=[$(THICK_BOX)]" --set "augmentation.assumed=[thick4x]" && mv .weights/boxthick/model.keras .weights/boxthick.keras
-	$(BIN)/python -m tasks.artifacts.shipped $(patsubst %,.weights/%.keras,universal2x universalthick kspace2x box2x iso2x boxthick)
+	$(call TRAIN,universal2x,universal2x)
+	$(call TRAIN,universal2x,kspace2x,$(call FROM,universal2x,6000,0) $(call ALONE,kspace2x,kspace2x))
+	$(call TRAIN,universal2x,box2x,$(call FROM,universal2x,6000,0) $(call ALONE,box2x,box2x))
+	$(call TRAIN,universal2x,iso2x,$(call FROM,universal2x,6000,0) $(call ALONE,iso2x,iso2x))
+	$(call TRAIN,universalthick,thick1)
+	$(call TRAIN,universalthick,thick2,$(call FROM,thick1,12000,0) $(call ALONE,thick4x,$(BOXES)))
+	$(call TRAIN,universalthick,universalthick,$(call FROM,thick2,14000,0.3))
+	$(call TRAIN,universalthick,boxthick,$(call FROM,universalthick,14000,0) $(call ALONE,thick4x,$(BOXES)))
+	$(BIN)/python -m tasks.artifacts.shipped $(patsubst %,.weights/%.keras,universal2x kspace2x box2x iso2x universalthick boxthick)
 
 lint: develop
 	$(BIN)/ruff format --check .

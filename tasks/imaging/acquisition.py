@@ -36,7 +36,8 @@ class Acquisition:
         gap: Share of the slice distance that no slice holds.
         source: Where the knowledge comes from, in words.
         certainty: Weight of what a network adds to the interpolated scan, where that has no noise.
-        known: Whether the user or the scanner states it, rather than what the voxels show.
+        known: Whether the user or the scanner states it, or the slices show it, so that a network for it alone may
+            restore the scan: such a network is no worse than one for all where slices have gaps or a Gaussian profile.
     """
 
     profile: Profile
@@ -138,7 +139,7 @@ def default_acquisition(
         return Acquisition(shown, gap=gap, source=f"by the sidecar: slices of {record.slice_thickness:g} mm")
     if through is not None and thick:
         found = f"across the slices against within them: FWHM {through.fwhm:.2g} ± {through.uncertainty:.2g} slices"
-        return Acquisition(through.profile, source=f"by the detail {found}", known=False)
+        return Acquisition(through.profile, source=f"by the detail {found}")
     nothing = "the model's default: nothing is known of the scan"
     return Acquisition(model.depth.profile, source=nothing, certainty=GUESS_CERTAINTY, known=False)
 

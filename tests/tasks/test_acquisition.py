@@ -75,6 +75,16 @@ def test_without_knowledge_a_magnitude_is_taken_as_the_model_says_and_tomography
     assert guessed.certainty < seen.certainty == 1
 
 
+def test_an_acquisition_that_is_recorded_or_shown_is_known_and_a_default_is_not():
+    thick, isotropic_model = named_degradation("thick4x"), named_degradation("kspace2x")
+    box = ThroughPlane("box", 0.88, 0.15)
+    recorded = default_acquisition(thick, 0.0, record=ScannerRecord(4.0), slice_distance=4.0)
+    shown = default_acquisition(thick, 0.0, through=box)
+    assert (recorded.known, shown.known) == (True, True)
+    tomography = default_acquisition(isotropic_model, -1024.0)
+    assert (default_acquisition(thick, 0.0).known, tomography.known) == (False, False)
+
+
 def test_thick_slices_are_taken_as_the_scanner_recorded_them():
     model, gaussian = named_degradation("thick4x"), ThroughPlane("gaussian", 1.0, 0.15)
     encoded = default_acquisition(model, 0.0, through=gaussian, record=ScannerRecord(4.0, True))
