@@ -81,6 +81,7 @@ def test_an_acquisition_that_is_recorded_or_shown_is_known_and_a_default_is_not(
     recorded = default_acquisition(thick, 0.0, record=ScannerRecord(4.0), slice_distance=4.0)
     shown = default_acquisition(thick, 0.0, through=box)
     assert (recorded.known, shown.known) == (True, True)
+    assert default_acquisition(thick, 0.0).certainty < shown.certainty < recorded.certainty == 1
     tomography = default_acquisition(isotropic_model, -1024.0)
     assert (default_acquisition(thick, 0.0).known, tomography.known) == (False, False)
 
