@@ -101,7 +101,7 @@ def rounded(weights: NDArray[np.floating]) -> NDArray[np.float16]:
     So few numbers compress well, and their error is the same wherever a weight lies.
 
     >>> rounded(np.array([-1.0, 0.01, 0.03, 1.0])).tolist()
-    [-1.0, 0.0, 0.03125, 1.0]
+    [-1.0, 0.015625, 0.03125, 1.0]
     """
     deviation = float(np.std(weights, dtype=np.float64))
     if not deviation:
