@@ -25,7 +25,7 @@ Products = tuple[tuple[int, Array], ...]  # an axis and its matrix, `[outputs, i
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a restored volume is compared with its input.
+    """Comparison of a restored volume with its input.
 
     Args:
         recipe: The degradation from the restored volume to the input.
