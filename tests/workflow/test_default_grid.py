@@ -79,6 +79,7 @@ def planned_network(path, spacing, **options):
         ((1, 1, 1), {"profile": "box", "blur": (1, 1, 0)}, ISOTROPIC),
         ((1, 1, 1), {"profile": "gaussian"}, ISOTROPIC),
         ((1, 1, 1), {}, ISOTROPIC),
+        ((1, 1, 1), {"slice_thickness": 1}, ISOTROPIC),
         ((1, 1, 1), {"profile": "box", "experts": False}, ISOTROPIC),
         ((1, 1, 4), {"profile": "box"}, "boxthick.keras"),
         ((1, 1, 4), {"slice_thickness": 4}, "boxthick.keras"),

@@ -482,7 +482,9 @@ def _acquisition(
         gap = assumed.gap if thickness is None else slice_gap(thickness, distance)
         # A thickness is that of slices, which are not encoded across.
         profile = request.profile or ("box" if thickness and assumed.profile == "kspace" else assumed.profile)
-        return Acquisition(profile, blur, gap=gap)
+        # A thickness says nothing of the other axes.
+        known = request.profile is not None or (thickness is not None and not trained.is_isotropic)
+        return Acquisition(profile, blur, gap=gap, known=known)
     return assumed if network.needs_acquisition else None
 
 
