@@ -145,7 +145,10 @@ def network(draw):
         for _ in range(draw(st.integers(0, 2))):
             tensor = layers(draw, tensor, channels)
         skips.append(tensor)
-        kernel = tuple(draw(st.integers(1, 4)) for _ in range(3))
+        # On CPUs TensorFlow 2.21 computes now and then a wrong plane where one channel is read in strides that leave
+        # out planes, in one pass too.
+        least = stride if tensor.shape[-1] == 1 else (1, 1, 1)
+        kernel = tuple(draw(st.integers(lowest, 4)) for lowest in least)
         tensor = convolution(channels, kernel, strides=stride)(tensor)
     for stride, skip in zip(reversed(strides), reversed(skips), strict=True):
         if draw(st.booleans()):
