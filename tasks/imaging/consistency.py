@@ -16,7 +16,7 @@ is `(1 − (1 − t)σ²/E[d²])·d`.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from tasks.imaging.degrade import coarse_shape, degrade
 from tasks.imaging.noise import scan_noise
 from tasks.imaging.resample import interpolation, resample
 from tasks.imaging.separable import along
+from tasks.machine.shared_memory import Windowed, blocks
 
 TOLERANCE = 1e-4  # root mean square of the residual, in normalised intensity
 MIN_SQUARED_SINGULAR = 1e-6  # squared singular values below this are not divided by: no volume is blown up by 1000
@@ -83,20 +84,34 @@ class Correction:
 
     def window(self, *rows: slice) -> Array:
         """Return what to add to a window of the restored volume, one slice of fine voxels per axis."""
-        correction = self.coefficients
 
         def growth(axis: int) -> float:
             start, stop, _ = rows[axis].indices(self.shape[axis])
             return (stop - start) / float(self.coefficients.shape[axis])
 
         # The axes that shrink come first: less is carried through the others.
-        for axis in sorted(range(3), key=growth):
+        first, *others = sorted(range(3), key=growth)
+        correction = self._product(first, rows[first])
+        for axis in others:
             basis, part = self.bases[axis], rows[axis]
             if basis is None:
                 correction = correction[(slice(None),) * axis + (part,)]
             else:
                 correction = along(axis, basis[part], correction)
         return np.ascontiguousarray(correction)
+
+    def _product(self, axis: int, part: slice) -> Array:
+        """Return the product along an axis with some fine voxels of its basis, reading the coefficients by blocks."""
+        basis = self.bases[axis]
+        if basis is None:
+            return Windowed(self.coefficients)[tuple(part if other == axis else slice(None) for other in range(3))]
+        if axis == 0:
+            products = (
+                along(0, np.ascontiguousarray(basis[part, start : start + len(block)]), block)
+                for start, block in blocks(self.coefficients)
+            )
+            return reduce(np.add, products)
+        return np.concatenate([along(axis, basis[part], block) for _, block in blocks(self.coefficients)])
 
 
 @dataclass(frozen=True)

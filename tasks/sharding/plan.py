@@ -20,6 +20,7 @@ from configs.errors import InputError
 from models.network.cost import Cost
 from models.network.receptive_field import AxisField
 from models.network.streaming import Stream
+from tasks.machine.shared_memory import BLOCK_BYTES
 
 Interval = tuple[int, int]
 Box = tuple[Interval, Interval, Interval]
@@ -180,6 +181,16 @@ class ShardPlan:
         )
 
 
+def resident_bytes(held: int, *, gpus: int) -> int:
+    """Return what an input takes in each worker: on a GPU all of it, on CPUs the pages that it maps at a time.
+
+    Args:
+        held: Bytes of the volume and of its correction, which lie once in the memory of a machine.
+        gpus: Of a worker.
+    """
+    return held if gpus else min(held, BLOCK_BYTES)
+
+
 def plan_shards(
     target_shape: NetworkShape,
     cost: Cost,
@@ -198,7 +209,7 @@ def plan_shards(
         target_shape: Voxels of the target grid along depth, height and width.
         cost: The network's memory and receptive field.
         budget_mib: Memory that a worker may use beyond an idle one, MiB.
-        resident_bytes: Memory that the input volume takes in a worker, for every shard.
+        resident_bytes: Memory that the input volume takes in a worker, for every shard; see `resident_bytes`.
         written_axis: Along which the output is written, plane by plane, while its first planes are there: 0 depth, 1
             height, 2 width. None where it runs against that order, or the output is written in the end.
         name: Name of the volume, for the error.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import uuid4
 
 import numpy as np
@@ -23,6 +23,7 @@ from tasks.imaging.acquisition import detail_weight
 from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
 from tasks.imaging.labels import resample_labels
 from tasks.imaging.resample import Window, resample_window, window_rows
+from tasks.machine.shared_memory import Windowed
 from tasks.machine.worker import lean_keras
 from tasks.sharding.comparison import Comparison
 from tasks.sharding.plan import MIB, Box, Shard
@@ -80,9 +81,14 @@ class CoarseVolume:
     comparison: Comparison | None = None
     token: str = field(init=False, default_factory=lambda: uuid4().hex)  # of this object, also in other processes
 
+    @property
+    def readable(self) -> NDArray[Any]:
+        """The voxels for who reads windows of them, of an array without keeping it mapped."""
+        return cast("NDArray[Any]", Windowed(self.voxels)) if isinstance(self.voxels, np.ndarray) else self.voxels
+
     def input_window(self, window: Window) -> NDArray[np.float32]:
         """Return what the network reads of the target grid; beyond the grid its edge values are repeated."""
-        resampled = resample_window(self.voxels, self.target_shape, window, "cubic")
+        resampled = resample_window(self.readable, self.target_shape, window, "cubic")
         if self.correction is not None:
             rows = [window_rows(side, size) for side, size in zip(window, self.target_shape, strict=True)]
             inside = [slice(row[0], row[-1] + 1) for row in rows]
@@ -478,7 +484,7 @@ def worker_restorer(name: str, content: bytes, threads: int, flips: int, precisi
 def label_core(volume: CoarseVolume, shard: Shard) -> RestoredCore:
     """Resample the core of a shard of a label map."""
     started = time.perf_counter()
-    core = resample_labels(volume.voxels, volume.target_shape, shard.core)
+    core = resample_labels(volume.readable, volume.target_shape, shard.core)
     return RestoredCore(core, time.perf_counter() - started, 0.0, peak_rss() / MIB).stored(volume, shard)
 
 

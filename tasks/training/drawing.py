@@ -5,10 +5,8 @@ has each drawn before there is room for it, and so the next block too.
 """
 
 import mmap
-import os
 import pickle
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from threading import Lock
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 from configs.errors import RunError
 from configs.schema import RunConfig
 from tasks.machine.child import listen, start_child
+from tasks.machine.shared_memory import shared_file
 from tasks.machine.worker import plain_errors
 from tasks.training.blocks import PATCHES, Patch, PatchSource, TrainingVolume, block_number
 
@@ -243,16 +242,6 @@ def _patches(task: Task, admitted: "SimpleQueue[None]") -> Iterator[tuple[Any, E
                     yield (patch.share, patch.number, patch.damping), None
     except Exception as error:  # noqa: BLE001 - it goes to the parent
         yield None, error
-
-
-def shared_file(size: int) -> IO[bytes]:
-    """Make a file of memory, without a name, that other processes can map; it is gone with the last of them."""
-    if hasattr(os, "memfd_create"):
-        file: IO[bytes] = os.fdopen(os.memfd_create("patches"), "w+b")
-    else:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by its owner
-    file.truncate(size)
-    return file
 
 
 def batches_in(handle: int, config: RunConfig, batches: int) -> NDArray[np.float32]:

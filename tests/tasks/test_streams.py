@@ -16,7 +16,7 @@ from models.network.streaming import Stream
 from models.stages.stage import network_stages
 from tasks.artifacts.saved_models import load_model
 from tasks.artifacts.shipped import shipped_network
-from tasks.sharding.plan import MIB, Shard, Streamed, plan_boxes, plan_shards, runs
+from tasks.sharding.plan import MIB, Shard, Streamed, plan_boxes, plan_shards, resident_bytes, runs
 from tasks.sharding.restore import CoarseVolume, Restorer
 from tasks.training.networks import build_network
 from tasks.volume.intensity import Intensity
@@ -87,19 +87,29 @@ def cost():
     return Cost(graph, receptive_field(graph))
 
 
-LARGE, RESIDENT = NetworkShape(632, 740, 600), 300 * 370 * 316 * 4  # 300x370x316 by 2x
+LARGE, HELD = NetworkShape(632, 740, 600), 300 * 370 * 316 * 4  # 300x370x316 by 2x
+RESIDENT = resident_bytes(2 * HELD, gpus=0)
 
 
-@pytest.mark.parametrize(("budget", "overhead", "with_a_start"), [(2000, 1.10, 1.25), (4000, 1.07, 1.25)])
+@pytest.mark.parametrize(
+    ("budget", "overhead", "with_a_start"), [(600, 1.60, 1.60), (2000, 1.10, 1.25), (4000, 1.07, 1.25)]
+)
 def test_a_large_volume_computes_little_twice(cost, budget, overhead, with_a_start):
     plan = plan_shards(LARGE, cost, budget, resident_bytes=RESIDENT)
-    assert plan.strips == 1
+    assert plan.strips == (1 if budget >= 2000 else 4)
     assert plan.overhead < overhead
     assert plan.overhead + plan.warm_up / prod(LARGE) < with_a_start
     boxes = plan_boxes(LARGE, cost, budget, resident_bytes=RESIDENT)
     assert boxes.overhead > 1.5 * plan.overhead
     assert "slabs of" in str(plan)
     assert "slabs of" not in str(boxes)
+
+
+def test_a_card_holds_what_workers_on_cpus_map_by_windows(cost):
+    on_cpus, on_gpu = (plan_shards(LARGE, cost, 600, resident_bytes=resident_bytes(HELD, gpus=gpus)) for gpus in (0, 1))
+    assert on_cpus.overhead < on_gpu.overhead
+    assert on_gpu.shard_bytes > HELD
+    assert resident_bytes(1000, gpus=0) == 1000
 
 
 def test_of_plans_of_nearly_the_same_arithmetic_that_of_fewer_steps_is_taken(cost):
@@ -118,12 +128,12 @@ def test_of_plans_of_nearly_the_same_arithmetic_that_of_fewer_steps_is_taken(cos
 
 
 def test_streams_run_along_the_axis_that_is_written_where_that_costs_little(cost):
-    plans = {axis: plan_shards(LARGE, cost, 2000, resident_bytes=RESIDENT, written_axis=axis) for axis in (0, 1, 2)}
+    plans = {axis: plan_shards(LARGE, cost, 2000, resident_bytes=HELD, written_axis=axis) for axis in (0, 1, 2)}
     assert [plan.streamed for plan in plans.values()] == [Streamed(axis, 16) for axis in (0, 1, 1)]
     for plan in plans.values():
         assert plan.overhead < 1.10
         assert plan.overhead + plan.warm_up / prod(LARGE) < 1.25
-    assert plans[2] == plan_shards(LARGE, cost, 2000, resident_bytes=RESIDENT)
+    assert plans[2] == plan_shards(LARGE, cost, 2000, resident_bytes=HELD)
 
 
 # Longer and shorter along the slice axis than across, and a thin one; streamed along each axis.

@@ -156,7 +156,7 @@ def test_parts_are_summed_to_the_same_bytes_on_resuming(network, tmp_path, fault
     def work(name, *, resume=False):
         planned_work = planned(network, source, tmp_path / name, resume=resume)
         plan = replace(planned_work.plan, corrects=corrects)
-        return VolumeWork(plan, planned_work.inspected, resume=resume, seconds=0, shares=False)
+        return VolumeWork(plan, planned_work.inspected, resume=resume, seconds=0, place="here")
 
     whole = work("whole")
     written(whole)
@@ -176,7 +176,7 @@ def test_cores_that_were_compared_are_not_those_that_are_corrected(network, tmp_
     restore(compared)
     again = planned(network, source, tmp_path / "out", dtype="float32", resume=True)
     for corrects, kept in ((False, compared.plan.shards), (True, 0)):
-        work = VolumeWork(replace(again.plan, corrects=corrects), again.inspected, resume=True, seconds=0, shares=False)
+        work = VolumeWork(replace(again.plan, corrects=corrects), again.inspected, resume=True, seconds=0, place="here")
         list(work.frames)
         assert work.shards_resumed == kept
 

@@ -114,7 +114,7 @@ def test_the_shards_make_no_difference(planned, small_network, tmp_path):
     path = save(tmp_path / "scan.nii.gz", voxels, affine(axes="LPI"), dtype="i2")
     one, other = planned(path, out="one"), planned(path, out="several")
     shards = plan_shards(one.plan.shard_plan.target_shape, small_network.cost, 50, name="scan")  # of smaller halos
-    several = VolumeWork(replace(other.plan, shard_plan=shards), other.inspected, resume=False, seconds=0, shares=False)
+    several = VolumeWork(replace(other.plan, shard_plan=shards), other.inspected, resume=False, seconds=0, place="here")
     assert len(several.plan.shard_plan.shards) > len(one.plan.shard_plan.shards) == 1
     records = [written(work, waves(work, 4.0)) for work in (one, several)]
     assert records[0].inferred_share == records[1].inferred_share

@@ -52,7 +52,9 @@ def restored(volume, network, workers=1, **options):
 
 
 def plan_of(volume, network, budget):
-    return plan_restoration(volume, scaled_grid(volume.grid, (2, 2, 3)), network, budget, name="head.nii.gz")
+    return plan_restoration(
+        volume, scaled_grid(volume.grid, (2, 2, 3)), network, Resources(memory_budget_mib=budget), name="head.nii.gz"
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")

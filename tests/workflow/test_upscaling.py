@@ -128,7 +128,7 @@ def test_cores_may_arrive_in_any_order_while_the_output_is_written(network, scan
         (work,) = plan_volumes(request(network, tmp_path / str(seed), scan))
         assert isinstance(work, VolumeWork)
         plan = replace(work.plan, corrects=corrects)
-        work = VolumeWork(plan, work.inspected, resume=False, seconds=0)
+        work = VolumeWork(plan, work.inspected, resume=False, seconds=0, place="cluster")
         frame = next(work.frames)
         coarse = fetch(frame.coarse)
         shards = list(frame.to_compute)

@@ -214,7 +214,7 @@ class _Rehearsal:
             request = UpscaleRequest(volumes.inputs, options.out, network, resources, scale=scale, spacing=spacing)
             planned = plans.plan_inputs(self._checks, request, volumes.labels)
         elif volumes.source is not None:
-            planned = plans.plan_training_source(self._checks, volumes.source, network, resources.memory_budget_mib)
+            planned = plans.plan_training_source(self._checks, volumes.source, network, resources)
         if planned:
             plans.check_range(self._checks, network, planned, trained=options.model is not None)
             self._estimate(

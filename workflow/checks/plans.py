@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import InputError
+from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
 from tasks.files.outputs import check_destination, output_paths
 from tasks.machine.check import Attempt, Checklist, counted
@@ -107,13 +108,13 @@ def plan_inputs(checks: Checklist, request: UpscaleRequest, labels: Sequence[str
 
 
 def plan_training_source(
-    checks: Checklist, source: TrainingSource, network: NetworkFile, budget_mib: int
+    checks: Checklist, source: TrainingSource, network: NetworkFile, resources: Resources
 ) -> list[PlannedVolume]:
     """Plan to restore the first training volume, as the demo does."""
     planned = []
     name = "the first training volume"
     with checks.trying("shard plan", f"{name}, degraded, in shards for {network.name}", REMEDY) as attempt:
-        plan = plan_restoration(source.coarse, source.target, network, budget_mib, axes=source.axes, name=name)
+        plan = plan_restoration(source.coarse, source.target, network, resources, axes=source.axes, name=name)
         size = VALUE_BYTES * prod(plan.target_shape)
         planned = [PlannedVolume(name, plan, lambda: _coarse(source.coarse, source.axes, plan), size)]
         _note_plans(attempt, planned)

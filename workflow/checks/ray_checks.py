@@ -144,7 +144,8 @@ def _unity(attempt: Attempt, identity: Path) -> None:
     volume = Volume(voxels, Grid(COARSE, np.diag([-1.0, 1.2, 2.5, 1.0])))
     target = scaled_grid(volume.grid, SCALE)
     network = read_network(identity)
-    least = plan_restoration(volume, target, network, PLENTY_MIB, name="the volume").smallest_bytes
+    plenty = Resources(memory_budget_mib=PLENTY_MIB)
+    least = plan_restoration(volume, target, network, plenty, name="the volume").smallest_bytes
     resources = Resources(
         workers=min(2, max(1, sum(node.cpus for node in inventory()))),
         memory_budget_mib=ceil(least / MIB),

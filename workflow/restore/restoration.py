@@ -11,7 +11,7 @@ from configs.degradation import Degradation
 from configs.errors import NotFiniteError
 from configs.schema import Resources
 from tasks.artifacts.network_file import NetworkFile
-from tasks.sharding.plan import ShardPlan, plan_shards, runs
+from tasks.sharding.plan import ShardPlan, plan_shards, resident_bytes, runs
 from tasks.sharding.restore import RestoredCore, coarse_volume, worker_restorer
 from tasks.volume.grid import Grid, NetworkAxes, network_axes
 from tasks.volume.intensity import Intensity, find_intensity
@@ -106,15 +106,23 @@ class Restored:
 
 
 def plan_restoration(
-    volume: Volume, target: Grid, network: NetworkFile, budget_mib: int, *, axes: NetworkAxes | None = None, name: str
+    volume: Volume,
+    target: Grid,
+    network: NetworkFile,
+    resources: Resources,
+    *,
+    axes: NetworkAxes | None = None,
+    name: str,
 ) -> ShardPlan:
-    """Plan the shards of a volume for workers with a budget of MiB beyond an idle one; see `restore_volume`.
+    """Plan the shards of a volume; arguments: `restore_volume`.
 
     Raises:
         InputError: The budget holds no shard.
     """
     target_shape = (axes or network_axes(volume.grid)).network_shape(target.shape)
-    return plan_shards(target_shape, network.cost, budget_mib, resident_bytes=volume.voxels.nbytes, name=name)
+    held = volume.voxels.size * 4 * (2 if network.needs_acquisition else 1)
+    resident = resident_bytes(held, gpus=resources.gpus_per_worker)
+    return plan_shards(target_shape, network.cost, resources.memory_budget_mib, resident_bytes=resident, name=name)
 
 
 def restore_volume(
@@ -151,7 +159,7 @@ def restore_volume(
         NotFiniteError: A restored voxel is NaN or infinite.
     """
     axes = axes or network_axes(volume.grid)
-    plan = plan_restoration(volume, target, network, resources.memory_budget_mib, axes=axes, name=name)
+    plan = plan_restoration(volume, target, network, resources, axes=axes, name=name)
     # Workers map a contiguous array; any other would be copied for every shard.
     voxels = np.ascontiguousarray(axes.to_network(volume.voxels))
     known = acquisition if network.needs_acquisition else None

@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import astuple, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from tasks.files.outputs import inferred_name, output_paths
 from tasks.imaging.acquisition import Acquisition, default_acquisition, slice_gap
 from tasks.imaging.consistency import recipe_at
 from tasks.sharding.comparison import Comparison, footprint
-from tasks.sharding.plan import ShardPlan, plan_shards
+from tasks.sharding.plan import ShardPlan, plan_shards, resident_bytes
 from tasks.sharding.restore import CoarseVolume, coarse_volume
 from tasks.sharding.store import content_key, program_versions
 from tasks.volume.encoding import Encoding, stored_name
@@ -33,6 +33,8 @@ from tasks.volume.padding import PADDING_VALUES, fill, find_padding
 from tasks.volume.scan import Scan
 from tasks.volume.sidecar import read_scanner_record
 from tasks.volume.windows import StoredVoxels, sampled
+
+WorkersPlace: TypeAlias = Literal["cluster", "processes", "here"]
 
 MAX_HELD_MIB = 1024  # of an input as float32, above which it stays in its file where that is possible
 # Of the size of a time point as float32, in the process that prepares it: where it is corrected, and otherwise.
@@ -92,7 +94,7 @@ class UpscaleRequest:
     kind: Literal["image", "labels"] | None = None
     thick_network: NetworkFile | None = None
     experts: bool = False
-    place: Literal["cluster", "processes", "here"] = "cluster"
+    place: WorkersPlace = "cluster"
     elastic: bool = False
     dataset: Path | None = None
     inferred: bool = False
@@ -362,12 +364,12 @@ def plan_volume(
         recipe = recipe_at(trained, fine, coarse) if acquisition is None else acquisition.degradation(fine, coarse)
     if request.experts and acquisition and acquisition.known:
         network = network.replaced(shipped_network(thick=not trained.is_isotropic, known=recipe))
-    resident = 0 if by_windows else prod(scan.grid.shape) * 4 * (2 if network.needs_acquisition else 1)
+    held = 0 if by_windows else prod(coarse) * 4 * (2 if network.needs_acquisition else 1)
     plan = plan_shards(
         fine,
         network.cost,
         budget,
-        resident_bytes=resident,
+        resident_bytes=resident_bytes(held, gpus=request.resources.gpus_per_worker),
         # A correction takes all cores, before the first plane is written.
         written_axis=None if corrects else axes.written_axis,
         name=scan.path.name,

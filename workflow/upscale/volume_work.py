@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import prod
 from threading import Condition
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from configs.errors import AbandonedError, InputError, RunError, chained
 from tasks.files.atomic import replacing, sweep
 from tasks.files.trees import file_digest, is_stored, remove
 from tasks.imaging.consistency import Correction
+from tasks.machine.shared_memory import Shared
 from tasks.sharding.assemble import Assembly, Consistency
 from tasks.sharding.detail import Detail, split_detail
 from tasks.sharding.plan import Shard
@@ -40,7 +41,7 @@ from tasks.volume.intensity import Intensity
 from tasks.volume.nifti import SlabWriter, output_encoding, slab_writer
 from workflow.cluster import fetch, share
 from workflow.restore.restoration import Tally
-from workflow.upscale.plan import VolumePlan
+from workflow.upscale.plan import VolumePlan, WorkersPlace
 
 MAX_OUTSIDE_SHARE = 0.001  # of the voxels, above which a volume gets a warning
 
@@ -175,8 +176,12 @@ class Arrivals:
         with self._news:
             self._wait_for(lambda: number in self._frames)
             shared = self._frames.pop(number)
-        coarse: CoarseVolume = shared if isinstance(shared, CoarseVolume) else fetch(shared)
-        return coarse
+        match shared:
+            case CoarseVolume():
+                return shared
+            case Shared():
+                return cast("CoarseVolume", shared.value)
+        return cast("CoarseVolume", fetch(shared))
 
     def _wait_for(self, here: Callable[[], bool]) -> None:
         self._news.wait_for(lambda: self.error is not None or here())
@@ -192,14 +197,14 @@ class VolumeWork:
         inspected: The input.
         resume: Whether cores and output of an earlier run may be used.
         seconds: That checking the input took.
-        shares: Whether time points are shared with the workers of a cluster.
+        place: Of the workers with which time points are shared.
     """
 
     def __init__(
-        self, plan: VolumePlan, inspected: InspectedVolume, *, resume: bool, seconds: float, shares: bool = True
+        self, plan: VolumePlan, inspected: InspectedVolume, *, resume: bool, seconds: float, place: WorkersPlace
     ) -> None:
         self.plan, self.inspected = plan, inspected
-        self._resume, self._shares, self._arrivals = resume, shares, Arrivals()
+        self._resume, self._place, self._arrivals = resume, place, Arrivals()
         self._extent = inspected.extent.lowest, inspected.extent.highest
         self._encoding = output_encoding(plan.scan, plan.dtype, self._extent)
         self._core_encoding = None if plan.core_dtype == np.float32 else self._encoding
@@ -285,7 +290,7 @@ class VolumeWork:
                     volume = self.plan.coarse_volume(next(volumes).voxels, intensity)
                 intensity = volume.intensity
                 volume = replace(volume, encoding=self._core_encoding, comparison=self._comparison)
-                coarse = share(volume) if self._shares else volume
+                coarse = self._shared(volume)
                 assembly = self._assembly(number)
                 if not self._resume:
                     assembly.store.clear()
@@ -296,6 +301,15 @@ class VolumeWork:
             self._voxels_resumed += sum(prod(shard.shape) for shard in known)
             self._arrivals.add(number, known, coarse)
             yield Frame(coarse, to_compute)
+
+    def _shared(self, volume: CoarseVolume) -> Any:  # noqa: ANN401 - of the cluster
+        """Put a time point where all workers read it without a copy of their own."""
+        match self._place:
+            case "cluster":
+                return share(volume)
+            case "processes":
+                return Shared(volume)
+        return volume
 
     def arrive(self, number: int, shard: Shard, core: RestoredCore) -> None:
         """Store a core of a time point that a worker has restored."""

@@ -124,7 +124,7 @@ def _planned(request: UpscaleRequest, source: Path, output: Path) -> VolumeWork:
     extent = inspected.extent
     check_format(output, plan.scan, plan.dtype, (extent.lowest, extent.highest), plan.n_timepoints)
     seconds = time.perf_counter() - began
-    work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, shares=request.place == "cluster")
+    work = VolumeWork(plan, inspected, resume=request.resume, seconds=seconds, place=request.place)
     if work.written is None:
         # The cores of all time points wait on disk until the output is written.
         size = plan.core_bytes * plan.n_timepoints
