@@ -28,6 +28,7 @@ from tasks.files.outputs import page_name, sidecar_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
 from tasks.scoring.quality import shard_borders
+from tasks.machine.check import counted
 from tasks.sharding.detail import inferred_detail
 from tasks.sharding.plan import MIB
 from tasks.sharding.restore import LEEWAY, CoarseVolume
@@ -176,7 +177,7 @@ def _recorded(
         ):
 
             def show(progress: Progress) -> None:
-                speed = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {progress.workers} workers"
+                speed = f"{progress.voxels_per_second / 1e6:.2f} Mvoxel/s, {counted(progress.workers, 'worker')}"
                 advance(speed, progress.voxels, progress.voxels_done)
 
             def record(work: VolumeWork, output: Output) -> None:
