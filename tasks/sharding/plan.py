@@ -31,8 +31,8 @@ LIVE_FACTOR = 1.55
 VOXEL_BYTES = 22  # resampled, normalised, clipped, restored and returned
 FIXED_BYTES = 32 * MIB
 # The same of a worker that streams: by the tensors of a step beyond what it was given, and for graphs of its steps.
-STEP_FACTOR = 2.0
-STREAM_BYTES = 96 * MIB
+STEP_FACTOR = 2.4
+STREAM_BYTES = 48 * MIB
 MIN_SLABS = 6  # of a strip, for workers to share and a run to resume at
 MAX_HEIGHT = 128  # of a slab, planes
 # Time of a step of a stream beyond its arithmetic, for planes kept and joined and many small operations, in voxels of
