@@ -27,8 +27,8 @@ from tasks.files.lock import Process
 from tasks.files.outputs import page_name, sidecar_name
 from tasks.imaging.consistency import residual
 from tasks.imaging.resample import resample
-from tasks.scoring.quality import shard_borders
 from tasks.machine.check import counted
+from tasks.scoring.quality import shard_borders
 from tasks.sharding.detail import inferred_detail
 from tasks.sharding.plan import MIB
 from tasks.sharding.restore import LEEWAY, CoarseVolume
