@@ -82,7 +82,7 @@ def _opened(content: bytes, file: str | int, extents: list[tuple[int, int]]) -> 
 
 
 class Windowed:
-    """An array of which windows are read, copies each, while no more than a block of it is mapped.
+    """An array that gives copies of its windows and keeps no more than a block of it mapped meanwhile.
 
     Args:
         array: In memory that other processes share, or of this process alone.
@@ -103,17 +103,18 @@ class Windowed:
 def blocks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield an array in blocks along its first axis, each with its start; the pages of one are given back after it."""
     step = max(1, BLOCK_BYTES // max(1, abs(array.strides[0])))
+    is_shared = array.size > 0 and _is_shared(*np.lib.array_utils.byte_bounds(array))
     for start in range(0, len(array), step):
         block = array[start : start + step]
         yield start, block
-        _give_back(block)
+        if is_shared:  # private memory would be lost
+            _give_back(*np.lib.array_utils.byte_bounds(block))
 
 
-def _give_back(array: NDArray[Any]) -> None:
-    """Unmap the whole pages of an array, here alone, if they are shared memory; private memory would be lost."""
-    low, high = np.lib.array_utils.byte_bounds(array)
+def _give_back(low: int, high: int) -> None:
+    """Unmap the whole pages between two addresses, in this process alone."""
     start, stop = -(-low // PAGE) * PAGE, high // PAGE * PAGE
-    if start < stop and _is_shared(start, stop):
+    if start < stop:
         ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED)
 
 

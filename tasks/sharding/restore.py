@@ -83,7 +83,7 @@ class CoarseVolume:
 
     @property
     def readable(self) -> NDArray[Any]:
-        """The voxels for who reads windows of them, of an array without keeping it mapped."""
+        """The voxels, to be read by windows; an array does not stay mapped."""
         return cast("NDArray[Any]", Windowed(self.voxels)) if isinstance(self.voxels, np.ndarray) else self.voxels
 
     def input_window(self, window: Window) -> NDArray[np.float32]:
