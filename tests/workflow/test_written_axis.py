@@ -24,7 +24,7 @@ from workflow.upscale.plan import UpscaleRequest, plan_volume
 def test_a_volume_is_streamed_along_the_planes_of_its_file(axes, correct, streamed, tmp_path):
     source = tmp_path / "scan.nii"
     write_volume(source, np.ones((80, 80, 96), np.float32), Grid(FileShape(80, 80, 96), affine((1, 1, 1), axes=axes)))
-    resources = Resources(memory_budget_mib=225)
+    resources = Resources(memory_budget_mib=195)
     request = UpscaleRequest([source], None, shipped_network(), resources, (2, 2, 2), correct=correct)
     plan = plan_volume(request, open_volume(source), tmp_path / "out.nii")
     assert plan.corrects == correct
