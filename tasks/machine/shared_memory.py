@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar, cast
 from weakref import finalize
 
 import numpy as np
@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 BLOCK_BYTES = 16 << 20  # of an array that are mapped at a time
 PAGE = mmap.PAGESIZE
 MAPS = Path("/proc/self/maps")
+
+Value = TypeVar("Value")
 
 
 def shared_file(size: int) -> IO[bytes]:
@@ -33,7 +35,7 @@ def shared_file(size: int) -> IO[bytes]:
     return file
 
 
-class Shared:
+class Shared(Generic[Value]):
     """A value whose arrays lie in memory that other processes map: what these unpickle is the value itself.
 
     Where a process cannot open a file of another one, as outside Linux, they get a copy.
@@ -42,7 +44,7 @@ class Shared:
         value: Is pickled; its contiguous arrays become read-only.
     """
 
-    def __init__(self, value: object) -> None:
+    def __init__(self, value: Value) -> None:
         buffers: list[pickle.PickleBuffer] = []
         self._content = pickle.dumps(value, 5, buffer_callback=buffers.append)
         parts = [buffer.raw() for buffer in buffers]
@@ -59,20 +61,20 @@ class Shared:
         finalize(self, os.close, self._handle)
 
     @cached_property
-    def value(self) -> Any:  # noqa: ANN401 - of any type
+    def value(self) -> Value:
         """The value, mapped in this process too."""
-        return _opened(self._content, self._handle, self._extents)
+        return cast("Value", _opened(self._content, self._handle, self._extents))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        path = f"/proc/{os.getpid()}/fd/{self._handle}"
-        if os.path.exists(path):  # noqa: PTH110 - what it links to has no name
+        path = Path(f"/proc/{os.getpid()}/fd/{self._handle}")
+        if path.exists():
             return _opened, (self._content, path, self._extents)
         return pickle.loads, (pickle.dumps(self.value, 5),)
 
 
-def _opened(content: bytes, file: str | int, extents: list[tuple[int, int]]) -> Any:  # noqa: ANN401 - of any type
+def _opened(content: bytes, file: Path | int, extents: list[tuple[int, int]]) -> object:
     """Unpickle a value with its arrays in a file that is mapped."""
-    handle = os.open(file, os.O_RDONLY) if isinstance(file, str) else os.dup(file)
+    handle = os.open(file, os.O_RDONLY) if isinstance(file, Path) else os.dup(file)
     try:
         memory = memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
     finally:

@@ -57,7 +57,7 @@ def test_another_process_reads_an_array_without_keeping_it_mapped(array):
 def test_where_files_of_a_process_cannot_be_opened_by_others_they_get_a_copy(monkeypatch):
     value = {"array": np.arange(6.0), "name": "one"}
     shared = Shared(value)
-    monkeypatch.setattr("os.path.exists", lambda _: False)
+    monkeypatch.setattr(Path, "exists", lambda _: False)
     copy = pickle.loads(pickle.dumps(shared))  # noqa: S301 - made here
     assert copy["name"] == "one"
     np.testing.assert_array_equal(copy["array"], value["array"])

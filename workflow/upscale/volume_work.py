@@ -302,7 +302,7 @@ class VolumeWork:
             self._arrivals.add(number, known, coarse)
             yield Frame(coarse, to_compute)
 
-    def _shared(self, volume: CoarseVolume) -> Any:  # noqa: ANN401 - of the cluster
+    def _shared(self, volume: CoarseVolume) -> object:
         """Put a time point where all workers read it without a copy of their own."""
         match self._place:
             case "cluster":
