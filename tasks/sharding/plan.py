@@ -120,8 +120,10 @@ class ShardPlan:
         shard_bytes: Estimated memory of a worker, beyond an idle worker.
         shard_multiply_adds: Arithmetic of one shard, of slabs on the average.
         smallest_bytes: The least budget with which this grid can be sharded.
-        computed: Voxels of the target grid that are computed, if no strip is begun in the middle.
-        warm_up: Voxels that are computed in addition where one is, for a second worker or after an interruption.
+        slabs: Voxels of the target grid that are computed for each slab of a strip, in order; the first has in it what
+            is read ahead, which the last ones save. Of boxes, the one number that holds for each.
+        warm_up: Voxels that are computed in addition where a strip is begun in the middle, for a second worker or after
+            an interruption.
     """
 
     target_shape: NetworkShape
@@ -131,7 +133,7 @@ class ShardPlan:
     shard_bytes: int
     shard_multiply_adds: int
     smallest_bytes: int
-    computed: int
+    slabs: tuple[int, ...]
     warm_up: int = 0
 
     @property
@@ -145,14 +147,18 @@ class ShardPlan:
         return len({shard.read for shard in self.shards})
 
     @property
+    def computed(self) -> int:
+        """Voxels of the target grid that are computed, if no strip is begun in the middle."""
+        return sum(self.slabs) * len(self.shards) // len(self.slabs)
+
+    @property
     def overhead(self) -> float:
         """Voxels computed over voxels kept, if no strip is begun in the middle."""
         return self.computed / prod(self.target_shape)
 
-    @property
-    def lead(self) -> int:
-        """Slabs that take as long as a start inside a strip."""
-        return ceil(self.warm_up * len(self.shards) / self.computed)
+    def computed_for(self, shard: Shard) -> int:
+        """Count the voxels that are computed for a box, or for a slab right after the one before it."""
+        return self.slabs[0 if shard.streamed is None else shard.core[shard.streamed.axis][0] // shard.streamed.height]
 
     @property
     def shard_seconds(self) -> float:
@@ -283,7 +289,7 @@ def _plan_streams(
             if best is None or time < best[0]:
                 best = (
                     time,
-                    partial(_streamed_plan, target_shape, cost, axis, stream, read_shape, needed, total, again, least),
+                    partial(_streamed_plan, target_shape, cost, axis, stream, read_shape, needed, again, least),
                 )
     return None if best is None else best[1]()
 
@@ -295,7 +301,6 @@ def _streamed_plan(
     stream: Stream,
     read_shape: NetworkShape,
     needed: int,
-    total: int,
     again: int,
     least: int,
 ) -> ShardPlan:
@@ -310,15 +315,19 @@ def _streamed_plan(
         for slab in slabs:
             box = [*strip[:axis], slab, *strip[axis:]]
             shards.append(Shard(triple(core for core, _ in box), triple(read for _, read in box), streamed))
+    arithmetic = {step: cost.step_multiply_adds(step, axis, read_shape) for step in stream.kinds}
+    steps = [arithmetic[stream.step(number)] for number in range(stream.first, stream.steps)]
+    first = 1 - stream.first  # steps until the first slab is there
+    work = [sum(steps[:first]), *steps[first:]]
     return ShardPlan(
         target_shape=target_shape,
         shards=tuple(shards),
         halo=cost.field.halo,
         read_shape=read_shape,
         shard_bytes=needed,
-        shard_multiply_adds=total // len(shards),
+        shard_multiply_adds=sum(work) // len(work),
         smallest_bytes=least,
-        computed=round(total / _arithmetic_of_voxel(cost)),
+        slabs=tuple(round(one / _arithmetic_of_voxel(cost)) for one in work),
         warm_up=round(again / _arithmetic_of_voxel(cost)),
     )
 
@@ -380,7 +389,7 @@ def plan_boxes(
         shard_bytes=needed,
         shard_multiply_adds=cost.multiply_adds(read_shape),
         smallest_bytes=smallest_bytes,
-        computed=prod(count * length for count, length in option),
+        slabs=(prod(read_shape),),
     )
 
 

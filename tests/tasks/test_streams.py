@@ -105,6 +105,16 @@ def test_a_large_volume_computes_little_twice(cost, budget, overhead, with_a_sta
     assert "slabs of" not in str(boxes)
 
 
+def test_the_first_slab_takes_what_is_read_ahead_and_the_last_one_less(cost):
+    plan = plan_shards(LARGE, cost, 2000, resident_bytes=RESIDENT)
+    first, *middle, last = [plan.computed_for(shard) for shard in plan.shards]
+    assert plan.streamed == Streamed(1, 16)
+    slab = 16 * prod(LARGE) / LARGE.height
+    assert first > 2 * slab > 2 * last
+    assert slab < middle[len(middle) // 2] < 1.1 * slab
+    assert first + sum(middle) + last == plan.computed
+
+
 def test_a_card_holds_what_workers_on_cpus_map_by_windows(cost):
     on_cpus, on_gpu = (plan_shards(LARGE, cost, 600, resident_bytes=resident_bytes(HELD, gpus=gpus)) for gpus in (0, 1))
     assert on_cpus.overhead < on_gpu.overhead

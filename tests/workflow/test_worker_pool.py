@@ -130,34 +130,37 @@ def test_what_failed_is_tried_again_in_another_process(pool):
 
 
 class Recorder:
-    """Returns its process; the first call in each ends when both have begun."""
+    """Returns its process; the first call in each ends when so many have begun."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def __call__(self, _):
+    def __call__(self, workers):
         (self.folder / str(os.getpid())).touch()
-        while len(list(self.folder.iterdir())) < 2:
+        while len(list(self.folder.iterdir())) < workers:
             time.sleep(0.01)
         return os.getpid()
 
 
-def run_of(count, lead):
-    return [Job(number, (number,), count - 1 - number, lead) for number in range(count)]
+def run_of(count, lead, first=1.0, workers=1):
+    return [Job(number, (workers,), count - 1 - number, 1.0 if number else first, lead=lead) for number in range(count)]
 
 
-def test_a_run_is_for_one_worker_until_another_is_free(pool):
+@pytest.mark.parametrize(
+    ("workers", "first", "lead", "begin_at"),
+    [(2, 1, 1, [0, 5]), (2, 5, 0, [0, 2]), (2, 1, 7, [0]), (3, 1, 0.5, [0, 3, 6]), (4, 1, 0, [0, 2, 4, 6])],
+)
+def test_workers_that_are_free_share_a_run_by_what_it_takes(pool, workers, first, lead, begin_at):
     takers: dict[int, list[int]] = {}
-    for outcome in pool(2, make=Recorder).work(run_of(8, lead=1)):
+    for outcome in pool(workers, make=Recorder).work(run_of(8, lead, first, len(begin_at))):
         takers.setdefault(outcome.value, []).append(outcome.key)
-    first, second = sorted(takers.values())
-    assert (first[0], second[0]) == (0, 5)
-    assert sorted(first + second) == list(range(8))
+    assert sorted(taken[0] for taken in takers.values()) == begin_at
+    assert sorted(key for taken in takers.values() for key in taken) == list(range(8))
 
 
 def test_a_run_goes_on_after_its_worker_has_died(pool):
-    jobs = run_of(6, lead=1)
-    jobs[2] = Job(2, (2, "die", 1), 3)
+    jobs = [Job(number, (number,), 5 - number, lead=1) for number in range(6)]
+    jobs[2] = Job(2, (2, "die", 1), 3, lead=1)
     assert {outcome.key: outcome.value for outcome in pool(1).work(jobs)} == {n: 2 * n for n in range(6)}
 
 

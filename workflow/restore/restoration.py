@@ -171,7 +171,7 @@ def restore_volume(
     with restorers(network, resources, len(plan.shards)) as pool:
         shared = share(coarse)
         jobs = (
-            Job(shard, (shared, shard), len(run) - place, plan.lead)
+            Job(shard, (shared, shard), len(run) - place, plan.computed_for(shard), plan.warm_up)
             for run in runs(plan.shards)
             for place, shard in enumerate(run, start=1)
         )

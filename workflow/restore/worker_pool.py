@@ -27,14 +27,16 @@ class Job:
         key: Identifies the job to the caller.
         arguments: Of the call; what was shared arrives as its value.
         following: How many jobs come right after it that a worker does with less work after this one, in their order.
-        lead: Jobs that take as long as the work that it costs to begin among them.
+        work: What the job takes, after the one that it follows.
+        lead: What it takes in addition to begin with it instead, in the same unit.
         wanted: Returns False once nobody waits for the job: it is dropped if no worker has it yet.
     """
 
     key: Any
     arguments: tuple[Any, ...]
     following: int = 0
-    lead: int = 0
+    work: float = 1
+    lead: float = 0
     wanted: Callable[[], bool] = lambda: True
 
 
@@ -223,15 +225,26 @@ class WorkerPool:
             if not state.run and (first := next(source, None)) is not None:
                 state.run = deque([first, *islice(source, first.following)])
             if not state.run:
-                longest = max((other.run for other in self._workers), key=len)
-                # So many that both are done at the same time.
-                for _ in range((len(longest) - longest[-1].lead) // 2 if longest else 0):
-                    state.run.appendleft(longest.pop())
+                state.run = self._taken()
             if not state.run:
                 return None
             job = state.run.popleft()
             if job.wanted():
                 return job
+
+    def _taken(self) -> deque[Job]:
+        """Take the end of the longest run, so much that all workers without one may share it with its owner."""
+        longest = max(self._workers, key=lambda state: sum(job.work for job in state.run))
+        taken = deque[Job]()
+        if longest.run:
+            left = sum(job.work for _, job, _ in longest.given) + sum(job.work for job in longest.run)
+            there = max(sum(state.placed for state in self._workers), self._at_once)
+            others = there - sum(bool(state.run) for state in self._workers)
+            share = (left + others * longest.run[-1].lead) / (others + 1)
+            while longest.run and left - longest.run[-1].work / 2 > share:
+                left -= longest.run[-1].work
+                taken.appendleft(longest.run.pop())
+        return taken
 
     def _collect(self) -> Iterator[Outcome]:
         """Wait for the next worker to finish something; replace those that are overdue."""

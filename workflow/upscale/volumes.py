@@ -260,7 +260,8 @@ class _Queue:
                     if work.error is not None:
                         break
                     key, behind, wanted = (work, number, shard), len(run) - place, partial(_is_wanted, work)
-                    yield Job(key, (frame.coarse, shard), behind, work.plan.shard_plan.lead, wanted)
+                    takes = work.plan.shard_plan.computed_for(shard), work.plan.shard_plan.warm_up
+                    yield Job(key, (frame.coarse, shard), behind, *takes, wanted)
 
     def take(self, outcome: Outcome) -> bool:
         """Store a core, or abandon its volume; returns whether the core counts."""
