@@ -200,13 +200,21 @@ def held_out_slabs(shape: FileShape, held_out: HeldOut | None) -> tuple[Slab, Sl
     """
     if held_out is None:
         return WHOLE, WHOLE
+    before, after = training_sides(shape, held_out)
     size = shape[held_out.axis]
-    start, stop = round(held_out.start * size), round(held_out.stop * size)
+    sizes = [len(range(size)[side[held_out.axis]]) for side in (before, after)]
+    scored = slice(round(held_out.start * size), round(held_out.stop * size))
+    return before if sizes[0] >= sizes[1] else after, _across(held_out.axis, scored)
+
+
+def training_sides(shape: FileShape, held_out: HeldOut) -> tuple[Slab, Slab]:
+    """Find what remains of a grid on either side of the slab that is scored, without the gap; one may be empty."""
+    size = shape[held_out.axis]
+    start, stop = (round(end * size) for end in (held_out.start, held_out.stop))
     before, after = slice(0, max(0, start - held_out.gap)), slice(min(size, stop + held_out.gap), size)
-    larger = before if before.stop >= after.stop - after.start else after
+    return _across(held_out.axis, before), _across(held_out.axis, after)
 
-    def across(part: slice) -> Slab:
-        i, j, k = (part if axis == held_out.axis else whole for axis, whole in enumerate(WHOLE))
-        return i, j, k
 
-    return across(larger), across(slice(start, stop))
+def _across(axis: int, part: slice) -> Slab:
+    i, j, k = (part if other == axis else whole for other, whole in enumerate(WHOLE))
+    return i, j, k

@@ -24,7 +24,7 @@ from tasks.imaging.consistency import consistent_interpolation
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.scoring.metrics import foreground_mask
-from tasks.scoring.protocol import DegradedReference, Slab
+from tasks.scoring.protocol import WHOLE, DegradedReference, Slab
 from tasks.training.anatomy import draw_shapes, draw_tissues
 from tasks.volume.grid import network_axes
 from tasks.volume.intensity import CLIP, find_intensity, normalise
@@ -180,14 +180,18 @@ def training_volume(degraded: DegradedReference, slab: Slab) -> TrainingVolume:
     return TrainingVolume.of(fine, degraded.axes.of_file(degraded.reference.grid.spacing))
 
 
-def scan_to_learn_from(volume: Volume) -> TrainingVolume:
+def scan_to_learn_from(volume: Volume, slab: Slab = WHOLE) -> TrainingVolume:
     """A volume as it is, for training from its own slices.
 
+    Args:
+        volume: The scan.
+        slab: The part of it that trains.
+
     Raises:
-        InputError: It shows no foreground.
+        InputError: The slab shows no foreground.
     """
     axes = network_axes(volume.grid)
-    fine = axes.to_network(normalise(volume.voxels, find_intensity(volume.voxels), clip=CLIP))
+    fine = axes.to_network(normalise(volume.voxels[slab], find_intensity(volume.voxels), clip=CLIP))
     return TrainingVolume.of(fine, axes.of_file(volume.grid.spacing))
 
 

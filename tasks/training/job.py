@@ -79,7 +79,7 @@ class Validation:
     """One validation on whole volumes.
 
     Args:
-        step: After this step.
+        step: After this step; 0 for the weights that training starts from.
         psnr: Mean over the volumes, inside the foreground, in dB.
         stops: Whether training ends here.
     """
@@ -104,6 +104,8 @@ class TrainedModel:
         steps: Steps taken, those before a resumption included.
         resumed_from: The step that training continued from; 0 for a fresh start.
         validation_psnr: Of the best validation, before a resumption or after it, in dB; None without validation.
+        start_psnr: With early stopping, of the weights that training was given to start from. Where no later ones were
+            better, they are what was saved.
     """
 
     model: Path
@@ -116,6 +118,7 @@ class TrainedModel:
     steps: int
     resumed_from: int
     validation_psnr: float | None = None
+    start_psnr: float | None = None
 
 
 def baseline_psnr(volumes: Sequence[ValidationVolume], recipe: Degradation) -> dict[str, float]:
@@ -132,7 +135,7 @@ def baseline_psnr(volumes: Sequence[ValidationVolume], recipe: Degradation) -> d
     for volume in volumes:
         shape, mask = NetworkShape(*volume.fine.shape), foreground_mask(volume.fine)
         cubic, linear = resample(volume.coarse, shape), resample(volume.coarse, shape, "linear")
-        estimates = consistent_interpolation(volume.coarse, shape, recipe), cubic, linear
+        estimates = consistent_interpolation(volume.coarse, shape, recipe, recipe.noise.sigma), cubic, linear
         for found, estimate in zip(scores.values(), estimates, strict=True):
             found.append(psnr(volume.fine, estimate, mask))
     return {name: float(np.mean(found)) for name, found in scores.items()}

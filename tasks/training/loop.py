@@ -63,6 +63,7 @@ def _trained(
     if job.start_from is not None:
         trainer.start_from(job.start_from)
     validator = Validator(job.validation, config, trainer.averaged) if job.validation else None
+    scores_start = job.start_from is not None and training.early_stopping is not None
     taken, losses = 0, np.zeros(training.steps)
     if checkpoint is not None:
         taken = checkpoint.step
@@ -70,7 +71,9 @@ def _trained(
         trainer.assign(checkpoint.variables)
         if validator is not None:
             validator.go_on(checkpoint)
-        yield from _replayed(checkpoint, trainer, validator)
+        yield from _replayed(checkpoint, trainer, validator, scored_start=scores_start)
+    elif validator is not None and scores_start:
+        yield Validation(0, _validated(validator, 0, 0), stops=False)
     resumed_from = kept = taken
 
     source = PatchSource(job.volumes, config)
@@ -88,8 +91,7 @@ def _trained(
         taken += 1
         yield TrainingStep(taken, float(losses[taken - 1]), trainer.learning_rate(taken - 1))
         if validator is not None and validator.is_due(taken):
-            psnr = validator.validate()
-            _require_finite(np.isfinite(psnr), f"the validation after step {taken}: its score is {psnr}", kept)
+            psnr = _validated(validator, taken, kept)
             stops = validator.exhausted
             yield Validation(taken, psnr, stops)
         every, leaves = training.checkpoints.every, should_stop()
@@ -126,6 +128,7 @@ def _trained(
         steps=taken,
         resumed_from=resumed_from,
         validation_psnr=validator.best_psnr if validator is not None and validator.best else None,
+        start_psnr=validator.history[0] if validator is not None and scores_start and validator.history else None,
     )
 
 
@@ -146,6 +149,12 @@ def _batches(
         yield batch
 
 
+def _validated(validator: Validator, taken: int, kept: int) -> float:
+    psnr = validator.validate()
+    _require_finite(np.isfinite(psnr), f"the validation after step {taken}: its score is {psnr}", kept)
+    return psnr
+
+
 def _require_finite(finite: Any, place: str, kept: int) -> None:  # noqa: ANN401 - a truth value, NumPy's or Python's
     """Stop training for good unless all is finite; `kept` is the step of the last checkpoint, 0 if there is none."""
     if not finite:
@@ -163,9 +172,13 @@ def _require_finite_step(loss: float, taken: int, trainer: "Trainer", source: Pa
         _require_finite(False, f"step {taken + 1}: its loss or gradient is NaN or infinite ({patches})", kept)  # noqa: FBT003
 
 
-def _replayed(checkpoint: Checkpoint, trainer: "Trainer", validator: Validator | None) -> Iterator[TrainingRecord]:
-    """Replay the steps and validations before a checkpoint."""
+def _replayed(
+    checkpoint: Checkpoint, trainer: "Trainer", validator: Validator | None, *, scored_start: bool
+) -> Iterator[TrainingRecord]:
+    """Replay the steps and validations before a checkpoint, that of the weights at the start first if it was made."""
     validations = iter(checkpoint.validations)
+    if validator is not None and scored_start and (psnr := next(validations, None)) is not None:
+        yield Validation(0, psnr, stops=False)
     for step, loss in enumerate(checkpoint.losses, start=1):
         yield TrainingStep(step, float(loss), trainer.learning_rate(step - 1))
         if validator is not None and validator.is_due(step) and (psnr := next(validations, None)) is not None:

@@ -90,5 +90,5 @@ class Validator:
         whole = np.pad(volume.resampled, padding, mode="edge")
         depth, height, width = sizes
         restored = self._restore(tf.constant(whole[None, ..., None])).numpy()[0, :depth, :height, :width, 0]
-        corrected = correct(restored, volume.coarse, self._recipe).voxels
+        corrected = correct(restored, volume.coarse, self._recipe, noise=self._recipe.noise.sigma).voxels
         return psnr(volume.fine, corrected, foreground_mask(volume.fine))

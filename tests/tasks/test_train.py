@@ -189,6 +189,22 @@ def test_training_may_start_from_given_weights(tmp_path):
         outcome(train(small_job(tmp_path, *still, "network.latent_filters=6", start_from=first.model)))
 
 
+@pytest.mark.parametrize(("rate", "is_better"), [(1e-3, True), (1e-30, False)])
+def test_early_stopping_keeps_the_weights_of_the_start_until_others_are_better(tmp_path, rate, is_better):
+    first = outcome(train(small_job(tmp_path / "first", "training.steps=3")))[2]
+    rules = (f"training.learning_rate={rate}", "training.steps=20", "training.early_stopping={every: 5, patience: 9}")
+    job = small_job(tmp_path / "second", *rules, "training.checkpoints.every=5", start_from=first.model)
+    job = replace(job, validation=[validation_volume(job.config)], checkpoints=tmp_path / "checkpoints")
+    _, validations, trained = outcome(train(job))
+    assert [validation.step for validation in validations] == [0, 5, 10, 15, 20]
+    assert trained.start_psnr == validations[0].psnr
+    assert trained.validation_psnr == max(validation.psnr for validation in validations[:: 1 if is_better else 5])
+    pairs = list(zip(weights_of(first), weights_of(trained), strict=True))
+    assert all(np.array_equal(one, other) for one, other in pairs) == (not is_better)
+    again = outcome(train(replace(job, resume=True)))
+    assert (again[1], again[2].start_psnr) == (validations, trained.start_psnr)
+
+
 @pytest.mark.parametrize("route", ["iso2x", "iso2x-three-stage"])
 def test_four_and_three_stages_train(tmp_path, route):
     network = load_config(route).network

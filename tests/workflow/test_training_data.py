@@ -69,6 +69,26 @@ def test_a_sweep_scores_on_held_out_parts_where_no_volume_is_named(scan):
     np.testing.assert_array_equal(one[0].coarse, other[0].coarse)
 
 
+def test_slices_that_are_held_out_stop_training_and_are_not_learnt_from(tmp_path):
+    path = tmp_path / "thick.nii.gz"
+    voxels = np.random.default_rng(0).random((20, 32, 44), np.float32) + np.arange(20)[:, None, None]
+    write_volume(path, voxels, Grid(FileShape(*voxels.shape), np.diag([4.0, 1, 1, 1])))
+    held_out = "data.held_out={axis: 0, start: 0.5, stop: 0.75, gap: 1}"
+    config = load_config("self4x", [f"data.volumes=[{path}]", held_out, STOPS])
+    before, after = training_volumes(config)
+    high = np.quantile(voxels, 0.995)
+    np.testing.assert_allclose(before.fine[:, 0, 0] * high, voxels[:9].transpose(0, 2, 1)[:, 0, 0], rtol=0.02)
+    assert (len(before.fine), len(after.fine)) == (9, 4)
+    found = validation_volumes(config)
+    assert [volume.fine.shape for volume in found] == [(44, 32, 20), (32, 44, 20)]  # 10 to 14, at a slice's fourth
+    for volume in found:
+        np.testing.assert_array_equal(volume.coarse, degrade(volume.fine, config.degradation))
+        assert volume.fine[..., 2].mean() * high == pytest.approx(voxels[10].mean(), rel=0.02)
+        assert volume.fine[..., -3].mean() * high == pytest.approx(voxels[14].mean(), rel=0.02)
+    with pytest.raises(ConfigError, match="Cannot stop early: no validation volume is named"):
+        validation_volumes(load_config("self4x", [f"data.volumes=[{path}]", STOPS]))
+
+
 @pytest.mark.parametrize("rules", [(), ("data.held_out={}", "data.mixture={volumes: 0, shapes: 1}")])
 def test_a_sweep_that_has_nothing_to_score_on_is_refused(rules):
     with pytest.raises(ConfigError, match=r"Cannot rank the trainings of a sweep.*--set data\.held_out='\{\}'"):

@@ -89,7 +89,7 @@ def upscale(
     ] = "float32",
     adapt: Annotated[
         bool,
-        typer.Option("--adapt", help="First train on the thick-slice volumes themselves, from the weights of --model."),
+        typer.Option("--adapt", help="First train on the thick-slice volumes themselves, and use what that improves."),
     ] = False,
     settings: Annotated[
         list[str] | None,
@@ -173,43 +173,23 @@ def upscale(
             overwrite=overwrite,
         )
         sources = found.paths
-        network = None if adapt else saved_network(model)
-        thick = shipped_network(thick=True)
+        network, thick = saved_network(model), shipped_network(thick=True)
+        if ensemble == "8":
+            network, thick = network.flipped(), thick.flipped()
+        network, thick = replace(network, precision=precision), replace(thick, precision=precision)
         place, resources = placed(asked, given, stack.enter_context(joined(opened.console)))
         if precision == "tf32" and not resources.gpus_per_worker:
             raise InputError(
                 "Cannot restore in tf32 on CPUs: GPUs of compute capability 8.0 and newer have it.",
                 "Use --precision float32 or bfloat16, or such a GPU (--gpus-per-worker).",
             )
-        adapted = None
-        if adapt:
-            folder = out or sources[0].parent
-            with resumable(opened.console, lambda: f"The checkpoints are in {(folder / FOLDER).resolve()}."):
-                adapted = run_adaptation(
-                    sources,
-                    folder,
-                    model=model,
-                    scale=by_scale,
-                    spacing=by_spacing,
-                    resources=asked,
-                    settings=settings or [],
-                    resume=resume,
-                    overwrite=overwrite,
-                    dataset=found.dataset,
-                    kind=kind,
-                    console=opened.console,
-                )
-        network = network or saved_network(str(adapted))
-        if ensemble == "8":
-            network, thick = network.flipped(), thick.flipped()
-        network, thick = replace(network, precision=precision), replace(thick, precision=precision)
         request = UpscaleRequest(
             sources=sources,
             out=out,
             output=output,
             network=network,
-            thick_network=None if adapted or model else thick,
-            experts=not (adapted or model),
+            thick_network=None if model else thick,
+            experts=not model,
             resources=resources,
             scale=by_scale,
             spacing=by_spacing,
@@ -229,7 +209,18 @@ def upscale(
             elastic=elastic,
             place=place,
         )
-        report = replace(run_upscaling(request, opened.console), adapted_model=adapted)
+        adaptation = None
+        if adapt:
+            folder = out or sources[0].parent
+            with resumable(opened.console, lambda: f"The checkpoints are in {(folder / FOLDER).resolve()}."):
+                adaptation = run_adaptation(request, asked, settings or [], opened.console)
+            if adaptation.has_improved:
+                adapted = network.replaced(saved_network(str(adaptation.model)))
+                request = replace(request, network=adapted, thick_network=None, experts=False)
+        report = run_upscaling(request, opened.console)
+        if adaptation is not None:
+            adapted_model = adaptation.model if adaptation.has_improved else None
+            report = replace(report, adaptation=adaptation, adapted_model=adapted_model)
         opened.show(report, *summary(report))
     # Without a plan no input could be used at all.
     exit_on_failures((volume.error for volume in report.failed), 1 if report.plan else 2)

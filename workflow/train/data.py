@@ -1,5 +1,6 @@
 """Training and validation data of a configuration: its files, and the training data made from each."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,11 +8,12 @@ import numpy as np
 
 from configs.axes import FileShape, NetworkShape
 from configs.data import HeldOut
-from configs.errors import ConfigError
+from configs.errors import ConfigError, InputError
 from configs.schema import RunConfig
 from tasks.imaging.consistency import consistent_interpolation
+from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
-from tasks.scoring.protocol import degraded_reference, held_out_slabs, pad_to
+from tasks.scoring.protocol import degraded_reference, held_out_slabs, pad_to, training_sides
 from tasks.training.blocks import TrainingVolume, scan_to_learn_from, training_volume
 from tasks.training.job import ValidationVolume
 from tasks.training.template import template_path
@@ -20,6 +22,8 @@ from tasks.volume.intensity import CLIP, find_intensity, normalise
 from tasks.volume.labels import require_image
 from tasks.volume.nifti import Volume, read_volume
 from workflow.tracking import InputVolume, input_volume
+
+MAX_SIDE = 256  # voxels of held-out slices along their own axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,11 +54,16 @@ def require_named(config: RunConfig) -> None:
             "Cannot train from slices: no volume is named.",
             "Name the thick-slice scan with --set data.volumes='[scan.nii.gz]'.",
         )
-    if config.training.early_stopping is not None and not config.data.validation:
+    stops = config.training.early_stopping is not None
+    if stops and not (config.data.validation or _holds_out_slices(config)):
         raise ConfigError(
             "Cannot stop early: no validation volume is named.",
             "Name some with --set data.validation='[volume.nii.gz]'.",
         )
+
+
+def _holds_out_slices(config: RunConfig) -> bool:
+    return bool(config.data.mixture.slices) and config.data.held_out is not None
 
 
 def training_paths(config: RunConfig) -> tuple[Path, ...]:
@@ -77,7 +86,23 @@ def training_volumes(config: RunConfig) -> list[TrainingVolume]:
         InputError: A volume cannot be used.
     """
     require_named(config)
+    if _holds_out_slices(config):
+        return [part for path in training_paths(config) for part in _sides_to_learn_from(config, path)]
     return [read_training_source(config, path).training for path in training_paths(config)]
+
+
+def _sides_to_learn_from(config: RunConfig, path: Path) -> Iterator[TrainingVolume]:
+    """Yield the parts of a scan on either side of the slices that are held out, as far as they show any foreground."""
+    volume, held_out = _read_image(config, path), config.data.held_out
+    sides = () if held_out is None else training_sides(volume.grid.shape, held_out)
+    errors = []
+    for side in sides:
+        try:
+            yield scan_to_learn_from(volume, side)
+        except InputError as error:
+            errors.append(error)
+    if errors and len(errors) == len(sides):
+        raise errors[0]
 
 
 def read_training_source(config: RunConfig, path: Path) -> TrainingSource:
@@ -103,12 +128,18 @@ def read_training_source(config: RunConfig, path: Path) -> TrainingSource:
 def validation_volumes(config: RunConfig) -> list[ValidationVolume]:
     """Read and degrade the validation volumes of early stopping; none without early stopping.
 
+    Where none is named and slices train, these are the slices that are held out.
+
     Raises:
         ConfigError: Early stopping is configured and no validation volume is named.
         InputError: A volume cannot be used.
     """
     require_named(config)
-    paths = config.data.validation if config.training.early_stopping is not None else ()
+    if config.training.early_stopping is None:
+        return []
+    paths = config.data.validation
+    if not paths:
+        return [volume for path in training_paths(config) for volume in held_out_slices(config, path)]
     return [validation_volume(config, path, seed=config.training.seed) for path in paths]
 
 
@@ -161,11 +192,43 @@ def validation_volume(
     )
     shape = NetworkShape(*fine.shape)
     resampled = (
-        consistent_interpolation(coarse, shape, config.degradation)
+        consistent_interpolation(coarse, shape, config.degradation, config.degradation.noise.sigma)
         if config.network.input == "consistent"
         else resample(coarse, shape)
     )
     return ValidationVolume(coarse, np.clip(resampled, 0, np.float32(CLIP)), fine)
+
+
+def held_out_slices(config: RunConfig, path: Path) -> list[ValidationVolume]:
+    """Degrade the slices of a scan that are held out along each of their own two axes, as `rotated_slices` does.
+
+    Raises:
+        InputError: The scan cannot be used.
+    """
+    volume, recipe = _read_image(config, path), config.degradation
+    axes, (_, slab) = network_axes(volume.grid), held_out_slabs(volume.grid.shape, config.data.held_out)
+    held = axes.to_network(normalise(volume.voxels[slab], find_intensity(volume.voxels), clip=CLIP))
+    slices, height, width = held.shape
+    held = held[:, _middle(height), _middle(width)]
+    found = []
+    for order in ((1, 2, 0), (2, 1, 0)):
+        turned = held.transpose(order)
+        depth = round(int(turned.shape[0] / recipe.depth.factor) * recipe.depth.factor)
+        shape = NetworkShape(depth, turned.shape[1], round(slices * recipe.depth.factor))
+        fine = resample(np.ascontiguousarray(turned[:depth]), shape)
+        coarse = degrade(fine, recipe, config.training.seed)
+        resampled = (
+            consistent_interpolation(coarse, shape, recipe, recipe.noise.sigma)
+            if config.network.input == "consistent"
+            else resample(coarse, shape)
+        )
+        found.append(ValidationVolume(coarse, np.clip(resampled, 0, np.float32(CLIP)), fine))
+    return found
+
+
+def _middle(size: int) -> slice:
+    start = max(0, size - MAX_SIDE) // 2
+    return slice(start, start + MAX_SIDE)
 
 
 def _read_image(config: RunConfig, path: Path) -> Volume:

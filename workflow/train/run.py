@@ -281,7 +281,7 @@ class _Curve:
     def __init__(self, recorder: Recorder, console: Console, advance: Advance) -> None:
         self.loss = float("nan")  # of the last step
         self._recorder, self._console, self._advance = recorder, console, advance
-        self._step = self._validated = 0
+        self._step, self._validated = 0, -1
 
     def follow(self, records: Iterable[TrainingRecord]) -> TrainedModel:
         """Record what a training yields; returns its result."""

@@ -110,6 +110,37 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Adaptation:
+    """Outcome of an adaptation.
+
+    Args:
+        model: The `.keras` file; its weights are those from which the adaptation started where it has improved nothing.
+        psnr: Of the adapted weights on the slices that were held out, in dB; None without validation.
+        psnr_before: The same of the weights from which it started.
+    """
+
+    model: Path
+    psnr: float | None
+    psnr_before: float | None
+
+    @property
+    def has_improved(self) -> bool:
+        """Whether the adapted weights are the better ones, as far as that was validated."""
+        return self.psnr is None or self.psnr_before is None or self.psnr > self.psnr_before
+
+    def __str__(self) -> str:
+        if self.psnr is None or self.psnr_before is None:
+            return f"Restored by {self.model}, which was trained on the volumes themselves."
+        if self.has_improved:
+            scores = f"{self.psnr_before:.2f} to {self.psnr:.2f} dB on slices that it did not learn from"
+            return f"Restored by {self.model}, which was trained on the volumes themselves: {scores}."
+        return (
+            f"The adaptation was declined: on slices that it did not learn from it was no better than"
+            f" {self.psnr_before:.2f} dB, which the network had before."
+        )
+
+
+@dataclass(frozen=True)
 class UpscaleReport:
     """Outcome of all volumes.
 
@@ -122,7 +153,9 @@ class UpscaleReport:
         voxels_per_second: Voxels kept, over `seconds`.
         timings: By kind of work.
         mlflow: Where it is recorded.
-        adapted_model: The network that was trained on the volumes themselves first; None without `--adapt`.
+        adapted_model: The network that was trained on the volumes themselves first; None without `--adapt`, and where
+            that has improved nothing.
+        adaptation: Its outcome; None without `--adapt`.
         devices: That did the work.
     """
 
@@ -135,6 +168,7 @@ class UpscaleReport:
     timings: Timings
     mlflow: RunAddress | None = None
     adapted_model: Path | None = None
+    adaptation: Adaptation | None = None
     devices: tuple[str, ...] = ()
 
     @property
@@ -251,8 +285,8 @@ def summary(report: UpscaleReport) -> list[RenderableType]:
         if volume.inferred is not None and volume.inferred_share is not None
     ]
     lines += _places(report)
-    if report.adapted_model is not None:
-        lines.append(f"Restored by {report.adapted_model}, which was trained on the volumes themselves.")
+    if report.adaptation is not None:
+        lines.append(f"{report.adaptation}")
     return lines
 
 
