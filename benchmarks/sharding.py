@@ -1,6 +1,7 @@
-"""Speed and memory of restoration: `python -m benchmarks.sharding [network] [ray] [large] [--small]`.
+"""Speed and memory of restoration: `python -m benchmarks.sharding [network] [ray] [large] [--small] [--against DIR]`.
 
-All three by default; `--small` takes a volume of an eighth for `large`, to try it.
+All three by default; `--small` takes a volume of an eighth for `large`, to try it; `--against` names a checkout of an
+earlier version, which does the same job of `large` in the same run.
 
 - network: a 192x224x192 grid through the network, against the same Keras model called once on the whole, and against
   MONAI's sliding window with the same weights in PyTorch; each in a process of its own, two threads each.
@@ -12,11 +13,13 @@ MONAI and PyTorch go into an environment of their own, `.bench`. Writes `results
 `results/sharding.md`.
 """
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -95,7 +98,7 @@ def through_ray(model: Path, folder: Path) -> list[Row]:
     ]
 
 
-def large(model: Path, folder: Path, *, small: bool) -> list[Row]:
+def large(model: Path, folder: Path, *, small: bool, against: Path | None) -> list[Row]:
     shape = (150, 185, 158) if small else (300, 370, 316)
     source, tiny = folder / "large.nii.gz", folder / "tiny.nii"
     write_volume(tiny, like_a_scan((8, 8, 8)), Grid(FileShape(8, 8, 8), np.eye(4)), dtype="int16")
@@ -103,12 +106,18 @@ def large(model: Path, folder: Path, *, small: bool) -> list[Row]:
     write_volume(source, like_a_scan(shape), Grid(FileShape(*shape), np.eye(4)), dtype="int16")
     budgets = (300, 400, 600) if small else BUDGETS
     cases = [("boxes", budgets[1]), *(("streams", budget) for budget in budgets)]
+    earlier = f"of {commit(against)}" if against else ""
+    if earlier:
+        cases.insert(0, (earlier, budgets[1]))
     rows: list[Row] = []
     for what, budget in cases:
         module = "benchmarks.boxes" if what == "boxes" else "workflow"
-        out = folder / f"{what}-{budget}"
+        out = folder / f"{what.split()[-1]}-{budget}"
         options = ("--workers", str(os.cpu_count()), "--memory-budget", str(budget))
-        report, peak = upscaled(source, model, out, *options, module=module)
+        root = against if against and what == earlier else ROOT
+        started = time.perf_counter()
+        report, peak = upscaled(source, model, out, *options, module=module, root=root)
+        call_seconds = time.perf_counter() - started
         spent = report["timings"]
         (volume,) = report["volumes"]
         busy = report["workers"] * volume["seconds"]
@@ -121,7 +130,8 @@ def large(model: Path, folder: Path, *, small: bool) -> list[Row]:
                 "overhead": round(report["plan"]["overhead"], 2),
                 "least budget MiB": report["plan"]["least_budget_mib"],
                 "seconds": round(volume["seconds"], 1),
-                "to boxes": round(volume["seconds"] / rows[0]["seconds"], 2) if rows else 1.0,
+                "from call to end s": round(call_seconds, 1),
+                **{f"to {row['plan']}": round(volume["seconds"] / row["seconds"], 2) for row in rows[: len(cases) - 3]},
                 "share outside the network": round(1 - spent["network"] / busy, 2),
                 **{f"{kind} s": round(seconds, 1) for kind, seconds in spent.items()},
                 "idle worker MiB": round(idle["peak_rss_mib"]),
@@ -133,15 +143,16 @@ def large(model: Path, folder: Path, *, small: bool) -> list[Row]:
 
 
 def upscaled(
-    volumes: Path, model: Path, out: Path, *options: str, module: str = "workflow"
+    volumes: Path, model: Path, out: Path, *options: str, module: str = "workflow", root: Path = ROOT
 ) -> tuple[dict[str, Any], float]:
     """Run the command; its report, and the peak of resident memory of its first process, MiB."""
     command = [sys.executable, "-m", module, "upscale", str(volumes), "--json", "--scale", "2,2,2", "--out", str(out)]
     command += ["--model", str(model), *options]
     if "--memory-budget" not in options:
         command += ["--memory-budget", str(BUDGET)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out.parent / 'mlflow.db'}"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    # A store of its own: that of another version may have other tables.
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{out}.db", "PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
         peak = 0
         while process.poll() is None:
             try:
@@ -160,6 +171,11 @@ def measured(*command: object) -> dict[str, float]:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def commit(checkout: Path) -> str:
+    command = ("git", "-C", str(checkout), "rev-parse", "--short", "HEAD")
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def peer_python() -> Path:
@@ -181,7 +197,7 @@ def markdown(results: dict[str, list[Row]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def main(wanted: list[str], *, small: bool) -> None:
+def main(wanted: list[str], *, small: bool, against: Path | None) -> None:
     RESULTS.mkdir(exist_ok=True)
     kept = RESULTS / "sharding.json"
     before = json.loads(kept.read_text()) if kept.exists() else {}
@@ -196,12 +212,16 @@ def main(wanted: list[str], *, small: bool) -> None:
         if "ray" in wanted:
             results["Through Ray"] = through_ray(model, folder)
         if "large" in wanted:
-            results["A large volume, file to file"] = large(model, folder, small=small)
+            results["A large volume, file to file"] = large(model, folder, small=small, against=against)
     kept.write_text(json.dumps({"hardware": hardware(), "results": results}, indent=2) + "\n")
     (RESULTS / "sharding.md").write_text(markdown(results))
     print(markdown(results))
 
 
 if __name__ == "__main__":
-    asked = [name for name in sys.argv[1:] if name != "--small"]
-    main(asked or ["network", "ray", "large"], small="--small" in sys.argv)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*", default=["network", "ray", "large"])
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--against", type=Path)
+    given = parser.parse_args()
+    main(given.parts, small=given.small, against=given.against)
