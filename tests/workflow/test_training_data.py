@@ -87,6 +87,15 @@ def test_slices_that_are_held_out_stop_training_and_are_not_learnt_from(tmp_path
         assert volume.fine[..., -3].mean() * high == pytest.approx(voxels[14].mean(), rel=0.02)
     with pytest.raises(ConfigError, match="Cannot stop early: no validation volume is named"):
         validation_volumes(load_config("self4x", [f"data.volumes=[{path}]", STOPS]))
+    voxels[:11] = voxels[12:] = 0
+    write_volume(path, voxels, Grid(FileShape(*voxels.shape), np.diag([4.0, 1, 1, 1])))
+    with pytest.raises(InputError, match=r"slices of thick\.nii\.gz: those that are not held out show no foreground"):
+        training_volumes(config)
+    ends = load_config("self4x", [f"data.volumes=[{path}]", held_out.replace("0.5", "0.7").replace("1}", "0}"), STOPS])
+    with pytest.raises(
+        InputError, match=r"validate on thick\.nii\.gz: the slices that are held out show no fore.*held_"
+    ):
+        validation_volumes(ends)
 
 
 @pytest.mark.parametrize("rules", [(), ("data.held_out={}", "data.mixture={volumes: 0, shapes: 1}")])

@@ -1,6 +1,7 @@
 """Training and validation data of a configuration: its files, and the training data made from each."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from configs.schema import RunConfig
 from tasks.imaging.consistency import consistent_interpolation
 from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
+from tasks.scoring.metrics import foreground_mask
 from tasks.scoring.protocol import degraded_reference, held_out_slabs, pad_to, training_sides
 from tasks.training.blocks import TrainingVolume, scan_to_learn_from, training_volume
 from tasks.training.job import ValidationVolume
@@ -24,6 +26,7 @@ from tasks.volume.nifti import Volume, read_volume
 from workflow.tracking import InputVolume, input_volume
 
 MAX_SIDE = 256  # voxels of held-out slices along their own axes
+HOLD_OUT = "Hold out others: --set data.held_out='{axis: 2, start: 0.4, stop: 0.6, gap: 1}'."
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +96,15 @@ def training_volumes(config: RunConfig) -> list[TrainingVolume]:
 
 def _sides_to_learn_from(config: RunConfig, path: Path) -> Iterator[TrainingVolume]:
     """Yield the parts of a scan on either side of the slices that are held out, as far as they show any foreground."""
-    volume, held_out = _read_image(config, path), config.data.held_out
-    sides = () if held_out is None else training_sides(volume.grid.shape, held_out)
-    errors = []
-    for side in sides:
-        try:
+    volume, held_out, found = _read_image(config, path), config.data.held_out, 0
+    for side in training_sides(volume.grid.shape, held_out) if held_out is not None else ():
+        with suppress(InputError):
             yield scan_to_learn_from(volume, side)
-        except InputError as error:
-            errors.append(error)
-    if errors and len(errors) == len(sides):
-        raise errors[0]
+            found += 1
+    if not found:
+        raise InputError(
+            f"Cannot train on the slices of {path.name}: those that are not held out show no foreground.", HOLD_OUT
+        )
 
 
 def read_training_source(config: RunConfig, path: Path) -> TrainingSource:
@@ -208,6 +210,8 @@ def held_out_slices(config: RunConfig, path: Path) -> list[ValidationVolume]:
     volume, recipe = _read_image(config, path), config.degradation
     axes, (_, slab) = network_axes(volume.grid), held_out_slabs(volume.grid.shape, config.data.held_out)
     held = axes.to_network(normalise(volume.voxels[slab], find_intensity(volume.voxels), clip=CLIP))
+    if not (held.size and foreground_mask(held).any()):
+        raise InputError(f"Cannot validate on {path.name}: the slices that are held out show no foreground.", HOLD_OUT)
     slices, height, width = held.shape
     held = held[:, _middle(height), _middle(width)]
     found = []
