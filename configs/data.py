@@ -94,6 +94,8 @@ class Augmentation(Frozen):
             intensity.
         rician: Share of pieces with the noise of a magnitude, as in MR scans, instead of that of their acquisition.
         noiseless: Share of pieces to which no noise is added.
+        kspace: Share of synthetic pieces that are imaged by k-space truncation, with the window and the zero filling of
+            some scanner, instead of a Gaussian blur: fine volumes are scans too.
         smooth: Largest standard deviation, in voxels, of a Gaussian that smooths half of the pieces: some subjects are
             smoother than others.
         texture: Standard deviation of the noise of the fine volume itself is drawn between these, in normalised
@@ -117,6 +119,7 @@ class Augmentation(Frozen):
     noise: tuple[float, float] = (0.0, 0.0)
     rician: float = Field(0.0, ge=0, le=1)
     noiseless: float = Field(0.0, ge=0, le=1)
+    kspace: float = Field(0.0, ge=0, le=1)
     smooth: float = Field(0.0, ge=0)
     texture: tuple[float, float] = (0.0, 0.0)
     acquisitions: tuple[NamedDegradation, ...] = ()

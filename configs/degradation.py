@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from configs.errors import ConfigError
 from configs.frozen import Frozen
 
+Apodisation = Literal["none", "hamming", "tukey"]
 Profile = Literal["kspace", "box", "gaussian"]
 
 
@@ -29,7 +30,7 @@ class AxisDegradation(Frozen):
     blur_fwhm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     profile: Profile = "box"
     gap: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    apodisation: Literal["none", "hamming", "tukey"] = "none"
+    apodisation: Apodisation = "none"
     zero_filling: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
 
     @model_validator(mode="after")

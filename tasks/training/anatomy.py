@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from configs.axes import NetworkShape, triple
+from configs.degradation import Apodisation, AxisDegradation, isotropic
+from tasks.imaging.degrade import degrade
 from tasks.imaging.resample import resample
 from tasks.training.template import template_path
 from tasks.volume.intensity import find_intensity, normalise
@@ -22,15 +24,19 @@ from tasks.volume.nifti import read_volume
 Array = NDArray[np.float32]
 
 MAX_INTENSITY = 1.1  # of a tissue, before texture
+# Of fine scans: half of them are not apodised, and few are interpolated by much.
+APODISATIONS: tuple[Apodisation, ...] = ("none", "none", "hamming", "tukey")
+MAX_ZERO_FILLING = 1.25
 MIN_KNOT_DISTANCE, MAX_KNOT_DISTANCE = 5.0, 36.0  # of a rough field, in voxels
 
 
-def draw_shapes(random: np.random.Generator, shape: NetworkShape) -> Array:
+def draw_shapes(random: np.random.Generator, shape: NetworkShape, kspace: float = 0.0) -> Array:
     """Draw anatomy of random shapes.
 
     Args:
         random: Source of all that is random.
         shape: In voxels along depth, height and width.
+        kspace: Probability that it is imaged by k-space truncation, as MR does, instead of a Gaussian blur.
 
     Returns:
         float32 of `shape`, about 0..1.1, air near 0.
@@ -43,10 +49,10 @@ def draw_shapes(random: np.random.Generator, shape: NetworkShape) -> Array:
     voxels *= 1 + random.uniform(0, 0.08) * _field(random, shape, 2.5, 6, stretch=0)
     if random.random() < 0.6:
         voxels[_air(random, shape)] = random.uniform(0, 0.03)
-    return _imaged(random, voxels)
+    return _imaged(random, voxels, kspace)
 
 
-def draw_tissues(random: np.random.Generator, shape: NetworkShape) -> Array:
+def draw_tissues(random: np.random.Generator, shape: NetworkShape, kspace: float = 0.0) -> Array:
     """Draw a crop of the MNI152 template's tissues, each with a random intensity; as `draw_shapes`."""
     whole, grey, white = _crop(random, shape, _template())
     brain = grey + white
@@ -61,7 +67,7 @@ def draw_tissues(random: np.random.Generator, shape: NetworkShape) -> Array:
     stripped = random.random() < 0.4
     voxels = np.where(within, tissues[inside], 0 if stripped else others[outside]).astype(np.float32)
     voxels *= 1 + random.uniform(0, 0.06) * _field(random, shape, 2.5, 6, stretch=0)
-    return _imaged(random, voxels)
+    return _imaged(random, voxels, kspace)
 
 
 def _regions(random: np.random.Generator, shape: NetworkShape) -> Array:
@@ -109,9 +115,16 @@ def _air(random: np.random.Generator, shape: NetworkShape) -> NDArray[np.bool_]:
     return np.asarray(distance + random.uniform(0, 0.1) * _field(random, shape, 8, 8, stretch=0) > 1)
 
 
-def _imaged(random: np.random.Generator, voxels: Array) -> Array:
-    """Blur as a fine scan does, and add noise where there is tissue."""
-    blurred = gaussian_filter(voxels, random.uniform(0.4, 0.75))
+def _imaged(random: np.random.Generator, voxels: Array, kspace: float) -> Array:
+    """Image anatomy as a fine scan does, and add noise where there is tissue."""
+    if kspace and random.random() >= 1 - kspace:
+        blurred = gaussian_filter(voxels, random.uniform(0.25, 0.45))
+        apodisation = APODISATIONS[int(random.integers(len(APODISATIONS)))]
+        filling = float(random.uniform(1, MAX_ZERO_FILLING))
+        axis = AxisDegradation(profile="kspace", zero_filling=filling, apodisation=apodisation)
+        blurred = degrade(blurred, isotropic("scanner", axis))
+    else:
+        blurred = gaussian_filter(voxels, random.uniform(0.4, 0.75))
     noise = gaussian_filter(random.standard_normal(voxels.shape, dtype=np.float32), random.uniform(0.2, 0.7))
     blurred += np.float32(random.uniform(0, 0.03)) * noise * (blurred > 0.03)
     return np.asarray(np.maximum(blurred, 0), np.float32)

@@ -125,10 +125,11 @@ class BlockSource:
         source, index = self.origin(random)
         permutes = self.augmentation.reorient
         if source == "shapes":
-            fine = draw_shapes(random, self.shape)
+            fine = draw_shapes(random, self.shape, self.augmentation.kspace)
         elif source == "tissues":
             order = random.permutation(3) if permutes else np.arange(3)
-            drawn = draw_tissues(random, NetworkShape(*np.array(self.shape)[np.argsort(order)]))
+            turned = NetworkShape(*np.array(self.shape)[np.argsort(order)])
+            drawn = draw_tissues(random, turned, self.augmentation.kspace)
             fine = np.ascontiguousarray(drawn.transpose(order))
         else:
             volume = self.volumes[index]
