@@ -52,13 +52,13 @@ SHIPPED = (
     Shipped(
         shipped_network(known=named_degradation("kspace2x")),
         named_degradation("kspace2x"),
-        [-0.021, 0.1073, 0.4506, 0.6363, 0.73, 0.7856, 0.8158, 0.746],
+        [-0.0361, 0.0845, 0.4457, 0.6431, 0.7279, 0.7823, 0.8199, 0.7497],
         0.85,
     ),
     Shipped(
         shipped_network(known=named_degradation("box2x")),
         named_degradation("box2x"),
-        [-0.0579, 0.04, 0.5446, 0.698, 0.7135, 0.7685, 0.7848, 0.6926],
+        [-0.0664, 0.028, 0.5332, 0.6993, 0.7086, 0.775, 0.7937, 0.6889],
         0.85,
     ),
     Shipped(
