@@ -61,6 +61,7 @@ bench: develop
 	$(BIN)/python -m benchmarks.step_time
 	$(BIN)/python -m benchmarks.variants
 	$(BIN)/python -m benchmarks.robustness
+	$(BIN)/python -m benchmarks.adaptation
 	$(BIN)/python -m benchmarks.tracking
 	$(BIN)/python -m benchmarks.dry_run
 	$(BIN)/python -m benchmarks.many_volumes

@@ -106,7 +106,7 @@ def large(model: Path, folder: Path, *, small: bool, against: Path | None) -> li
     write_volume(source, like_a_scan(shape), Grid(FileShape(*shape), np.eye(4)), dtype="int16")
     budgets = (300, 400, 600) if small else BUDGETS
     cases = [("boxes", budgets[1]), *(("streams", budget) for budget in budgets)]
-    earlier = f"of {commit(against)}" if against else ""
+    earlier = f"commit {commit(against)}" if against else ""
     if earlier:
         cases.insert(0, (earlier, budgets[1]))
     rows: list[Row] = []
