@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from configs.axes import FileShape, NetworkShape
 from configs.data import HeldOut
@@ -192,13 +193,7 @@ def validation_volume(
         degraded.axes.to_network(normalise(volume, found, clip=CLIP))
         for volume in (pad_to(degraded.reference.voxels, degraded.padded.shape), degraded.coarse.voxels)
     )
-    shape = NetworkShape(*fine.shape)
-    resampled = (
-        consistent_interpolation(coarse, shape, config.degradation, config.degradation.noise.sigma)
-        if config.network.input == "consistent"
-        else resample(coarse, shape)
-    )
-    return ValidationVolume(coarse, np.clip(resampled, 0, np.float32(CLIP)), fine)
+    return _scored_volume(config, coarse, fine)
 
 
 def held_out_slices(config: RunConfig, path: Path) -> list[ValidationVolume]:
@@ -220,14 +215,19 @@ def held_out_slices(config: RunConfig, path: Path) -> list[ValidationVolume]:
         depth = round(int(turned.shape[0] / recipe.depth.factor) * recipe.depth.factor)
         shape = NetworkShape(depth, turned.shape[1], round(slices * recipe.depth.factor))
         fine = resample(np.ascontiguousarray(turned[:depth]), shape)
-        coarse = degrade(fine, recipe, config.training.seed)
-        resampled = (
-            consistent_interpolation(coarse, shape, recipe, recipe.noise.sigma)
-            if config.network.input == "consistent"
-            else resample(coarse, shape)
-        )
-        found.append(ValidationVolume(coarse, np.clip(resampled, 0, np.float32(CLIP)), fine))
+        found.append(_scored_volume(config, degrade(fine, recipe, config.training.seed), fine))
     return found
+
+
+def _scored_volume(config: RunConfig, coarse: NDArray[np.float32], fine: NDArray[np.float32]) -> ValidationVolume:
+    """Interpolate a degraded volume, normalised `[depth, height, width]`, as the network takes it."""
+    shape, recipe = NetworkShape(*fine.shape), config.degradation
+    resampled = (
+        consistent_interpolation(coarse, shape, recipe, recipe.noise.sigma)
+        if config.network.input == "consistent"
+        else resample(coarse, shape)
+    )
+    return ValidationVolume(coarse, np.clip(resampled, 0, np.float32(CLIP)), fine)
 
 
 def _middle(size: int) -> slice:

@@ -125,7 +125,7 @@ class Adaptation:
 
     @property
     def has_improved(self) -> bool:
-        """Whether the adapted weights are the better ones, as far as that was validated."""
+        """True if the adapted weights are the better ones, or were not validated."""
         return self.psnr is None or self.psnr_before is None or self.psnr > self.psnr_before
 
     def __str__(self) -> str:
