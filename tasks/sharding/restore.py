@@ -23,6 +23,7 @@ from tasks.imaging.acquisition import detail_weight
 from tasks.imaging.consistency import Correction, interpolation_correction, noise_level
 from tasks.imaging.labels import resample_labels
 from tasks.imaging.resample import Window, resample_window, window_rows
+from tasks.machine.cpus import CPU_INFO, limit_vectors
 from tasks.machine.shared_memory import Windowed
 from tasks.machine.worker import lean_keras
 from tasks.sharding.comparison import Comparison
@@ -477,6 +478,8 @@ class _Walk:
 
 def worker_restorer(name: str, content: bytes, threads: int, flips: int, precision: Precision) -> Restorer:
     """Make a restorer in a process that does nothing else; arguments and errors as of `Restorer`."""
+    if precision == "float32":  # bfloat16 is computed by instructions for wide vectors alone
+        limit_vectors(CPU_INFO)
     with lean_keras():
         return Restorer(name, content, threads, flips, precision)
 

@@ -1,9 +1,12 @@
+import os
+
 import keras
 import pytest
 import tensorflow as tf
 
 from configs.errors import InputError
 from tasks.machine import devices
+from tasks.machine.cpus import WIDEST_VECTORS, limit_vectors
 from tasks.machine.devices import XLA, layer_precision, precision_of_convolutions, require_precision
 from tests.networks import small_restorer
 
@@ -37,6 +40,31 @@ def test_tf32_is_on_only_while_it_is_wanted():
             assert enabled()
         assert not enabled()
     assert enabled() == before
+
+
+CPU_INFO = "processor\t: 0\nvendor_id\t: {}\ncpu family\t: {}\nflags\t\t: fma avx2{}\n"
+
+
+@pytest.mark.parametrize(
+    ("info", "given", "widest"),
+    [
+        (CPU_INFO.format("AuthenticAMD", 25, " avx512f"), None, "AVX2"),  # Zen 4
+        (CPU_INFO.format("AuthenticAMD", 25, " avx512f"), "AVX512_CORE", "AVX512_CORE"),
+        (CPU_INFO.format("AuthenticAMD", 25, ""), None, None),  # Zen 3
+        (CPU_INFO.format("AuthenticAMD", 26, " avx512f"), None, None),  # Zen 5
+        (CPU_INFO.format("GenuineIntel", 25, " avx512f"), None, None),
+        ("processor : 0\nCPU implementer : 0x41\n", None, None),
+        (None, None, None),
+    ],
+)
+def test_vectors_are_limited_where_the_cpu_computes_wide_ones_in_halves(monkeypatch, tmp_path, info, given, widest):
+    if info is not None:
+        (tmp_path / "cpuinfo").write_text(info)
+    monkeypatch.setenv(WIDEST_VECTORS, given or "")  # so that it is restored afterwards
+    if given is None:
+        monkeypatch.delenv(WIDEST_VECTORS)
+    limit_vectors(tmp_path / "cpuinfo")
+    assert os.environ.get(WIDEST_VECTORS) == widest
 
 
 @pytest.mark.parametrize(("capability", "admitted"), [((7, 5), False), ((8, 0), True), ((9, 0), True), (None, False)])
