@@ -5,6 +5,7 @@ alone, what one pass would pad with; across it they pad as in one pass.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import keras
@@ -12,10 +13,11 @@ import tensorflow as tf
 from keras import ops
 
 from models.network.graph import Graph, Node, Slot
-from models.network.receptive_field import footprint, receptive_field
+from models.network.receptive_field import POINTWISE, footprint, receptive_field
 from models.network.streaming import Interval, LayerStep, Part, Step
 
 Pads = list[Interval]  # zeros before and after, of each axis of a tensor
+Segments = list[tf.Tensor]  # one after another along the streamed axis
 
 
 class StreamedNetwork:
@@ -50,26 +52,31 @@ class StreamedNetwork:
         Returns:
             The planes of the output that it makes, None if there are none; and the pieces that it keeps for later.
         """
-        made: dict[int, tf.Tensor] = {}
+        made: dict[int, Segments] = {}
         kept = []
         for index, (node, work) in enumerate(zip(self._graph.nodes, step.layers, strict=True)):
             if not work.planes:
                 continue
             if node.kind == "InputLayer":
-                made[index] = entry
+                made[index] = [entry]
             elif work.skipped:
-                made[index] = self._zeros(index, work.planes, axis, entry)
+                made[index] = [self._zeros(index, work.planes, axis, entry)]
             else:
                 # A layer that pads further than one step reaches may read no planes.
                 windows = [
-                    _joined(parts, axis, pieces, made.get(source)) if parts else self._zeros(source, 0, axis, entry)
+                    [each for part in parts for each in _of_part(part, axis, pieces, made.get(source, []))]
+                    or [self._zeros(source, 0, axis, entry)]
                     for source, parts in zip(node.sources, work.reads, strict=True)
                 ]
                 losses = [field.sizes[node.sources[0]].loss for field in self._field.axes]
-                made[index] = _applied(self._operations[index], node, losses, work, axis, windows)
+                operation = self._operations[index]
+                # What needs no neighbours is computed segment by segment, so that none is joined for it.
+                together = _in_step(windows, axis) if node.kind in POINTWISE else [[_joined(w, axis) for w in windows]]
+                made[index] = [_applied(operation, node, losses, work, axis, each) for each in together]
             if work.kept is not None:
-                kept.append(_planes(made[index], axis, work.kept))
-        return made.get(self._graph.output), kept
+                kept.append(_joined(_cut(made[index], axis, work.kept, copy=True), axis))
+        output = made.get(self._graph.output)
+        return None if output is None else _joined(output, axis), kept
 
     def _zeros(self, node: int, planes: int, axis: int, entry: tf.Tensor) -> tf.Tensor:
         sizes = [field.sizes[node] for field in self._field.axes]
@@ -96,10 +103,37 @@ def _operations(model: keras.Model, prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + entry.name, entry
 
 
-def _joined(parts: Sequence[Part], axis: int, pieces: Sequence[tf.Tensor], made: tf.Tensor | None) -> tf.Tensor:
-    """Join the parts of a tensor along the streamed axis."""
-    found = [_planes(made if p.piece is None else pieces[p.piece], axis, (p.start, p.stop)) for p in parts]
-    return found[0] if len(found) == 1 else tf.concat(found, 1 + axis)
+def _of_part(part: Part, axis: int, pieces: Sequence[tf.Tensor], made: Segments) -> Segments:
+    return _cut(made if part.piece is None else [pieces[part.piece]], axis, (part.start, part.stop))
+
+
+def _in_step(windows: Sequence[Segments], axis: int) -> list[Segments]:
+    """Cut windows of equal planes wherever one of them has a new segment; returns the segments side by side."""
+    ends = sorted({end for window in windows for end in _ends(window, axis)})
+    cut = [[_joined(_cut(window, axis, planes), axis) for planes in pairwise([0, *ends])] for window in windows]
+    return [list(each) for each in zip(*cut, strict=True)]
+
+
+def _joined(segments: Segments, axis: int) -> tf.Tensor:
+    return segments[0] if len(segments) == 1 else tf.concat(segments, 1 + axis)
+
+
+def _cut(segments: Segments, axis: int, planes: Interval, *, copy: bool = False) -> Segments:
+    """Return planes of consecutive segments; as copies they hold no memory of the others."""
+    cut, start = [], 0
+    for segment, stop in zip(segments, _ends(segments, axis), strict=True):
+        low, high = max(planes[0], start) - start, min(planes[1], stop) - start
+        if axis == 0 and not copy and low < high:  # along the first axis of a tensor, TensorFlow cuts without a copy
+            cut.append(segment[0][low:high][None])
+        elif low < high:
+            cut.append(_planes(segment, axis, (low, high)))
+        start = stop
+    return cut
+
+
+def _ends(segments: Segments, axis: int) -> list[int]:
+    """Count the planes up to the end of each of consecutive segments."""
+    return list(accumulate(segment.shape[1 + axis] for segment in segments))
 
 
 def _planes(tensor: tf.Tensor, axis: int, planes: Interval) -> tf.Tensor:
@@ -154,7 +188,8 @@ def _applied(
             sides[axis] = slice(None)
             return windows[0][(slice(None), *sides)]
     options = {key: _filled(value, windows) for key, value in node.options.items()}
-    return _planes(operation(*_filled(node.arguments, windows), **options), axis, work.crop)
+    result = operation(*_filled(node.arguments, windows), **options)
+    return result if node.kind in POINTWISE else _planes(result, axis, work.crop)
 
 
 def _padding(node: Node, losses: Sequence[int], work: LayerStep, axis: int) -> Pads:
