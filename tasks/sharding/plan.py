@@ -38,6 +38,9 @@ MAX_HEIGHT = 128  # of a slab, planes
 # Time of a step of a stream beyond its arithmetic, for planes kept and joined and many small operations, in voxels of
 # it: 17 to 110 thousand on two cores, for slabs of 8 to 32 planes of 37 to 102 thousand voxels; no more for the larger.
 STEP_VOXELS = 50_000
+# Time in which a worker traces the graph of a step, in voxels of its arithmetic: 0.1 to 0.5 s on two cores that take
+# 0.19 us for a voxel.
+GRAPH_VOXELS = 1_300_000
 # Of the arithmetic of one pass, what it is worth to write an output while it is computed: of 300x370x316 by 2x on two
 # cores, the writing that followed 35 s of network took 6 s, of which two workers save half.
 WRITING_SHARE = 0.06
@@ -120,10 +123,11 @@ class ShardPlan:
         shard_bytes: Estimated memory of a worker, beyond an idle worker.
         shard_multiply_adds: Arithmetic of one shard, of slabs on the average.
         smallest_bytes: The least budget with which this grid can be sharded.
-        slabs: Voxels of the target grid that are computed for each slab of a strip, in order; the first has in it what
-            is read ahead, which the last ones save. Of boxes, the one number that holds for each.
-        warm_up: Voxels that are computed in addition where a strip is begun in the middle, for a second worker or after
-            an interruption.
+        computed: Voxels of the target grid that are computed, if no strip is begun in the middle.
+        warm_up: Those that are computed in addition where one is, for a second worker or after an interruption.
+        work: Time that each slab of a strip takes after the one before it, in order, in voxels that are computed in it;
+            the first has in it what is read ahead, which the last ones save. Of boxes, the one number for all.
+        lead: Time that it takes to begin a strip in the middle, likewise.
     """
 
     target_shape: NetworkShape
@@ -133,8 +137,10 @@ class ShardPlan:
     shard_bytes: int
     shard_multiply_adds: int
     smallest_bytes: int
-    slabs: tuple[int, ...]
+    computed: int
+    work: tuple[int, ...]
     warm_up: int = 0
+    lead: int = 0
 
     @property
     def streamed(self) -> Streamed | None:
@@ -147,18 +153,13 @@ class ShardPlan:
         return len({shard.read for shard in self.shards})
 
     @property
-    def computed(self) -> int:
-        """Voxels of the target grid that are computed, if no strip is begun in the middle."""
-        return sum(self.slabs) * len(self.shards) // len(self.slabs)
-
-    @property
     def overhead(self) -> float:
         """Voxels computed over voxels kept, if no strip is begun in the middle."""
         return self.computed / prod(self.target_shape)
 
-    def computed_for(self, shard: Shard) -> int:
-        """Count the voxels that are computed for a box, or for a slab right after the one before it."""
-        return self.slabs[0 if shard.streamed is None else shard.core[shard.streamed.axis][0] // shard.streamed.height]
+    def work_of(self, shard: Shard) -> int:
+        """Return the time that a box takes, or a slab right after the one before it, in voxels."""
+        return self.work[0 if shard.streamed is None else shard.core[shard.streamed.axis][0] // shard.streamed.height]
 
     @property
     def shard_seconds(self) -> float:
@@ -316,19 +317,26 @@ def _streamed_plan(
             box = [*strip[:axis], slab, *strip[axis:]]
             shards.append(Shard(triple(core for core, _ in box), triple(read for _, read in box), streamed))
     arithmetic = {step: cost.step_multiply_adds(step, axis, read_shape) for step in stream.kinds}
-    steps = [arithmetic[stream.step(number)] for number in range(stream.first, stream.steps)]
+    steps = [stream.step(number) for number in range(stream.first, stream.steps)]
+    traced = {step: number for number, step in reversed(list(enumerate(steps)))}  # at its first occurrence
+    voxel = _arithmetic_of_voxel(cost)
+    takes = [arithmetic[step] / voxel + GRAPH_VOXELS * (traced[step] == number) for number, step in enumerate(steps)]
     first = 1 - stream.first  # steps until the first slab is there
-    work = [sum(steps[:first]), *steps[first:]]
+    middle = stream.steps // 2
+    begun = {stream.step(number, middle) for number in range(stream.warm_up(middle), middle + 1)}
+    shard_multiply_adds = sum(arithmetic[step] for step in steps) // stream.steps
     return ShardPlan(
         target_shape=target_shape,
         shards=tuple(shards),
         halo=cost.field.halo,
         read_shape=read_shape,
         shard_bytes=needed,
-        shard_multiply_adds=sum(work) // len(work),
+        shard_multiply_adds=shard_multiply_adds,
         smallest_bytes=least,
-        slabs=tuple(round(one / _arithmetic_of_voxel(cost)) for one in work),
-        warm_up=round(again / _arithmetic_of_voxel(cost)),
+        computed=round(shard_multiply_adds / voxel * len(shards)),
+        work=(round(sum(takes[:first])), *map(round, takes[first:])),
+        warm_up=round(again / voxel),
+        lead=round(again / voxel) + GRAPH_VOXELS * len(begun),
     )
 
 
@@ -389,7 +397,8 @@ def plan_boxes(
         shard_bytes=needed,
         shard_multiply_adds=cost.multiply_adds(read_shape),
         smallest_bytes=smallest_bytes,
-        slabs=(prod(read_shape),),
+        computed=computed(option)[0],
+        work=(prod(read_shape),),
     )
 
 

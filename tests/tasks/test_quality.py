@@ -83,7 +83,15 @@ def test_borders_are_where_shards_meet_in_the_file(codes):
     axes = network_axes(Grid(FileShape(4, 6, 8), np.diag([*codes, 1.0])))
     cores = [((0, 5), (0, 6), (0, 4)), ((5, 8), (0, 6), (0, 4))]
     plan = ShardPlan(
-        NetworkShape(8, 6, 4), tuple(Shard(core, core) for core in cores), (), NetworkShape(8, 6, 4), 0, 0, 0, (96,)
+        NetworkShape(8, 6, 4),
+        tuple(Shard(core, core) for core in cores),
+        (),
+        NetworkShape(8, 6, 4),
+        0,
+        0,
+        0,
+        192,
+        (96,),
     )
     owner = np.empty((8, 6, 4), np.float32)
     for number, core in enumerate(cores):

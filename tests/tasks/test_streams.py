@@ -16,7 +16,7 @@ from models.network.streaming import Stream
 from models.stages.stage import network_stages
 from tasks.artifacts.saved_models import load_model
 from tasks.artifacts.shipped import shipped_network
-from tasks.sharding.plan import MIB, Shard, Streamed, plan_boxes, plan_shards, resident_bytes, runs
+from tasks.sharding.plan import GRAPH_VOXELS, MIB, Shard, Streamed, plan_boxes, plan_shards, resident_bytes, runs
 from tasks.sharding.restore import CoarseVolume, Restorer
 from tasks.training.networks import build_network
 from tasks.volume.intensity import Intensity
@@ -107,12 +107,16 @@ def test_a_large_volume_computes_little_twice(cost, budget, overhead, with_a_sta
 
 def test_the_first_slab_takes_what_is_read_ahead_and_the_last_one_less(cost):
     plan = plan_shards(LARGE, cost, 2000, resident_bytes=RESIDENT)
-    first, *middle, last = [plan.computed_for(shard) for shard in plan.shards]
+    first, second, *middle, last = [plan.work_of(shard) for shard in plan.shards]
     assert plan.streamed == Streamed(1, 16)
     slab = 16 * prod(LARGE) / LARGE.height
     assert first > 2 * slab > 2 * last
     assert slab < middle[len(middle) // 2] < 1.1 * slab
-    assert first + sum(middle) + last == plan.computed
+    # Each kind of step takes the time to trace its graph too, where it first occurs.
+    assert second == middle[0] + GRAPH_VOXELS
+    kinds = Stream(cost.field.axes[1], plan.shards[0].read[1][1], 16).kinds
+    assert first + second + sum(middle) + last == pytest.approx(plan.computed + len(kinds) * GRAPH_VOXELS, rel=1e-6)
+    assert plan.lead > plan.warm_up + 3 * GRAPH_VOXELS
 
 
 def test_a_card_holds_what_workers_on_cpus_map_by_windows(cost):

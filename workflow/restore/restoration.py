@@ -171,7 +171,7 @@ def restore_volume(
     with restorers(network, resources, len(plan.shards)) as pool:
         shared = share(coarse)
         jobs = (
-            Job(shard, (shared, shard), len(run) - place, plan.computed_for(shard), plan.warm_up)
+            Job(shard, (shared, shard), len(run) - place, plan.work_of(shard), plan.lead)
             for run in runs(plan.shards)
             for place, shard in enumerate(run, start=1)
         )

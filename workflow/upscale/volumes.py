@@ -260,7 +260,7 @@ class _Queue:
                     if work.error is not None:
                         break
                     key, behind, wanted = (work, number, shard), len(run) - place, partial(_is_wanted, work)
-                    takes = work.plan.shard_plan.computed_for(shard), work.plan.shard_plan.warm_up
+                    takes = work.plan.shard_plan.work_of(shard), work.plan.shard_plan.lead
                     yield Job(key, (frame.coarse, shard), behind, *takes, wanted)
 
     def take(self, outcome: Outcome) -> bool:
