@@ -1,13 +1,15 @@
 """Weights that ship with the package: found inside it, never downloaded, and checked by digest.
 
-`python -m tasks.artifacts.shipped MODEL.keras …` takes trained models over into the package.
+`python -m tasks.artifacts.shipped MODEL.keras FOLDER …` takes trained models over into the package; a folder of models
+stands for their mean.
 """
 
 import hashlib
 import io
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -67,32 +69,54 @@ def _for_acquisition(known: Degradation | None, *, thick: bool) -> str:
     return default
 
 
-def compact(content: bytes) -> bytes:
-    """Return a `.keras` file with its weights rounded and compressed; Keras loads float32."""
+def compact(*contents: bytes) -> bytes:
+    """Return a `.keras` file with its weights rounded and compressed; Keras loads float32.
+
+    Of several trainings that went on from the same weights, it has the mean of the weights, which restores better than
+    each of them (Wortsman et al., Model soups, ICML 2022), and all else of the first.
+    """
     stored = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(stored, "w", zipfile.ZIP_DEFLATED) as copy:
-        for name in archive.namelist():
-            data = archive.read(name)
+    archives = [zipfile.ZipFile(io.BytesIO(content)) for content in contents]
+    with zipfile.ZipFile(stored, "w", zipfile.ZIP_DEFLATED) as copy:
+        for name in archives[0].namelist():
+            data = [archive.read(name) for archive in archives]
             entry = zipfile.ZipInfo(name)  # of no date
-            copy.writestr(entry, _rounded_weights(data) if name == WEIGHTS else data, zipfile.ZIP_DEFLATED)
+            copy.writestr(entry, _rounded_mean(data) if name == WEIGHTS else data[0], zipfile.ZIP_DEFLATED)
     return stored.getvalue()
 
 
-def _rounded_weights(weights: bytes) -> bytes:
+def _rounded_mean(weights: Sequence[bytes]) -> bytes:
     rounded_file = io.BytesIO()
-    with h5py.File(io.BytesIO(weights)) as given, h5py.File(rounded_file, "w", libver="latest") as copy:
+    with ExitStack() as stack:
+        given, *others = (stack.enter_context(h5py.File(io.BytesIO(each))) for each in weights)
+        copy = stack.enter_context(_timeless_file(rounded_file))
 
         def take_over(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Dataset):
-                values = rounded(item[()])
+                several = np.array([each[name][()] for each in (given, *others)], np.float64)
+                values = rounded(np.asarray(several.mean(axis=0)))
                 packed = {"chunks": values.shape, "compression": "gzip", "compression_opts": 9, "shuffle": True}
                 made = copy.create_dataset(name, data=values, **(packed if values.size > SMALL else {}))
             else:
-                made = copy.require_group(name)
+                made = h5py.Group(h5py.h5g.create(copy.id, name.encode(), gcpl=_timeless(h5py.h5p.GROUP_CREATE)))
             made.attrs.update(item.attrs)
 
         given.visititems(take_over)
     return rounded_file.getvalue()
+
+
+def _timeless_file(buffer: io.BytesIO) -> h5py.File:
+    """Make a HDF5 file that holds no times: the same content has the same bytes."""
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, buffer)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    return h5py.File(h5py.h5f.create(b"weights", h5py.h5f.ACC_TRUNC, _timeless(h5py.h5p.FILE_CREATE), access))
+
+
+def _timeless(kind: h5py.h5p.PropClassID) -> h5py.h5p.PropOCID:
+    properties = h5py.h5p.create(kind)
+    properties.set_obj_track_times(False)
+    return properties
 
 
 def rounded(weights: NDArray[np.floating]) -> NDArray[np.float16]:
@@ -112,10 +136,16 @@ def rounded(weights: NDArray[np.floating]) -> NDArray[np.float16]:
 
 
 def ship(models: list[Path], folder: Path) -> None:
-    """Write models into a folder in their compact form, under their names, and the digests of all that are there."""
+    """Write models into a folder in their compact form, under their names, and the digests of all that are there.
+
+    Args:
+        models: Files, and folders of files that stand for the mean of their weights, under the name of the folder.
+        folder: Of the weights that ship.
+    """
     for model in models:
-        with replacing(folder / model.name) as partial:
-            partial.write_bytes(compact(model.read_bytes()))
+        trained = sorted(model.glob("*.keras")) if model.is_dir() else [model]
+        with replacing(folder / f"{model.stem}.keras") as partial:
+            partial.write_bytes(compact(*(each.read_bytes() for each in trained)))
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.keras"))}
     with replacing(folder / DIGESTS) as partial:
         partial.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()))
