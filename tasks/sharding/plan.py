@@ -31,7 +31,7 @@ LIVE_FACTOR = 1.55
 VOXEL_BYTES = 22  # resampled, normalised, clipped, restored and returned
 FIXED_BYTES = 32 * MIB
 # The same of a worker that streams: by the tensors of a step beyond what it was given, and for graphs of its steps.
-STEP_FACTOR = 2.4
+STEP_FACTOR = 2.2
 STREAM_BYTES = 48 * MIB
 MIN_SLABS = 6  # of a strip, for workers to share and a run to resume at
 MAX_HEIGHT = 128  # of a slab, planes
