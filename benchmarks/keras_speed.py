@@ -75,12 +75,12 @@ def whole(path: Path) -> dict[str, float]:
 def sharded(path: Path, budget: int) -> dict[str, float]:
     from tasks.artifacts.network_file import read_network
     from tasks.sharding.plan import plan_shards
-    from tasks.sharding.restore import CoarseVolume, Restorer
+    from tasks.sharding.restore import CoarseVolume, worker_restorer
     from tasks.volume.intensity import Intensity
 
     file = read_network(path)
     plan = plan_shards(NetworkShape(*GRID), file.cost, budget)
-    restorer, unchanged = Restorer(file.name, file.content, THREADS), Intensity(0, 1)
+    restorer, unchanged = worker_restorer(file.name, file.content, THREADS, *file.arithmetic), Intensity(0, 1)
     coarse, restored = CoarseVolume(volume(), plan.target_shape, unchanged), np.empty(GRID, np.float32)
 
     def restore() -> None:
