@@ -44,8 +44,7 @@ def limit_vectors(info: Path) -> None:
     """
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = said.get("flags", "").split()
     # AMD's family 25 with AVX-512 is Zen 4; family 26 has units of 512 bits.
-    if (said.get("vendor_id"), said.get("cpu family")) == ("AuthenticAMD", "25") and "avx512f" in said.get(
-        "flags", ""
-    ).split():
+    if (said.get("vendor_id"), said.get("cpu family")) == ("AuthenticAMD", "25") and "avx512f" in flags:
         os.environ.setdefault(WIDEST_VECTORS, "AVX2")
