@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from workflow.tracking.models import checked_model, logged_model, resolve_model
     from workflow.tracking.recorder import Recorder, recorded_run
     from workflow.tracking.registry import register_model
-    from workflow.tracking.store import RunAddress, check_store, load_store, tracking_uri
+    from workflow.tracking.store import RunAddress, check_store, tracking_uri
 else:
     MODULES = {
         "inputs": "InputVolume described_volume input_volume",
         "models": "checked_model logged_model resolve_model",
         "recorder": "Recorder recorded_run",
         "registry": "register_model",
-        "store": "RunAddress check_store load_store tracking_uri",
+        "store": "RunAddress check_store tracking_uri",
     }
 
     def __getattr__(name: str) -> object:
@@ -29,5 +29,5 @@ else:
 
 
 __all__ = ["InputVolume", "Recorder", "RunAddress"]
-__all__ += ["check_store", "described_volume", "input_volume", "load_store", "recorded_run", "tracking_uri"]
+__all__ += ["check_store", "described_volume", "input_volume", "recorded_run", "tracking_uri"]
 __all__ += ["checked_model", "logged_model", "register_model", "resolve_model"]

@@ -100,11 +100,6 @@ def check_store(doing: str) -> None:
         raise _refusal(doing, uri, error) from error
 
 
-def load_store() -> None:
-    """Load MLflow and the store, which takes seconds: called in a thread, it spares `opened_store` the time."""
-    store_client(tracking_uri())
-
-
 @contextmanager
 def opened_store(doing: str, uri: str | None = None) -> Iterator["MlflowClient"]:
     """Open the store; an error of MLflow becomes one message.

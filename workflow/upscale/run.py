@@ -50,7 +50,6 @@ from workflow.tracking import (
     RunAddress,
     check_store,
     described_volume,
-    load_store,
     recorded_run,
     resolve_model,
     tracking_uri,
@@ -129,13 +128,11 @@ def _started_ahead(
     todo = [work for work in works if work.written is None]
     networks, resources = {work.plan.network.digest: work.plan.network for work in todo}, request.resources
     with ExitStack() as stack:
-        thread = stack.enter_context(ThreadPoolExecutor(1))
         if todo and request.place == "cluster":
-            thread.submit(load_store)  # while Ray's processes wait for each other
             cpus = None if request.elastic else resources.workers * resources.cpus_per_worker
             stack.enter_context(entering(console, "Starting Ray", cluster(cpus)))
         if todo:
-            todo[0].read_ahead(thread)
+            todo[0].read_ahead(stack.enter_context(ThreadPoolExecutor(1)))
         if len(networks) != 1:
             yield None
             return
