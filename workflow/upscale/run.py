@@ -136,8 +136,10 @@ def _started_ahead(
         if len(networks) != 1:
             yield None
             return
+        needed = restoring_request(resources)
+        full = request.place == "cluster" and not room(needed)  # before an autoscaler is asked, and begins to add nodes
         pool = stack.enter_context(started(request, todo[0].plan.network, sum(work.plan.shards for work in todo)))
-        if request.place == "cluster" and not room(needed := restoring_request(resources)):
+        if full:
             with waiting(console, f"Waiting for the cluster to grow, for a worker of {needed}"):
                 pool.wait_for_place()
         yield pool
