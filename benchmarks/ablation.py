@@ -4,6 +4,7 @@
   ensemble, and applied twice with the correction between the two.
 - trained: networks trained for 1500 steps each from the same seed: one that is conditioned on the acquisition by its
   input, as the shipped one, one that takes the interpolated scan as it is, and an expert for each acquisition.
+- capacity: experts as those, wider, and trained for twice as many steps.
 
 All by default. The acquisition is known throughout. The volumes are MR_Gd and FLAIR of the folder VOXLIFT_DATA or
 ../shared/data, on which nothing is trained. Writes `results/ablation.json` and `results/ablation.md`; what was found
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.robustness import MATRICES, RESULTS, Matrix, Restoration, Voxels, processor, scans, shipped_expert
+from benchmarks.variants import WIDE
 from configs.axes import NetworkShape
 from configs.degradation import Degradation, Noise
 from configs.load import load_config
@@ -67,9 +69,9 @@ def shipped_parts(*, thick: bool) -> Iterator[tuple[str, Estimate]]:
     yield "one network for all, ensemble of 8 mirror images", mirrored
 
 
-def trained(name: str, overrides: list[str], folder: Path) -> NetworkFile:
+def trained(name: str, overrides: Sequence[str], folder: Path, steps: int = STEPS) -> NetworkFile:
     """Train a variant of the preset universal2x in this process."""
-    config, path = load_config("universal2x", [*overrides, f"training.steps={STEPS}"]), folder / f"{name}.keras"
+    config, path = load_config("universal2x", [*overrides, f"training.steps={steps}"]), folder / f"{name}.keras"
     for _ in run_training(TrainingJob(config, training_volumes(config), path)):
         pass
     return read_network(path)
@@ -103,11 +105,23 @@ def score_trained(add: Callable[[str, dict[str, str]], None]) -> None:
         for name, overrides in variants.items():
             network = trained(name, overrides, Path(folder))
             add(f"{STEPS} steps: one network, {name}", gains(Restoration(network)))
-        for acquisition, preset in ACQUISITIONS.items():
-            chosen = [f"augmentation.{key}=[{preset}]" for key in ("acquisitions", "assumed")]
-            expert = [f"degradation={preset}", *chosen, "augmentation.mistaken=0"]
-            network = trained(preset, expert, Path(folder))
-            add(f"{STEPS} steps: experts", gains(Restoration(network), only=acquisition))
+    score_experts(f"{STEPS} steps: experts", STEPS, add)
+
+
+def score_experts(row: str, steps: int, add: Callable[[str, dict[str, str]], None], *overrides: str) -> None:
+    """Train an expert for each acquisition and add their gains as a row."""
+    for acquisition, preset in ACQUISITIONS.items():
+        chosen = [f"augmentation.{key}=[{preset}]" for key in ("acquisitions", "assumed")]
+        expert = [f"degradation={preset}", *chosen, "augmentation.mistaken=0", *overrides]
+        with tempfile.TemporaryDirectory() as folder:
+            network = trained(preset, expert, Path(folder), steps)
+        add(row, gains(Restoration(network), only=acquisition))
+
+
+def score_capacity(add: Callable[[str, dict[str, str]], None]) -> None:
+    """Train wider experts, and experts for longer, and add a row for both."""
+    score_experts(f"{STEPS} steps: experts, 1.8 times the multiply-adds", STEPS, add, WIDE)
+    score_experts(f"{2 * STEPS} steps: experts", 2 * STEPS, add)
 
 
 def main(parts: Sequence[str]) -> None:
@@ -124,6 +138,8 @@ def main(parts: Sequence[str]) -> None:
                 add(name, gains(estimate, matrix))
     if "trained" in parts:
         score_trained(add)
+    if "capacity" in parts:
+        score_capacity(add)
     columns = [
         f"{name}, noise {sigma:.0%}" for each in (MATRIX, THICK) for name in each.recipes for sigma in each.noise
     ]
@@ -142,4 +158,4 @@ def main(parts: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["2x", "thick", "trained"])
+    main(sys.argv[1:] or ["2x", "thick", "trained", "capacity"])

@@ -177,7 +177,8 @@ class Restoration:
             raise SystemExit(f"{network.name} carries no card: name a model trained by voxlift")
         self.trained_for = network.card.degradation
         self._needs_acquisition = network.needs_acquisition
-        self._restorer = Restorer(network.name, network.content, os.cpu_count() or 1, network.flips)
+        # No threads: this process may have trained before, and TensorFlow is configured once.
+        self._restorer = Restorer(network.name, network.content, None, network.flips)
 
     def __call__(self, coarse: Voxels, shape: NetworkShape, recipe: Degradation, certainty: float = 1.0) -> Voxels:
         """Restore a normalised volume that `recipe` has made, as far as is known, and correct it."""

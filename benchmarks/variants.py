@@ -31,6 +31,7 @@ def stages(*filters_and_strides: tuple[int, tuple[int, int, int]]) -> str:
 PLANE, ALL = (1, 2, 2), (2, 2, 2)
 COARSE_AT_ONCE = ((32, PLANE), (32, ALL), (24, ALL), (1, ALL))
 PLANE_FIRST = ((32, ALL), (32, ALL), (24, ALL), (1, PLANE))
+WIDE = stages((32, PLANE), (48, ALL), (32, ALL), (1, ALL))
 CONCATENATED = "network.skip=concatenate"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "iso2x: default, coarse grid at once, 32-32-24": ("iso2x", ()),
@@ -40,7 +41,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "a convolution at every level": ("iso2x", ("network.convolutions=1",)),
     "no convolution but the strided": ("iso2x", ("network.convolutions=0",)),
     "narrow, 32-32-16": ("iso2x", (stages((32, PLANE), (32, ALL), (16, ALL), (1, ALL)),)),
-    "wide, 32-48-32": ("iso2x", (stages((32, PLANE), (48, ALL), (32, ALL), (1, ALL)),)),
+    "wide, 32-48-32": ("iso2x", (WIDE,)),
     "concatenated skips": ("iso2x", (CONCATENATED,)),
     "ReLU": ("iso2x", ("network.activation=relu",)),
     "L1 alone": ("iso2x", ("training.losses={l1: 1}",)),
