@@ -75,7 +75,7 @@ FROM = --start-from .weights/$(1).keras --set training.steps=$(2) --set training
 ALONE = --set degradation=$(1) --set "augmentation.acquisitions=[$(2)]" --set "augmentation.assumed=[$(1)]"
 LARGE = --set training.batch_size=1 --set training.patch=[80,80,80]
 SCANNED = $(LARGE) --set augmentation.kspace=0.5
-MEAN = $(BIN)/python -m tasks.artifacts.shipped --out .weights/$(2) .weights/$(1)
+MEAN = $(BIN)/python -m tasks.artifacts.shipped .weights/$(2) .weights/$(1)
 BOXES = {name: box2, depth: {factor: 2}}, thick3x, thick3x, thick4x, thick4x, thick6x, thick6x, {name: box8, depth: {factor: 8}}
 weights: setup
 	$(call TRAIN,universal2x,universal2x)
@@ -83,7 +83,7 @@ weights: setup
 	$(call TRAIN,universal2x,kspace2,$(call FROM,kspace1,2500,0) $(call ALONE,kspace2x,kspace2x) $(LARGE))
 	$(call TRAIN,universal2x,kspace3/1,$(call FROM,kspace2,3000,0) $(call ALONE,kspace2x,kspace2x) $(SCANNED))
 	$(call TRAIN,universal2x,kspace3/2,$(call FROM,kspace2,6000,0) $(call ALONE,kspace2x,kspace2x) $(SCANNED))
-	$(call MEAN,kspace3,kspace2x)
+	mkdir -p .weights/kspace2x && $(call MEAN,kspace3,kspace2x)
 	$(call TRAIN,universal2x,kspace2x/2,$(call FROM,kspace2x/kspace3,5000,0) $(call ALONE,kspace2x,kspace2x) --set training.seed=1)
 	$(call TRAIN,universal2x,box1,$(call FROM,universal2x,6000,0) $(call ALONE,box2x,box2x))
 	$(call TRAIN,universal2x,box2,$(call FROM,box1,3000,0) $(call ALONE,box2x,box2x) $(LARGE))
@@ -97,7 +97,7 @@ weights: setup
 	$(call TRAIN,universalthick,thick3,$(call FROM,universalthick/1,14000,0) $(call ALONE,thick4x,$(BOXES)))
 	$(call TRAIN,universalthick,boxthick/1,$(call FROM,thick3,8000,0) $(call ALONE,thick4x,$(BOXES)) --set training.seed=1)
 	$(call TRAIN,universalthick,boxthick/2,$(call FROM,thick3,8000,0) $(call ALONE,thick4x,$(BOXES)) --set training.seed=2)
-	$(BIN)/python -m tasks.artifacts.shipped $(patsubst %,.weights/%.keras,universal2x iso2x) $(patsubst %,.weights/%,kspace2x box2x universalthick boxthick)
+	$(BIN)/python -m tasks.artifacts.shipped models/weights $(patsubst %,.weights/%.keras,universal2x iso2x) $(patsubst %,.weights/%,kspace2x box2x universalthick boxthick)
 
 lint: develop
 	$(BIN)/ruff format --check .

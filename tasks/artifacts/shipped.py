@@ -1,12 +1,12 @@
 """Weights that ship with the package: found inside it, never downloaded, and checked by digest.
 
-`python -m tasks.artifacts.shipped MODEL.keras FOLDER …` takes trained models over into the package; a folder of models
-stands for their mean. `--out FOLDER` writes into another folder: a mean from which a training goes on.
+`python -m tasks.artifacts.shipped INTO MODEL.keras FOLDER …` writes trained models into a folder as they ship; a folder
+of models stands for their mean.
 """
 
-import argparse
 import hashlib
 import io
+import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -152,8 +152,5 @@ def ship(models: list[Path], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(str(files("models") / "weights")))
-    asked = parser.parse_args()
-    ship(asked.models, asked.out)
+    into, *given = map(Path, sys.argv[1:])
+    ship(given, into)
