@@ -69,7 +69,7 @@ bench: develop
 # The weights that ship, from a fixed seed; about seven hours on two CPU cores. Their record is models/weights/README.md.
 # Experts go on from the weights for all acquisitions with one alone; those for thick slices take turns with them. Two
 # go on with large patches, where few voxels are near an edge, as in a scan, and with anatomy that k-space has imaged. A
-# folder ships as the mean of its weights: those of a training, and of others that went on from them with other seeds.
+# folder ships as the mean of its weights: several trainings, with other seeds, of which one may start from another.
 TRAIN = $(BIN)/voxlift train $(1) --out .weights/$(2) --resume $(3) && mv .weights/$(2)/model.keras .weights/$(2).keras
 FROM = --start-from .weights/$(1).keras --set training.steps=$(2) --set training.learning_rate=1e-3 --set augmentation.mistaken=$(3)
 ALONE = --set degradation=$(1) --set "augmentation.acquisitions=[$(2)]" --set "augmentation.assumed=[$(1)]"

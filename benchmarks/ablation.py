@@ -119,7 +119,7 @@ def score_experts(row: str, steps: int, add: Callable[[str, dict[str, str]], Non
 
 
 def score_capacity(add: Callable[[str, dict[str, str]], None]) -> None:
-    """Train wider experts, and experts for longer, and add a row for both."""
+    """Train wider experts, and experts for longer, and add a row for each."""
     score_experts(f"{STEPS} steps: experts, 1.8 times the multiply-adds", STEPS, add, WIDE)
     score_experts(f"{2 * STEPS} steps: experts", 2 * STEPS, add)
 

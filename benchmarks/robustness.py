@@ -177,7 +177,7 @@ class Restoration:
             raise SystemExit(f"{network.name} carries no card: name a model trained by voxlift")
         self.trained_for = network.card.degradation
         self._needs_acquisition = network.needs_acquisition
-        # No threads: this process may have trained before, and TensorFlow is configured once.
+        # TensorFlow is configured once for a process, and this one may have trained before.
         self._restorer = Restorer(network.name, network.content, None, network.flips)
 
     def __call__(self, coarse: Voxels, shape: NetworkShape, recipe: Degradation, certainty: float = 1.0) -> Voxels:
