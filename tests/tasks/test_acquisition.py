@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from configs.axes import FileShape, NetworkShape
-from configs.degradation import AxisDegradation, isotropic, named_degradation
-from tasks.imaging.acquisition import Acquisition, ScannerRecord, default_acquisition
+from configs.degradation import AxisDegradation, Noise, isotropic, named_degradation
+from tasks.imaging.acquisition import Acquisition, ScannerRecord, default_acquisition, zero_filling
 from tasks.imaging.degrade import degrade
 from tasks.imaging.through_plane import ThroughPlane
 from tasks.training.anatomy import draw_shapes
@@ -43,15 +43,32 @@ def assumed_of(folder, coarse):
     return default_acquisition(named_degradation("kspace2x"), 0.0, inspect_volume(path).extent.spectra)
 
 
+NOISE = pytest.mark.parametrize("noise", [Noise(), Noise(kind="rician", sigma=0.02), Noise(kind="rician", sigma=0.05)])
+
+
+def coarse_of(anatomy, axis, noise):
+    return degrade(anatomy, isotropic("scan", axis).model_copy(update={"noise": noise}), 1)
+
+
+@NOISE
 @pytest.mark.parametrize("ratio", [1.2, 1.5, 2.0])
-def test_zero_filling_is_found_in_the_spectrum(tmp_path, anatomy, ratio):
-    coarse = degrade(anatomy, isotropic("zero-filled", AxisDegradation(factor=2, profile="kspace", zero_filling=ratio)))
+def test_zero_filling_is_found_in_the_spectrum(tmp_path, anatomy, ratio, noise):
+    coarse = coarse_of(anatomy, AxisDegradation(factor=2, profile="kspace", zero_filling=ratio), noise)
     found = assumed_of(tmp_path, coarse)
     assert found.profile == "kspace"
     assert found.zero_filling == pytest.approx((ratio,) * 3, rel=0.05)
     assert "by an edge in the scan's spectrum" in str(found)
 
 
+def test_an_edge_that_noise_half_hides_is_found_where_two_axes_show_it():
+    frequencies = np.arange(61)
+    scatter = 0.15 * np.cos(2.4 * frequencies)
+    edge, flat, short = np.exp(scatter - 0.6 * (frequencies > 40)), np.exp(scatter), np.zeros(0)
+    assert zero_filling([edge, flat, short]) == (1, 1, 1)
+    assert zero_filling([edge, flat, edge]) == pytest.approx((1.5, 1, 1.5), rel=0.05)
+
+
+@NOISE
 @pytest.mark.parametrize(
     "axis",
     [
@@ -61,8 +78,8 @@ def test_zero_filling_is_found_in_the_spectrum(tmp_path, anatomy, ratio):
         AxisDegradation(factor=2, blur_fwhm=3),
     ],
 )
-def test_no_zero_filling_is_found_where_there_is_none(tmp_path, anatomy, axis):
-    found = assumed_of(tmp_path, degrade(anatomy, isotropic("other", axis)))
+def test_no_zero_filling_is_found_where_there_is_none(tmp_path, anatomy, axis, noise):
+    found = assumed_of(tmp_path, coarse_of(anatomy, axis, noise))
     assert found.zero_filling == (1, 1, 1)
 
 

@@ -44,10 +44,10 @@ def test_anatomy_has_faces_sharper_than_the_template(draw, kspace):
 
 @pytest.mark.parametrize(("kspace", "ends"), [(0.0, False), (1.0, True)])
 def test_what_k_space_has_imaged_ends_at_a_frequency_where_some_scanner_filled_with_zeros(kspace, ends):
-    found = []
+    found: list[float] = []
     for seed in range(12):
         voxels = draw_shapes(np.random.default_rng(seed), NetworkShape(64, 64, 64), kspace)
-        found += [zero_filling(spectrum) for spectrum in find_spectra(voxels, (1, 1, 1))]
+        found += zero_filling(find_spectra(voxels, (1, 1, 1)))
     assert (max(found) > 1) == ends
 
 
