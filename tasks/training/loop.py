@@ -15,6 +15,7 @@ from configs.errors import InputError, NotFiniteError
 from configs.schema import RunConfig, Training
 from models.network.losses import PatchDegradations, relative_weight, weighted
 from models.network.phases import with_fast_gradients
+from models.network.widening import widened_weights
 from tasks.artifacts.model_card import make_card
 from tasks.artifacts.saved_models import load_model, save_model
 from tasks.imaging.consistency import AxisFactors, axis_factors, axis_matrices
@@ -241,12 +242,12 @@ class Trainer:
             variable.assign(value)
 
     def start_from(self, path: Any) -> None:  # noqa: ANN401 - a path
-        """Take over the weights of a saved model."""
-        given = load_model(path).get_weights()
-        if [value.shape for value in given] != [tuple(weight.shape) for weight in self._weights]:
+        """Take over the weights of a saved model, of the configured network or of one with fewer channels."""
+        given = widened_weights(self.model, load_model(path))
+        if given is None:
             raise InputError(
                 f"Cannot start from {path.name}: its weights are those of another network than the configured one.",
-                "Give the section network that it was trained with, or start without it.",
+                "Give the section network that it was trained with, or one with more channels, or start without it.",
             )
         if not all(np.isfinite(value).all() for value in given):
             raise InputError(

@@ -13,6 +13,7 @@ from configs.errors import InputError, NotFiniteError, RunError
 from configs.load import load_config
 from models.network.losses import LOSSES
 from tasks.artifacts.network_file import read_network
+from tasks.artifacts.saved_models import load_model
 from tasks.files.lock import locked
 from tasks.imaging.consistency import correct
 from tasks.training.blocks import PatchSource, TrainingVolume
@@ -185,8 +186,46 @@ def test_training_may_start_from_given_weights(tmp_path):
     second = outcome(train(small_job(tmp_path / "second", *still, start_from=first.model)))[2]
     for one, other in zip(weights_of(first), weights_of(second), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+WIDER = (
+    "network.latent_filters=6",
+    "network.stages=[{filters: 7, kernel_size: [4, 4, 4], strides: [2, 2, 2]},"
+    " {filters: 1, kernel_size: [3, 4, 4], strides: [1, 2, 2]}]",
+)
+
+
+def test_training_may_start_from_a_network_of_fewer_channels(tmp_path):
+    first = outcome(train(small_job(tmp_path / "first", "training.steps=3", "network.skip=add")))[2]
+    options = ("training.steps=3", "network.skip=add", *WIDER)
+    still = ("training.optimizer=sgd", "training.learning_rate=1e-12")
+    begun = outcome(train(small_job(tmp_path / "begun", *options, *still, start_from=first.model)))[2]
+    narrow, same = load_model(first.model), load_model(begun.model)
+    patch = np.random.default_rng(0).random((1, 16, 16, 16, 1), np.float32)
+    assert same.count_params() > narrow.count_params()
+    np.testing.assert_allclose(same(patch), narrow(patch), atol=1e-6)
+
+    # The last stage begins to read the channels that are new.
+    trained = outcome(train(small_job(tmp_path / "trained", *options, start_from=first.model)))[2]
+    read = load_model(trained.model).get_layer("stage_1").get_weights()[0]
+    assert read.shape[-1] == 7
+    assert np.abs(read[..., 4:]).min() > 0
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("network.latent_filters=3",),
+        ("network.convolutions=0",),
+        ("network.skip=concatenate", *WIDER),
+        (WIDER[1].replace("[4, 4, 4]", "[2, 2, 2]", 1),),
+    ],
+)
+def test_training_starts_from_no_other_network(tmp_path, overrides):
+    skip = overrides[0] if overrides[0].startswith("network.skip") else "network.skip=add"
+    first = outcome(train(small_job(tmp_path / "first", "training.steps=1", skip)))[2]
     with pytest.raises(InputError, match=r"Cannot start from model\.keras: its weights are those of another network"):
-        outcome(train(small_job(tmp_path, *still, "network.latent_filters=6", start_from=first.model)))
+        outcome(train(small_job(tmp_path, "network.skip=add", *overrides, start_from=first.model)))
 
 
 @pytest.mark.parametrize(("rate", "is_better"), [(1e-3, True), (1e-30, False)])
