@@ -30,7 +30,6 @@ THICK_EXPERTS: Mapping[Profile, str] = {"box": "boxthick.keras"}
 BLURRED, BLURS = "iso2x.keras", (0.75, 1.25)  # FWHM of a blur that comes with a box, in voxels of the scan
 DIGESTS, WEIGHTS = "SHA256SUMS", "model.weights.h5"
 FINENESS = 36  # steps of rounding in the standard deviation of an array
-SMALL = 4096  # weights of an array that the index of compressed data would make larger
 
 
 def shipped_network(*, thick: bool = False, known: Degradation | None = None) -> NetworkFile:
@@ -77,11 +76,12 @@ def compact(*contents: bytes) -> bytes:
     """
     stored = io.BytesIO()
     archives = [zipfile.ZipFile(io.BytesIO(content)) for content in contents]
-    with zipfile.ZipFile(stored, "w", zipfile.ZIP_DEFLATED) as copy:
+    with zipfile.ZipFile(stored, "w") as copy:
         for name in archives[0].namelist():
             data = [archive.read(name) for archive in archives]
             entry = zipfile.ZipInfo(name)  # of no date
-            copy.writestr(entry, _rounded_mean(data) if name == WEIGHTS else data[0], zipfile.ZIP_DEFLATED)
+            # Of rounded weights it takes an eighth less than deflate.
+            copy.writestr(entry, _rounded_mean(data) if name == WEIGHTS else data[0], zipfile.ZIP_BZIP2)
     return stored.getvalue()
 
 
@@ -95,8 +95,7 @@ def _rounded_mean(weights: Sequence[bytes]) -> bytes:
             if isinstance(item, h5py.Dataset):
                 several = np.array([each[name][()] for each in (given, *others)], np.float64)
                 values = rounded(np.asarray(several.mean(axis=0)))
-                packed = {"chunks": values.shape, "compression": "gzip", "compression_opts": 9, "shuffle": True}
-                made = copy.create_dataset(name, data=values, **(packed if values.size > SMALL else {}))
+                made = copy.create_dataset(name, data=values)
             else:
                 made = h5py.Group(h5py.h5g.create(copy.id, name.encode(), gcpl=_timeless(h5py.h5p.GROUP_CREATE)))
             made.attrs.update(item.attrs)
