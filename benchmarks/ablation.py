@@ -4,7 +4,7 @@
   ensemble, and applied twice with the correction between the two.
 - trained: networks trained for 1500 steps each from the same seed: one that is conditioned on the acquisition by its
   input, as the shipped one, one that takes the interpolated scan as it is, and an expert for each acquisition.
-- capacity: experts as those, wider, and trained for twice as many steps; one for slices 4 times as thick among them.
+- capacity: experts as those, wider, and trained for twice as many steps.
 
 All by default. The acquisition is known throughout. The volumes are MR_Gd and FLAIR of the folder VOXLIFT_DATA or
 ../shared/data, on which nothing is trained. Writes `results/ablation.json` and `results/ablation.md`; what was found
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.robustness import MATRICES, RESULTS, Matrix, Restoration, Voxels, processor, scans, shipped_expert
-from benchmarks.variants import WIDE, WIDE_THICK
+from benchmarks.variants import WIDE
 from configs.axes import NetworkShape
 from configs.degradation import Degradation, Noise
 from configs.load import load_config
@@ -36,7 +36,6 @@ from workflow.train.data import training_volumes
 
 STEPS = 1500
 ACQUISITIONS = {"k-space": "kspace2x", "box": "box2x", "FWHM 2": "iso2x"}
-THICK_ACQUISITION = "box, 4x", "thick4x"
 MATRIX = Matrix({name: MATRICES["2x"].recipes[name] for name in ACQUISITIONS}, (0.0, 0.02), (2, 2, 2))
 THICK = Matrix(
     {name: MATRICES["thick"].recipes[name] for name in ("box, 3x", "box, 4x", "box, 6x")}, (0.0, 0.03), (12, 1, 1)
@@ -70,9 +69,9 @@ def shipped_parts(*, thick: bool) -> Iterator[tuple[str, Estimate]]:
     yield "one network for all, ensemble of 8 mirror images", mirrored
 
 
-def trained(preset: str, overrides: Sequence[str], folder: Path, steps: int = STEPS) -> NetworkFile:
-    """Train a variant of a preset in this process."""
-    config, path = load_config(preset, [*overrides, f"training.steps={steps}"]), folder / "model.keras"
+def trained(name: str, overrides: Sequence[str], folder: Path, steps: int = STEPS) -> NetworkFile:
+    """Train a variant of the preset universal2x in this process."""
+    config, path = load_config("universal2x", [*overrides, f"training.steps={steps}"]), folder / f"{name}.keras"
     for _ in run_training(TrainingJob(config, training_volumes(config), path)):
         pass
     return read_network(path)
@@ -104,41 +103,25 @@ def score_trained(add: Callable[[str, dict[str, str]], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         variants = {"by its input, as shipped": [], "not conditioned": ["network.input=interpolated"]}
         for name, overrides in variants.items():
-            network = trained("universal2x", overrides, Path(folder))
+            network = trained(name, overrides, Path(folder))
             add(f"{STEPS} steps: one network, {name}", gains(Restoration(network)))
     score_experts(f"{STEPS} steps: experts", STEPS, add)
 
 
 def score_experts(row: str, steps: int, add: Callable[[str, dict[str, str]], None], *overrides: str) -> None:
-    """Train an expert for each acquisition along all axes and add their gains as a row."""
+    """Train an expert for each acquisition and add their gains as a row."""
     for acquisition, preset in ACQUISITIONS.items():
-        add(row, score_expert("universal2x", MATRIX, acquisition, preset, steps, *overrides))
-
-
-def score_expert(
-    preset: str, matrix: Matrix, acquisition: str, degradation: str, steps: int, *overrides: str
-) -> dict[str, str]:
-    """Train a variant of a preset for one acquisition of a matrix, and score it on that."""
-    chosen = [f"augmentation.{key}=[{degradation}]" for key in ("acquisitions", "assumed")]
-    expert = [f"degradation={degradation}", *chosen, "augmentation.mistaken=0", *overrides]
-    with tempfile.TemporaryDirectory() as folder:
-        network = trained(preset, expert, Path(folder), steps)
-    return gains(Restoration(network), matrix, only=acquisition)
+        chosen = [f"augmentation.{key}=[{preset}]" for key in ("acquisitions", "assumed")]
+        expert = [f"degradation={preset}", *chosen, "augmentation.mistaken=0", *overrides]
+        with tempfile.TemporaryDirectory() as folder:
+            network = trained(preset, expert, Path(folder), steps)
+        add(row, gains(Restoration(network), only=acquisition))
 
 
 def score_capacity(add: Callable[[str, dict[str, str]], None]) -> None:
     """Train wider experts, and experts for longer, and add a row for each."""
-
-    def add_thick(row: str, steps: int, *overrides: str) -> None:
-        add(row, score_expert("universalthick", THICK, *THICK_ACQUISITION, steps, *overrides))
-
-    experts, wide = (f"{STEPS} steps: experts{wide}" for wide in ("", ", 1.8 times the multiply-adds"))
-    longer = f"{2 * STEPS} steps: experts"
-    score_experts(wide, STEPS, add, WIDE)
-    score_experts(longer, 2 * STEPS, add)
-    add_thick(experts, STEPS)
-    add_thick(wide, STEPS, WIDE_THICK)
-    add_thick(longer, 2 * STEPS)
+    score_experts(f"{STEPS} steps: experts, 1.8 times the multiply-adds", STEPS, add, WIDE)
+    score_experts(f"{2 * STEPS} steps: experts", 2 * STEPS, add)
 
 
 def main(parts: Sequence[str]) -> None:

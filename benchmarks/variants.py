@@ -32,7 +32,6 @@ PLANE, ALL = (1, 2, 2), (2, 2, 2)
 COARSE_AT_ONCE = ((32, PLANE), (32, ALL), (24, ALL), (1, ALL))
 PLANE_FIRST = ((32, ALL), (32, ALL), (24, ALL), (1, PLANE))
 WIDE = stages((32, PLANE), (48, ALL), (32, ALL), (1, ALL))
-WIDE_THICK = stages((32, PLANE), (96, PLANE), (64, ALL), (1, (4, 2, 2)))
 CONCATENATED = "network.skip=concatenate"
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "iso2x: default, coarse grid at once, 32-32-24": ("iso2x", ()),
