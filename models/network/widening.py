@@ -1,7 +1,5 @@
 """Start a network from one with fewer channels, which it then equals."""
 
-from typing import Any
-
 import keras
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +15,16 @@ def widened_weights(wide: keras.Model, narrow: keras.Model) -> Weights | None:
     Shlens, "Net2Net", ICLR 2016).
 
     Args:
-        wide: Layers as `build_restorer` builds them, with skips that are added.
-        narrow: The same layers, by name, with as many channels or fewer.
+        wide: Layers as `build_restorer` builds them.
+        narrow: The same layers, by name, with as many channels or fewer; fewer only where both add their skips.
 
     Returns:
         As `wide.get_weights`; None where the two differ in more than their channels.
     """
     names = [[layer.name for layer in model.layers] for model in (wide, narrow)]
-    concatenates = any(isinstance(layer, keras.layers.Concatenate) for layer in wide.layers)
-    if names[0] != names[1] or (concatenates and _shapes(wide) != _shapes(narrow)):
+    shapes = [[weight.shape for weight in model.weights] for model in (wide, narrow)]
+    concatenates = any(isinstance(layer, keras.layers.Concatenate) for layer in (*wide.layers, *narrow.layers))
+    if names[0] != names[1] or (concatenates and shapes[0] != shapes[1]):
         return None
     found: Weights = []
     for layer, given in zip(wide.layers, narrow.layers, strict=True):
@@ -39,10 +38,6 @@ def widened_weights(wide: keras.Model, narrow: keras.Model) -> Weights | None:
             transposed = isinstance(layer, keras.layers.Conv3DTranspose)
             found.append(_widened(fresh, value, reads=-1 if transposed else -2))
     return found
-
-
-def _shapes(model: keras.Model) -> list[Any]:
-    return [weight.shape for weight in model.weights]
 
 
 def _widened(fresh: NDArray[np.float32], value: NDArray[np.float32], *, reads: int) -> NDArray[np.float32]:

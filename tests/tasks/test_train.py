@@ -213,17 +213,18 @@ def test_training_may_start_from_a_network_of_fewer_channels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("skip", "overrides"),
     [
-        ("network.latent_filters=3",),
-        ("network.convolutions=0",),
-        ("network.skip=concatenate", *WIDER),
-        (WIDER[1].replace("[4, 4, 4]", "[2, 2, 2]", 1),),
+        ("add", ("network.latent_filters=3",)),
+        ("add", ("network.convolutions=0",)),
+        ("add", (WIDER[1].replace("[4, 4, 4]", "[2, 2, 2]", 1),)),
+        ("concatenate", ("network.skip=concatenate", *WIDER)),
+        # What reads both of 4 channels there reads 8 here, and not the same ones.
+        ("concatenate", (WIDER[0], WIDER[1].replace("filters: 7", "filters: 8"))),
     ],
 )
-def test_training_starts_from_no_other_network(tmp_path, overrides):
-    skip = overrides[0] if overrides[0].startswith("network.skip") else "network.skip=add"
-    first = outcome(train(small_job(tmp_path / "first", "training.steps=1", skip)))[2]
+def test_training_starts_from_no_other_network(tmp_path, skip, overrides):
+    first = outcome(train(small_job(tmp_path / "first", "training.steps=1", f"network.skip={skip}")))[2]
     with pytest.raises(InputError, match=r"Cannot start from model\.keras: its weights are those of another network"):
         outcome(train(small_job(tmp_path, "network.skip=add", *overrides, start_from=first.model)))
 
